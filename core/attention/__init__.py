@@ -1,0 +1,1 @@
+"""Core's own attention backends, registered like anyone's."""

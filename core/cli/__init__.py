@@ -1,0 +1,1 @@
+"""The command line. `main` is lazy, nothing heavy is imported for --help."""

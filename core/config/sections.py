@@ -1,0 +1,139 @@
+"""The settings, one frozen pydantic section per component that uses them.
+
+Flag names are the field names with dashes (`--max-running-requests`); `aliases` in `json_schema_extra` lists
+spellings that users of other servers type. `None` means: decided from model and hardware, and recorded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def _aka(*names: str) -> dict[str, Any]:
+    return {"aliases": list(names)}
+
+
+class ModelSettings(Section):
+    """Which checkpoint, and how it is read."""
+
+    model: str | None = Field(
+        None,
+        description="Folder of a Hugging Face checkpoint, or the name of a bundled one. Default: the bundled default.",
+        json_schema_extra=_aka("model-path"),
+    )
+    served_model_name: str | None = Field(None, description="Name in replies. Default: the model as given.")
+    tokenizer: str | None = Field(
+        None, description="Tokenizer folder. Default: the model's.", json_schema_extra=_aka("tokenizer-path")
+    )
+    chat_template: str | None = Field(None, description="File with a Jinja chat template. Default: the tokenizer's.")
+    load_format: Literal["auto", "safetensors", "dummy"] = Field(
+        "auto", description="dummy: random weights, nothing read but the configuration."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Compute type.")
+    context_length: int | None = Field(
+        None, ge=1, description="Most tokens of prompt plus output.", json_schema_extra=_aka("max-model-len")
+    )
+    quantization: str | None = Field(None, description="Quantization plugin. Default: what the checkpoint states.")
+    load_threads: int = Field(4, ge=1, le=64, description="Threads that read weight files.")
+    trust_remote_code: bool = Field(False, description="Let the tokenizer run code shipped with the checkpoint.")
+    tool_call_parser: str | None = Field(
+        None, description="Tool-call parser plugin; `none` is off. Default: the model's wish."
+    )
+    reasoning_parser: str | None = Field(
+        None, description="Reasoning parser plugin; `none` is off. Default: the model's wish."
+    )
+
+
+class CacheSettings(Section):
+    """Paged KV memory and the prefix cache."""
+
+    page_size: int | None = Field(
+        None, ge=1, le=1024, description="Tokens a KV page.", json_schema_extra=_aka("block-size")
+    )
+    memory_fraction: float = Field(
+        0.85,
+        gt=0,
+        le=1,
+        description="Share of device memory for weights and KV cache.",
+        json_schema_extra=_aka("mem-fraction-static", "gpu-memory-utilization"),
+    )
+    kv_cache_bytes: int | None = Field(None, ge=1, description="Bytes for the KV cache; overrides memory_fraction.")
+    max_total_tokens: int | None = Field(None, ge=1, description="Most tokens the KV cache holds.")
+    prefix_cache: str = Field("radix", description="Prefix cache plugin; `none` is off.")
+    eviction_policy: Literal["lru", "lfu", "fifo", "priority"] = Field(
+        "lru", description="Which cached prefix goes first.", json_schema_extra=_aka("radix-eviction-policy")
+    )
+    disable_radix_cache: bool = Field(
+        False, description="Same as --prefix-cache none.", json_schema_extra=_aka("no-enable-prefix-caching")
+    )
+
+
+class SchedulerSettings(Section):
+    """Which request gets how many tokens in the next step."""
+
+    schedule_policy: Literal["fcfs", "lpm", "dfs-weight", "lof", "random"] = Field(
+        "fcfs", description="Order of waiting requests.", json_schema_extra=_aka("scheduling-policy")
+    )
+    max_running_requests: int = Field(
+        256, ge=1, le=65536, description="Most requests in one step.", json_schema_extra=_aka("max-num-seqs")
+    )
+    max_queued_requests: int = Field(1024, ge=1, description="Most waiting requests; more are answered 429.")
+    chunked_prefill_size: int | None = Field(
+        None,
+        ge=1,
+        description="Token budget of a step; longer prompts are cut.",
+        json_schema_extra=_aka("max-num-batched-tokens"),
+    )
+
+
+class EngineSettings(Section):
+    """The loop, its process and its kernels."""
+
+    device: str = Field("auto", description="Hardware plugin.")
+    attention_backend: str = Field("auto", description="Attention plugin.")
+    moe_backend: str = Field(
+        "auto", description="Mixture-of-experts plugin.", json_schema_extra=_aka("moe-runner-backend")
+    )
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="Ranks that share each layer.", json_schema_extra=_aka("tp-size", "tp")
+    )
+    overlap: Literal["auto", "on", "off"] = Field(
+        "auto", description="Schedule the next step while one runs. auto: where the device allows it."
+    )
+    cpu_threads: int | None = Field(None, ge=1, description="Compute threads on the CPU. Default: all cores.")
+    random_seed: int | None = Field(None, description="Seed of dummy weights and of requests that give none.")
+    on_engine_death: Literal["restart", "exit"] = Field("restart", description="What to do if the engine process dies.")
+    log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
+
+
+class ServerSettings(Section):
+    """HTTP."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(30000, ge=0, le=65535, description="Port; 0 picks a free one.")
+    api_key: str | None = Field(None, description="Bearer token that /v1 and native routes require.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    max_n: int = Field(16, ge=1, description="Most samples (`n`) a request may ask for.")
+    max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body.")
+    drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, seconds for running requests to finish.")
+    cors_allow_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
+    chat_page: bool = Field(True, description="Serve the chat page at /.")
+
+
+class Settings(Section):
+    """All of it. `plugins`: one mapping per plugin name (`--set NAME.key=value`)."""
+
+    model: ModelSettings = ModelSettings()
+    cache: CacheSettings = CacheSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    plugins: dict[str, dict[str, Any]] = {}

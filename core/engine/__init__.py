@@ -1,0 +1,1 @@
+"""One loop of stages and the process boundary around it."""

@@ -1,0 +1,71 @@
+"""EngineClient: what the doors (HTTP, command line, `LLM`) know of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from core.engine.messages import Hello, TopLogprobs
+from core.interfaces.params import SamplingParams
+from core.interfaces.prefix_cache import Namespace
+
+
+@dataclass(slots=True)
+class EngineRequest:
+    """One sample of one prompt. prompt [n] int32. seed None draws one."""
+
+    prompt: npt.NDArray[np.int32]
+    sampling: SamplingParams
+    namespace: Namespace = field(default_factory=Namespace)
+    priority: int = 0
+    seed: int | None = None
+
+
+@dataclass(slots=True)
+class TokenChunk:
+    """Tokens of one request since the last chunk (a slow reader gets several steps at once).
+
+    finish_reason: None while running, else "stop" | "length" | "abort" | "error" in the last chunk.
+    stop_token: the id that ended the text, if one did (it is the last of `tokens`).
+    cached_tokens: prompt tokens served from the prefix cache, in the first chunk.
+    """
+
+    tokens: list[int]
+    finish_reason: str | None = None
+    stop_token: int | None = None
+    cached_tokens: int | None = None
+    logprobs: list[TopLogprobs] | None = None
+    error: str | None = None
+
+
+class EngineClient(Protocol):
+    """An engine, in this process or in a child."""
+
+    async def start(self) -> Hello:
+        """Start and wait until ready. Raises the CoreError that stopped it."""
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[TokenChunk]:
+        """Chunks until one has a finish_reason. Closing the iterator early (client gone, stop string found)
+        cancels the request and frees what it held. Raises Overloaded at the first step if the queue is full,
+        EngineDead if the engine dies meanwhile, RequestError if the engine refuses it."""
+
+    async def stats(self) -> dict[str, float]:
+        """Latest metric values."""
+
+    async def flush_cache(self) -> None:
+        """Forget cached prefixes. Raises EngineError while requests run."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted."""
+
+    @property
+    def alive(self) -> bool:
+        """Liveness: the loop turns and, while there is work, steps progress."""
+
+    async def stop(self, drain: bool = True, timeout_s: float = 30.0) -> None:
+        """Let running requests finish (drain) up to the timeout, end the rest, leave no process behind."""

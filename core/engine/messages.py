@@ -1,0 +1,117 @@
+"""What crosses the boundary between a front end and an engine: typed, schema-checked, no pickle.
+
+`ToEngine` and `FromEngine` are tagged unions encoded with msgpack. Arrays travel as raw little-endian bytes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from core.interfaces.params import SamplingParams
+
+
+class AddRequest(msgspec.Struct, tag="add", frozen=True):
+    """One sample of one prompt. id: unique within the front end's life, chosen by the front end.
+    token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier."""
+
+    id: int
+    token_ids: bytes
+    sampling: SamplingParams
+    seed: int
+    namespace: bytes = b""
+    priority: int = 0
+    arrival_s: float = 0.0
+
+
+class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
+    """Stop a request; unknown ids are ignored. The engine answers with finish reason "abort" unless it had
+    finished already."""
+
+    id: int
+
+
+class Control(msgspec.Struct, tag="control", frozen=True):
+    """Ask for something that is no generation. op: "stats" | "flush_cache" | "drain"."""
+
+    call: int
+    op: str
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
+    """Finish what runs if `drain`, then leave."""
+
+    drain: bool = False
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True):
+    """First message of an engine: it is ready. Facts of the model and of what is in effect."""
+
+    architecture: str
+    vocab_size: int
+    context_length: int
+    max_prompt_tokens: int
+    num_pages: int
+    page_size: int
+    max_running_requests: int
+    eos_token_ids: list[int]
+    effective: dict[str, str]
+    load_s: float = 0.0
+
+
+class StartFailed(msgspec.Struct, tag="start_failed", frozen=True):
+    """Start-up did not succeed; the text is for people."""
+
+    error: str
+    kind: str = "EngineError"
+
+
+class TopLogprobs(msgspec.Struct, frozen=True):
+    """One token's log-probability and the best alternatives, descending."""
+
+    logprob: float
+    ids: list[int]
+    logprobs: list[float]
+
+
+class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
+    """What one step gave, for all requests of this front end: parallel arrays of n entries, one request at most
+    once. A token that ends a text (end-of-text or a stop id) is included and `finish` says so.
+
+    ids: int64 bytes [n]. tokens: int32 bytes [n] (-1: no token, only a finish). finish: uint8 bytes [n], index
+    into FINISH_REASONS. first: entries of requests that give their first token: index into n -> cached prompt
+    tokens. logprobs: index into n -> TopLogprobs. errors: index into n -> message.
+    """
+
+    ids: bytes
+    tokens: bytes
+    finish: bytes
+    first: dict[int, int] = {}
+    logprobs: dict[int, TopLogprobs] = {}
+    errors: dict[int, str] = {}
+
+
+class Stats(msgspec.Struct, tag="stats", frozen=True):
+    """A snapshot, sent about once a second and on `Control("stats")`. values: metric name -> number."""
+
+    values: dict[str, float]
+    call: int = 0
+
+
+class ControlDone(msgspec.Struct, tag="control_done", frozen=True):
+    """Answer to a Control."""
+
+    call: int
+    ok: bool = True
+    error: str = ""
+
+
+class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):
+    """The loop turns. steps: finished steps; busy: whether there is work."""
+
+    steps: int
+    busy: bool
+
+
+FINISH_REASONS = ("", "stop", "length", "abort", "error")
+ToEngine = AddRequest | CancelRequest | Control | Shutdown
+FromEngine = Hello | StartFailed | StepOutputs | Stats | ControlDone | Heartbeat

@@ -1,0 +1,1 @@
+"""Text to tokens and back: chat templates, tokenizer, incremental detokenizer, stop strings, parsers applied. One output stage."""

@@ -1,0 +1,1 @@
+"""Core's own hardware backends, registered like anyone's."""

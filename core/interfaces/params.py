@@ -1,0 +1,100 @@
+"""Sampling parameters: one immutable row per request, shared by HTTP, command line and `LLM`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from core.interfaces.errors import RequestError
+
+MAX_STOP_STRINGS = 32
+MAX_LOGPROBS = 64
+GREEDY_TEMPERATURE = 1e-5  # below this, sampling is arg max
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to pick the next tokens of one request.
+
+    max_tokens: most tokens to generate; None means up to the context length.
+    min_tokens: end-of-text and stop ids are forbidden before this many tokens.
+    temperature: 0 is greedy. top_k: -1 is off. top_p in (0, 1]. min_p in [0, 1].
+    frequency_penalty, presence_penalty in [-2, 2], over generated tokens (OpenAI's definition).
+    repetition_penalty in (0, 2], over prompt and generated tokens (Keskar et al. 2019, CTRL).
+    logit_bias: token id -> value added to its logit.
+    stop: strings that end the text (not returned unless include_stop_str_in_output).
+    stop_token_ids: ids that end the text. ignore_eos: go on past end-of-text.
+    seed: 64-bit; with it the text does not depend on what else is in the batch. None draws one.
+    logprobs: None is off; k >= 0 returns the chosen token's log-probability and the k best.
+    n: number of independent samples of one prompt.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    seed: int | None = None
+    logprobs: int | None = None
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises RequestError naming the first field out of range, its value and the allowed range."""
+        if self.max_tokens is not None:
+            _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+            _require(
+                self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
+                f"at most max_tokens ({self.max_tokens})",
+            )  # fmt: skip
+        _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "at least 0")
+        _require(_in(self.temperature, 0.0, 100.0), "temperature", self.temperature, "between 0 and 100")
+        _require(_in(self.top_p, 0.0, 1.0) and self.top_p > 0, "top_p", self.top_p, "in (0, 1]")
+        _require(self.top_k == -1 or self.top_k >= 1, "top_k", self.top_k, "-1 (off) or at least 1")
+        _require(_in(self.min_p, 0.0, 1.0), "min_p", self.min_p, "between 0 and 1")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _require(_in(getattr(self, name), -2.0, 2.0), name, getattr(self, name), "between -2 and 2")
+        _require(
+            _in(self.repetition_penalty, 0.0, 2.0) and self.repetition_penalty > 0,
+            "repetition_penalty", self.repetition_penalty, "in (0, 2]",
+        )  # fmt: skip
+        for token, bias in (self.logit_bias or {}).items():
+            _require(token >= 0 and math.isfinite(bias), "logit_bias", {token: bias}, "{token id: finite number}")
+        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
+        _require(all(self.stop), "stop", list(self.stop), "non-empty strings")
+        _require(all(t >= 0 for t in self.stop_token_ids), "stop_token_ids", list(self.stop_token_ids), "ids >= 0")
+        if self.seed is not None:
+            _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a 64-bit integer")
+        if self.logprobs is not None:
+            _require(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+        _require(self.n >= 1, "n", self.n, "at least 1")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether sampling is arg max."""
+        return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises RequestError if a token id in logit_bias or stop_token_ids is outside the vocabulary."""
+        for name, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
+            for token in ids:
+                _require(token < vocab_size, name, token, f"token ids below the vocabulary size {vocab_size}")
+
+
+def _in(value: float, low: float, high: float) -> bool:
+    return math.isfinite(value) and low <= value <= high
+
+
+def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise RequestError(f"{name} is {value!r}; it must be {allowed}", param=name)

@@ -1,0 +1,1 @@
+"""Pages, leases, cache groups and prefix caches. Bookkeeping only, no torch."""

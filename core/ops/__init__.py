@@ -1,0 +1,1 @@
+"""Named functions with a plain-PyTorch reference each."""

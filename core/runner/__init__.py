@@ -1,0 +1,1 @@
+"""Step plan to tensors to model to sampled tokens; weights."""

@@ -1,0 +1,1 @@
+"""Which request gets how many tokens in the next step. Numpy, no torch."""

@@ -1,0 +1,1 @@
+"""HTTP. One file per API family over one engine client."""
