@@ -40,7 +40,8 @@ def run_driver(engine: str, python: Path, folder: Path, args: argparse.Namespace
         return {"error": f"no environment at {python}; make one with bench/cpu/peers.sh"}
     command = [
         str(python), str(HERE / f"drive_{engine}.py"), "--folder", str(folder), "--shape", shape, "--dtype", args.dtype,
-        "--repeat", str(args.repeat), "--only", args.only, "--threads", str(args.threads), "--started", str(time.time()),
+        "--repeat", str(args.repeat), "--only", args.only, "--threads", str(args.threads),
+        "--started", str(time.time()),
     ]  # fmt: skip
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=args.timeout, cwd=folder)

@@ -1,1 +1,4 @@
-"""The one configuration. YAML, environment and flags become one immutable value that remembers who decided each field."""
+"""The one configuration: YAML, environment and flags become one immutable value.
+
+It remembers who decided each field; `core config show` prints that.
+"""

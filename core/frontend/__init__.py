@@ -1,1 +1,5 @@
-"""Text to tokens and back: chat templates, tokenizer, incremental detokenizer, stop strings, parsers applied. One output stage."""
+"""Text to tokens and back.
+
+What lives here: chat templates, tokenizer, and the ONE output stage (incremental detokenizer, stop strings,
+parsers applied). What does not: HTTP, the engine.
+"""
