@@ -1,0 +1,27 @@
+"""Small random checkpoints and running servers for the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.testing.checkpoint import write_tiny_checkpoint
+from tests.e2e.process import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer checkpoint in float32 with a tokenizer and a context of 2048."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    return write_tiny_checkpoint(folder, "llama", max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One server for all tests that leave it as they found it."""
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    flags = ("--page-size", "4", "--served-model-name", "tiny", "--cpu-threads", "1")
+    with ServerProcess(checkpoint, log, *flags) as running:
+        yield running
