@@ -134,7 +134,8 @@ class Catalog:
         if not (isinstance(target, type) and issubclass(target, interface)):
             return f"{record.target} is no subclass of {module_name}.{attribute}"
         if inspect.isabstract(target):
-            return f"{record.target} lacks {', '.join(sorted(target.__abstractmethods__))} of {module_name}.{attribute}"
+            missing = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
+            return f"{record.target} lacks {missing} of {module_name}.{attribute}"
         return ""
 
     def _fail(self, record: PluginRecord, reason: str) -> PluginError:
@@ -146,9 +147,7 @@ class Catalog:
 
     def _not_found(self, kind: str, name: str) -> PluginNotFound:
         if kind not in self._kinds:
-            return PluginNotFound(
-                f"there is no plugin kind {kind!r}", hint=f"kinds: {', '.join(sorted(self._kinds))}"
-            )
+            return PluginNotFound(f"there is no plugin kind {kind!r}", hint=f"kinds: {', '.join(sorted(self._kinds))}")
         names = sorted({record.name for record in self.of_kind(kind)})
         listed = f"installed: {', '.join(names)}" if names else f"no {kind} plugin is installed"
         close = difflib.get_close_matches(name, names, n=1)

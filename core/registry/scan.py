@@ -86,7 +86,7 @@ def _records_of(
             if kind in by_group.values() or kind not in {*kinds, *RESERVED_KINDS}:
                 group = kinds[kind].group if kind in kinds else RESERVED_KINDS.get(kind, "")
                 missing = (
-                    f"the distribution has no entry point {group}:{name} for it (reinstall it if it is an editable install)"
+                    f"the distribution has no entry point {group}:{name}; reinstall it if it is an editable install"
                     if group
                     else f"kind {kind!r} is unknown to this core"
                 )
