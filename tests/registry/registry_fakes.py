@@ -66,7 +66,7 @@ def attention(**caps: Any) -> type:
     return type("FakeAttention", (AttentionBackend,), {"capabilities": AttentionCapabilities(**caps)})
 
 
-def model(spec: ModelSpec | Exception, defaults: ModelDefaults | Exception = ModelDefaults()) -> type:  # noqa: B008
+def model(spec: ModelSpec | Exception, defaults: ModelDefaults | Exception = ModelDefaults()) -> type:
     class Fake(ModelArch):
         @classmethod
         def spec(cls, hf_config: Any) -> ModelSpec:
@@ -114,7 +114,8 @@ def make_spec(*kinds: StateKind, head_dim: int = 64, **attention_fields: Any) ->
 
 
 def records(
-    spec: ModelSpec | Exception | None = None, defaults: ModelDefaults | Exception = ModelDefaults()  # noqa: B008
+    spec: ModelSpec | Exception | None = None,
+    defaults: ModelDefaults | Exception = ModelDefaults(),
 ) -> list[PluginRecord]:
     """A small complete set: one of everything that an unquantized model needs."""
     return [

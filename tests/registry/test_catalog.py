@@ -80,7 +80,7 @@ def test_bad_manifest_makes_the_record_unavailable(
     record = catalog.lookup("moe", "fast")
     assert record.state == "unavailable"
     assert reason in record.reason
-    with pytest.raises(PluginLoadError, match="plugin-a 1.0") as caught:
+    with pytest.raises(PluginLoadError, match=r"plugin-a 1\.0") as caught:
         catalog.load("moe", "fast")
     assert reason in str(caught.value)
     assert "plugin_a" not in sys.modules
@@ -171,9 +171,7 @@ def test_clash_only_matters_when_the_name_is_used(make_dist: MakeDist, site: Pat
     ("api", "word", "hint"),
     [("[1, 2]", "too old", "--upgrade plugin-a"), ("[5, 9]", "needs a newer core", "upgrade core")],
 )
-def test_api_range_is_checked_before_import(
-    make_dist: MakeDist, site: Path, api: str, word: str, hint: str
-) -> None:
+def test_api_range_is_checked_before_import(make_dist: MakeDist, site: Path, api: str, word: str, hint: str) -> None:
     make_dist("plugin-a", MOE, manifest(entry(api=api)), "raise RuntimeError('imported')")
     kinds = {**KINDS, "moe": replace(KINDS["moe"], api=4, oldest_api=3)}
     catalog = Catalog.scan(paths=[str(site)], kinds=kinds)

@@ -94,7 +94,7 @@ class TestWhole:
     def test_a_child_that_would_choose_otherwise_stops(self, folder: Path) -> None:
         lock = resolve(settings(folder), swap(records())).lock()
         better = swap(records(), record("hardware", "better", hardware(priority=9)))
-        with pytest.raises(PluginMismatch, match="hardware dummy:better 1.0: chosen here only"):
+        with pytest.raises(PluginMismatch, match=r"hardware dummy:better 1\.0: chosen here only"):
             resolve(settings(folder), better, lock)
 
     def test_settings_of_a_plugin_that_is_not_installed(self, folder: Path) -> None:
@@ -184,7 +184,7 @@ class TestModel:
 
     def test_clash_of_the_used_architecture(self, folder: Path) -> None:
         catalog = Catalog.from_records([*records(), record("models", "XForCausalLM", model(make_spec()), "other")])
-        with pytest.raises(PluginClash, match="dummy 1.0 and other 1.0"):
+        with pytest.raises(PluginClash, match=r"dummy 1\.0 and other 1\.0"):
             resolve(settings(folder), catalog)
 
     def test_api_error_of_the_used_architecture(self, folder: Path) -> None:
@@ -197,7 +197,7 @@ class TestModel:
             resolve(settings(folder), swap(records(KeyError("hidden_size"))))
         with pytest.raises(CheckpointError, match="state its defaults"):
             resolve(settings(folder), swap(records(None, ValueError("x"))))
-        with pytest.raises(CheckpointError, match="^bad field$"):
+        with pytest.raises(CheckpointError, match=r"^bad field$"):
             resolve(settings(folder), swap(records(CheckpointError("bad field"))))
 
 
@@ -429,7 +429,9 @@ class TestQuantization:
     def test_two_recognise(self, tmp_path: Path) -> None:
         folder = write_checkpoint(tmp_path / "q", quantization_config={"quant_method": "q4"})
         catalog = swap(
-            records(), record("quant", "a", quant("q4")), record("quant", "b", quant("q4"), capabilities={"priority": 1})
+            records(),
+            record("quant", "a", quant("q4")),
+            record("quant", "b", quant("q4"), capabilities={"priority": 1}),
         )
         choice = resolve(settings(folder), catalog).quant
         assert choice.name == "b"
