@@ -91,7 +91,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         hardware=hardware.choice,
         quant=quant,
         attention=attention,
-        prefix_cache=_prefix_cache(settings, spec, catalog),
+        prefix_cache=_prefix_cache(settings, spec, catalog, parent=lock is None),
         moe=choose_moe(settings.engine.moe_backend, hardware.name, catalog),
         ops=ops,
         tool_parser=choose_parser(
@@ -149,9 +149,11 @@ def _chunk_tokens(asked: int | None, preferred: int, hardware: str) -> Decision:
     return Decision("step token budget", str(preferred), f"preferred by {hardware}")
 
 
-def _prefix_cache(settings: Settings, spec: ModelSpec, catalog: Catalog) -> Choice:
+def _prefix_cache(settings: Settings, spec: ModelSpec, catalog: Catalog, *, parent: bool) -> Choice:
     cache = settings.cache
-    explicit = "prefix_cache" in cache.model_fields_set
+    # Settings that crossed a process boundary no longer know which fields were given. A child needs no such
+    # knowledge: the parent has made the check, and the lock set tells whether the child chose the same.
+    explicit = parent and "prefix_cache" in cache.model_fields_set
     if not cache.disable_radix_cache:
         return choose_prefix_cache(cache.prefix_cache, explicit, spec, catalog)
     if explicit and cache.prefix_cache != NO_PLUGIN:

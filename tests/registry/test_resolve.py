@@ -24,6 +24,7 @@ from registry_fakes import (
     write_checkpoint,
 )
 
+from core.config.sections import Settings
 from core.interfaces.errors import (
     CheckpointError,
     ConfigError,
@@ -396,6 +397,7 @@ class TestQuantization:
         catalog = swap(records(), record("quant", "four", quant("q4")), record("quant", "eight", quant("q8")))
         choice = resolve(settings(folder), catalog).quant
         assert choice.name == "four"
+        assert resolve(settings(folder), catalog).quant_config == {"quant_method": "q4"}
         assert "quant_method 'q4'" in choice.reason
         assert set(rejected(choice)) == {"eight", "none"}
 
@@ -449,6 +451,14 @@ class TestPrefixCache:
         with pytest.raises(ConfigError, match="recurrent") as caught:
             resolve(settings(folder, prefix_cache="radix"), catalog)
         assert "--prefix-cache none" in (caught.value.hint or "")
+
+    def test_child_agrees_though_settings_that_were_sent_look_explicit(self, folder: Path) -> None:
+        both = attention(state_kinds=frozenset({StateKind.FULL, StateKind.RECURRENT}))
+        catalog = swap(records(make_spec(StateKind.FULL, StateKind.RECURRENT)), record("attention", "plain", both))
+        parent = settings(folder)
+        child = Settings.model_validate_json(parent.model_dump_json())
+        assert "prefix_cache" in child.cache.model_fields_set
+        assert resolve(child, catalog, resolve(parent, catalog).lock()).prefix_cache.name == "none"
 
     def test_off(self, folder: Path) -> None:
         assert resolve(settings(folder, disable_radix_cache=True), swap(records())).prefix_cache.name == "none"
