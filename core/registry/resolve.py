@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.interfaces.errors import CheckpointError, ConfigError, CoreError
 from core.interfaces.spec import ModelDefaults, ModelSpec
+from core.registry.candidates import wrong_hardware
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
 from core.registry.checkpoint import find_checkpoint, quantization_of, read_hf_config
@@ -111,6 +112,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         plugin_settings=settings.plugins,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
     )  # fmt: skip
+    _check_hardware(resolution)
     if lock is not None:
         lock.check_same(resolution.lock())
     return resolution
@@ -128,6 +130,20 @@ def _ask_model(model: Choice, what: str, call: Any, *args: Any) -> Any:
             f"{title} could not {what}: {type(exc).__name__}: {exc}",
             hint="is config.json complete, and written for this architecture?",
         ) from exc
+
+
+def _check_hardware(resolution: Resolution) -> None:
+    """Plugins that were not picked among several (a model, a parser) may still need another device."""
+    name = resolution.hardware.name
+    for choice in resolution.choices():
+        why = wrong_hardware(choice.record, name) if choice.record is not None else ""
+        if choice.record is not None and why:
+            raise ConfigError(
+                f"device is {name!r}, but {choice.record.title} cannot be used there: {why}",
+                field="engine.device",
+                value=name,
+                hint="choose another with --device",
+            )
 
 
 def _context_length(asked: int | None, spec: ModelSpec) -> Decision:

@@ -117,6 +117,16 @@ class TestCheckpoint:
         assert resolve(settings("tiny"), catalog).checkpoint_choice.name == "tiny"
         assert ("checkpoints", "tiny") in {(p.kind, p.name) for p in by_default.lock().plugins}
 
+    def test_folder_of_the_same_name_without_a_checkpoint_does_not_hide_it(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "tiny").mkdir()
+        catalog = swap(records(), self.bundle("tiny", folder))
+        assert resolve(settings("tiny"), catalog).checkpoint == folder
+        write_checkpoint(tmp_path / "tiny")
+        assert resolve(settings("tiny"), catalog).checkpoint == tmp_path / "tiny"
+
     def test_no_default(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match="--model") as caught:
             resolve(settings(None), swap(records(), self.bundle("other", folder)))
@@ -192,6 +202,11 @@ class TestModel:
         old = replace(records()[0], state="unavailable", reason="old", api_mismatch="the plugin is too old")
         with pytest.raises(PluginApiError, match="too old"):
             resolve(settings(folder), swap(records(), old))
+
+    def test_model_that_needs_another_device(self, folder: Path) -> None:
+        elsewhere = replace(records()[0], requires_hardware=("gpu",))
+        with pytest.raises(ConfigError, match=r"'XForCausalLM'.*needs gpu, the device is host"):
+            resolve(settings(folder), swap(records(), elsewhere))
 
     def test_exception_in_the_plugin_names_it(self, folder: Path) -> None:
         with pytest.raises(CheckpointError, match=r"dummy 1\.0.*KeyError: 'hidden_size'"):
