@@ -1,0 +1,15 @@
+"""`core plugins`: a group whose commands are imported one by one, so that `list` needs no settings."""
+
+from __future__ import annotations
+
+from core.cli.commands import CommandSpec
+from core.cli.group import LazyGroup
+
+command = LazyGroup(
+    (
+        CommandSpec("list", "core.cli.plugins_list:command", "List installed plugins."),
+        CommandSpec("explain", "core.cli.plugins_explain:command", "Show what would be chosen, and why."),
+    ),
+    name="plugins",
+    help="What is installed, what would be chosen, and why.",
+)
