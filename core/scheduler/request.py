@@ -56,5 +56,5 @@ class Request:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Every id that ends the text."""
-        return tuple(dict.fromkeys((*self.eos_in_effect, *self.sampling.stop_token_ids)))
+        """Every id that ends the text and that a token can have (int32)."""
+        return tuple({t: None for t in (*self.eos_in_effect, *self.sampling.stop_token_ids) if 0 <= t < 2**31})

@@ -84,6 +84,8 @@ class Scheduler:
                 code="context_length_exceeded",
                 hint=f"send at most {limit - 1} tokens",
             )
+        if not -(2**31) <= request.priority < 2**31:
+            raise RequestError(f"priority is {request.priority}; it must be a 32-bit integer", param="priority")
         need = self.memory.num_pages_for(length + 1)
         if need > self.memory.capacity:
             raise RequestError(
@@ -155,11 +157,10 @@ class Scheduler:
 
     def _plan_decodes(self, plan: PlanBuilder) -> None:
         table = self.table
-        # A row whose last allowed token is already under way has nothing more to do.
+        # A row whose last allowed token is already under way has nothing more to do. The rest fit the budget: a
+        # request is admitted with what is left after one token for everybody that runs.
         ready = (table.state == DECODE) & (table.seq_len + 1 < table.max_len)
         slots = np.flatnonzero(ready).astype(np.int32)
-        if len(slots) > plan.budget:  # share the budget: longest unserved first
-            slots = np.sort(slots[np.argsort(table.last_step[slots], kind="stable")[: plan.budget]])
         if not len(slots):
             return
         lens = table.seq_len[slots] + 1
