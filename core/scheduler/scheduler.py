@@ -24,6 +24,7 @@ from core.scheduler.plan import Flight, Int32, PlanBuilder
 from core.scheduler.policy import make_policy
 from core.scheduler.queue import WaitingQueue
 from core.scheduler.request import Request
+from core.scheduler.sharing import MAX_HELD, PromptSharing
 from core.scheduler.table import DECODE, PREFILL, RequestTable
 
 NOT_FINITE = "the model's output was not finite; this request cannot go on"
@@ -55,6 +56,7 @@ class Scheduler:
         self.table = RequestTable(facts.max_running, memory.page_table, self.max_len)
         self.queue = WaitingQueue()
         self.policy = make_policy(settings.schedule_policy, seed)
+        self.sharing = PromptSharing(facts.page_size)
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._prefilling: dict[int, None] = {}  # slots with a prompt under way, first admitted first
@@ -230,13 +232,29 @@ class Scheduler:
         if self._still_blocked():
             return
         self._blocked = None
+        held = 0
         for request in self.policy.order(self.queue, self.memory.match):
-            if plan.budget <= 0 or not self.table.num_free:
+            if plan.budget <= 0 or not self.table.num_free or held == MAX_HELD:
                 return
+            if self._waits_for_leader(request):
+                held += 1
+                continue
             if not self._admit(plan, request):
                 # Nobody overtakes: else a large request would wait for ever.
                 self._blocked = self._circumstances()
                 return
+
+    def _waits_for_leader(self, request: Request) -> bool:
+        """Whether half of what `request` has to compute, or more, is being computed for another right now."""
+        leader = self.sharing.leader(request) if self.memory.keeps_prefixes else None
+        if leader is None:
+            return False
+        gain = self.sharing.gain(request, leader)
+        cached = self.memory.match(request.key).num_tokens
+        if 2 * (gain - cached) < len(request.tokens) - cached:
+            return False
+        request.leader_id = leader.id
+        return True
 
     def _circumstances(self) -> tuple[int, int, int, int]:
         return self.memory.available, self.table.num_running, self.queue.version, self.memory.version
@@ -276,6 +294,7 @@ class Scheduler:
             )
         )
         plan.update(self.memory.row(slot))
+        self.sharing.started(request)
         self._plan_chunk(plan, slot)
         return True
 
@@ -321,9 +340,10 @@ class Scheduler:
         for i in np.flatnonzero(total == table.prompt_len[slots] + 1).tolist():
             events.first[i] = self._request(slots[i]).cached_tokens
         for i in np.flatnonzero((total == table.prefill_len[slots] + 1) & (finish == Finish.NONE)).tolist():
-            lease = self._request(slots[i]).lease
-            assert lease is not None
-            self.memory.publish(lease, table.verified(int(slots[i])))
+            request = self._request(slots[i])
+            assert request.lease is not None
+            self.memory.publish(request.lease, table.verified(int(slots[i])))
+            self.sharing.ended(request)
         for i in np.flatnonzero(finish).tolist():
             request = self._request(slots[i])
             if failed[i]:
@@ -348,6 +368,7 @@ class Scheduler:
         else:
             lease.release(fence)
         request.lease = None
+        self.sharing.ended(request)
         self._prefilling.pop(slot, None)
         self.table.release(slot, self._passed)
 
