@@ -141,11 +141,9 @@ class Scheduler:
         if not self._requests:
             return None
         plan = PlanBuilder(self._step, self.facts.chunk_tokens, self.facts.num_groups)
-        preempted = self._counters["preemptions"]
         self._plan_decodes(plan)
         self._plan_chunks(plan)
-        if plan.empty or self._counters["preemptions"] == preempted:
-            self._plan_admissions(plan)
+        self._plan_admissions(plan)
         if plan.empty:
             return None
         built = plan.build()
@@ -202,7 +200,6 @@ class Scheduler:
         request.tokens = self.table.known(slot)
         self._release(request, publish=True)
         request.preemptions += 1
-        request.bypasses = 0
         self._counters["preemptions"] += 1
         self.queue.push(request)
 

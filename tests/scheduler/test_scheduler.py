@@ -351,6 +351,18 @@ def test_alone_a_request_gets_every_page_there_is() -> None:
     bench.check_output(request)
 
 
+def test_admission_leaves_a_page_of_growth_for_each_that_runs() -> None:
+    bench = Bench(num_pages=7, page_size=2, context_length=64)
+    bench.add([1, 2, 3], max_tokens=7)
+    bench.step()
+    large = bench.add([5, 5, 5, 5, 5, 5, 5], max_tokens=1)
+    bench.step()
+    assert bench.memory.available == 4
+    assert bench.requests[large].slot < 0
+    bench.drain()
+    assert bench.scheduler.stats()["preemptions_total"] == 0
+
+
 # ---- the loop's other ends
 
 
