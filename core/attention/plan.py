@@ -19,7 +19,6 @@ Int64 = npt.NDArray[np.int64]
 # Measured with bench/attention_cpu.py: below these, an extra call costs more than the work that it saves.
 MIN_SHARED_SAVING = 512  # tokens not read because a prefix is shared
 MIN_PADDING_SAVING = 2048  # padded tokens not read because rows are split by length
-MAX_BLOCK_TOKENS = 1 << 14  # gathered tokens a call: bounds memory and keeps the copy in the cache
 PREFILL_MASK_ELEMENTS = 1 << 16  # up to this size a masked call beats merging two unmasked ones
 PREFILL_BLOCK_ROWS = 512  # query rows a call where a mask is needed
 
@@ -104,10 +103,14 @@ class StepPlan:
 
 
 class Planner:
-    """Builds `StepPlan`s for one device, dtype and page size."""
+    """Builds `StepPlan`s for one device, dtype and page size.
 
-    def __init__(self, page_size: int, device: torch.device, dtype: torch.dtype) -> None:
+    max_block_tokens: most tokens gathered for one call, unless a single row is longer.
+    """
+
+    def __init__(self, page_size: int, max_block_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
         self.page_size = page_size
+        self.max_block_tokens = max_block_tokens
         self.device = device
         self.dtype = dtype
         self._offsets = np.arange(page_size, dtype=np.int64)
@@ -160,7 +163,7 @@ class Planner:
             return (DecodeBlock(None, 1, keys.count, keys, None),), ()
         blocks = tuple(
             self._decode_block(table, starts, ends, rows, whole=len(rows) == num_rows)
-            for rows in split_by_length(ends - starts)
+            for rows in split_by_length(ends - starts, self.max_block_tokens)
         )
         return blocks, tuple(shared)
 
@@ -268,14 +271,14 @@ def _groups_by(values: Int32, rows: Int64) -> list[tuple[int, Int64]]:
     return [(int(distinct[n]), rows[group == n]) for n in np.flatnonzero(counts > 1)]
 
 
-def split_by_length(lengths: Int64) -> list[Int64]:
-    """Row numbers in groups that are gathered together: similar lengths, at most MAX_BLOCK_TOKENS with padding.
+def split_by_length(lengths: Int64, max_tokens: int) -> list[Int64]:
+    """Row numbers in groups that are gathered together: similar lengths, at most max_tokens with padding.
 
     All rows in their own order when one group will do.
     """
     longest = int(lengths.max())
     num_rows = len(lengths)
-    if longest * num_rows - int(lengths.sum()) <= MIN_PADDING_SAVING and longest * num_rows <= MAX_BLOCK_TOKENS:
+    if longest * num_rows - int(lengths.sum()) <= MIN_PADDING_SAVING and longest * num_rows <= max_tokens:
         return [np.arange(num_rows)]
     order = np.argsort(-lengths, kind="stable")
     left = np.cumsum(lengths[order][::-1])[::-1]  # tokens from here to the end of the order
@@ -286,7 +289,7 @@ def split_by_length(lengths: Int64) -> list[Int64]:
             head = int(lengths[order[begin]])
             padding = head * (num_rows - at) - int(left[at])
             much_shorter = int(lengths[order[at]]) * 4 < head * 3 and padding > MIN_PADDING_SAVING
-            full = head * (at + 1 - begin) > MAX_BLOCK_TOKENS
+            full = head * (at + 1 - begin) > max_tokens
             if not (much_shorter or full):
                 continue
         groups.append(np.sort(order[begin:at]))

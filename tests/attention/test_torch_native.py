@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -189,16 +190,25 @@ def test_rows_of_unlike_length_are_split(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(block.num_rows for block in plan.decodes) == [2, 3]
 
 
+def test_a_large_batch_is_gathered_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world(num_pages=128)
+    monkeypatch.setattr(made.backend._planner, "max_block_tokens", 40)  # type: ignore[attr-defined]
+    for n in range(7):
+        made.new()
+        check(made, [(n, 10 + n)])
+    check(made, [(n, 1) for n in range(7)])
+    (plan,) = made.backend._plans.values()  # type: ignore[attr-defined]
+    assert len(plan.decodes) > 2
+
+
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=40))
 @settings(deadline=None)
 def test_splitting_keeps_every_row_once_and_bounds_a_block(lengths: list[int]) -> None:
-    import numpy as np
-
     array = np.array(lengths, dtype=np.int64)
-    groups = planning.split_by_length(array)
+    groups = planning.split_by_length(array, 4096)
     assert sorted(int(row) for rows in groups for row in rows) == list(range(len(lengths)))
     for rows in groups:
-        assert len(rows) == 1 or int(array[rows].max()) * len(rows) <= planning.MAX_BLOCK_TOKENS
+        assert len(rows) == 1 or int(array[rows].max()) * len(rows) <= 4096
 
 
 def test_padding_decode_rows_use_the_null_page() -> None:
