@@ -68,8 +68,8 @@ class TorchNativeAttention(AttentionBackend):
         k_buffer, v_buffer = kv
         if k is not None and v is not None:
             # Two dimensions, because index_copy_ is twice as fast on them as on three.
-            k_buffer.index_copy_(0, self._slots, k.reshape(k.shape[0], -1))
-            v_buffer.index_copy_(0, self._slots, v.reshape(v.shape[0], -1))
+            k_buffer.index_copy_(0, self._slots, k.flatten(1))
+            v_buffer.index_copy_(0, self._slots, v.flatten(1))
         num_rows, num_decodes = q.shape[0], plan.num_decodes
         if num_decodes == num_rows:
             return decode_rows(q, k_buffer, v_buffer, plan, spec, num_kv_heads, sinks)

@@ -180,6 +180,25 @@ def test_the_better_of_nested_prefixes_is_chosen(monkeypatch: pytest.MonkeyPatch
     assert sorted((p.num_rows, p.keys.count) for p in plan.shared) == [(2, 44), (3, 40)]
 
 
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_any_family_of_prefixes(data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "MIN_SHARED_SAVING", data.draw(st.sampled_from([1, 5, 20])))
+        made = world(data.draw(st.integers(0, 999)), page_size=data.draw(st.integers(1, 6)), num_pages=600)
+        for _ in range(data.draw(st.integers(2, 7))):
+            if made.sequences and data.draw(st.integers(0, 3)):
+                parent = data.draw(st.integers(0, len(made.sequences) - 1))
+                pages = len(made.sequences[parent].k) // made.config.page_size
+                child = made.fork(parent, data.draw(st.integers(0, pages)))
+            else:
+                child = made.new()
+            check(made, [(child, data.draw(st.integers(1, 12)))])
+        rows = data.draw(st.permutations(range(len(made.sequences))))
+        for _ in range(2):
+            check(made, [(n, 1) for n in rows])
+
+
 def test_a_window_reads_no_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "MIN_SHARED_SAVING", 1)
     made = world(window=9)
