@@ -150,7 +150,7 @@ class Sampler:
 
         # Candidates are enough if nothing at or above the threshold can lie below the last of them. Telling so means
         # reading a device value, so only the CPU takes that way; elsewhere the threshold masks the whole vocabulary.
-        on_host = scaled.device.type == "cpu"
+        on_host = self._transfer.direct
         width = _candidate_count(max_k, without_k and any_top_p, on_host, vocab_size)
         ranked, ids = _rank(scaled, width)
         limit = filters.threshold(ranked, params, total)
@@ -170,8 +170,7 @@ class Sampler:
         return tokens
 
     def _chunk_rows(self, vocab_size: int) -> int:
-        on_host = self._transfer.device.type == "cpu"
-        return max(1, _HOST_CHUNK // vocab_size) if on_host else 1 << 30
+        return max(1, _HOST_CHUNK // vocab_size) if self._transfer.direct else 1 << 30
 
 
 def _rows(flags: npt.NDArray[np.uint8], bit: int) -> Int32:

@@ -15,21 +15,22 @@ _ALIGNMENT = 16  # bytes; a view of the packed buffer as any dtype must start on
 class Transfer:
     """Uploads and downloads of one device.
 
+    direct: whether host memory is device memory, so that nothing needs copying; None: whether `device` is the CPU.
     An array that was uploaded must not be written afterwards: on the CPU the tensor is the array.
 
-    Off the CPU all arrays of one call travel in one packed buffer and one copy. Pinned buffers are taken anew for
+    Otherwise all arrays of one call travel in one packed buffer and one copy. Pinned buffers are taken anew for
     each call: torch keeps them in a caching allocator that hands a buffer out again only after the copies queued
     from it have finished, which is just the fence that a ring of our own would need.
     """
 
-    def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
+    def __init__(self, device: torch.device, *, pinned: bool = False, direct: bool | None = None) -> None:
         self.device = device
+        self.direct = device.type == "cpu" if direct is None else direct
         self._pinned = pinned
-        self._direct = device.type == "cpu"
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """Tensors on the device with the arrays' shapes, dtypes and values, in order."""
-        if self._direct:
+        if self.direct:
             return [torch.from_numpy(_plain(array)) for array in arrays]
         offsets, size = [], 0
         for array in arrays:
@@ -46,9 +47,9 @@ class Transfer:
         ]
 
     def download(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Host tensors of the same values. Off the CPU with pinned memory the copies are only queued: they may be
+        """Host tensors of the same values. If not direct, with pinned memory the copies are only queued: they may be
         read after an event that was recorded later on the same stream."""
-        if self._direct:
+        if self.direct:
             return list(tensors)
         host = []
         for tensor in tensors:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler_helpers import admission, draw, expected_probs, make_sampler, many_draws
+from sampler_helpers import CPU, admission, draw, expected_probs, make_sampler, many_draws
 
 from core.interfaces.params import SamplingParams
 from core.runner import sampler as sampler_module
+from core.runner.sampler import Sampler
+from core.runner.transfer import Transfer
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -154,6 +156,25 @@ def test_candidates_and_whole_vocabulary_draw_the_same(
     full = draw(make_sampler([params], 3000), logits, slots, positions).tokens
     assert torch.equal(short, full)
     assert len(set(short.tolist())) > 3
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_way_without_host_reads_draws_the_same(ties: bool) -> None:
+    """What accelerators run (no data-dependent control flow), here on the CPU."""
+    rows = [
+        SamplingParams(top_k=5), SamplingParams(top_p=0.5), SamplingParams(min_p=0.3), SamplingParams(),
+        SamplingParams(temperature=0.0), SamplingParams(top_k=40, top_p=0.7, temperature=2.0),
+    ]  # fmt: skip
+    for some in (rows, rows[:1], [rows[0], rows[5]], rows[1:2], rows[2:3]):
+        logits = torch.randn(len(some), 2000) * 2
+        logits = logits.round() if ties else logits
+        tokens = []
+        for direct in (True, False):
+            sampler = Sampler(len(some), 2000, Transfer(CPU, direct=direct))
+            for slot, params in enumerate(some):
+                sampler.admit(admission(slot, params, seed=slot))
+            tokens.append([draw(sampler, logits, range(len(some)), [p] * len(some)).tokens.tolist() for p in range(20)])
+        assert tokens[0] == tokens[1]
 
 
 def test_top_k_above_the_candidate_limit() -> None:

@@ -53,8 +53,9 @@ def test_repetition_penalty_is_transformers() -> None:
 
 def test_frequency_and_presence_count_generated_tokens_only() -> None:
     logits = torch.randn(2, VOCAB)
+    both = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25)
     rows = [
-        admission(2, SamplingParams(frequency_penalty=0.5, presence_penalty=0.25), tokens=[7, 7, 7, 8, 8, 9], num_prompt=3),
+        admission(2, both, tokens=[7, 7, 7, 8, 8, 9], num_prompt=3),
         admission(5, SamplingParams(presence_penalty=-1.0), tokens=[1, 2], num_prompt=1),
     ]  # fmt: skip
     expected = logits.clone()
