@@ -112,9 +112,7 @@ class QkvLinear(LinearBase):
 class MergedLinear(LinearBase):
     """Several column-parallel projections of one input as one matrix, e.g. parts "gate" and "up"."""
 
-    def __init__(
-        self, path: str, in_features: int, parts: dict[str, int], ctx: BuildContext, *, bias: bool
-    ) -> None:
+    def __init__(self, path: str, in_features: int, parts: dict[str, int], ctx: BuildContext, *, bias: bool) -> None:
         placed: list[LinearPart] = []
         offset = 0
         for name, full in parts.items():
