@@ -56,7 +56,8 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         rule = spec.attention
-        assert rule is not None and rule.v_head_dim == rule.head_dim
+        assert rule is not None
+        assert rule.v_head_dim == rule.head_dim
         self.qkv_proj = QkvLinear(
             f"{path}.qkv_proj", hidden_size, rule.num_heads, rule.num_kv_heads, rule.head_dim, ctx, bias=qkv_bias
         )

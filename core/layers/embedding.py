@@ -53,6 +53,8 @@ class LmHead(LinearBase):
     equal the embedding (checked when loading ends), because otherwise config.json is wrong about the tie.
     """
 
+    weight: torch.nn.Parameter
+
     def __init__(
         self, path: str, vocab_size: int, hidden_size: int, ctx: BuildContext, *, tied: VocabEmbedding | None = None
     ) -> None:

@@ -83,9 +83,9 @@ class Experts(WeightModule):
         self.full = intermediate_size
         self.local = shard(intermediate_size, ctx.tp, f"{path} intermediate size")
         self.first = ctx.tp.rank * self.local
-        make = {"dtype": ctx.dtype, "device": ctx.device}
-        self.gate_up = empty_parameter(num_experts, 2 * self.local, hidden_size, **make)
-        self.down = empty_parameter(num_experts, hidden_size, self.local, **make)
+        dtype, device = ctx.dtype, ctx.device
+        self.gate_up = empty_parameter(num_experts, 2 * self.local, hidden_size, dtype=dtype, device=device)
+        self.down = empty_parameter(num_experts, hidden_size, self.local, dtype=dtype, device=device)
 
     def expected(self) -> set[Slot]:
         return {("weight", part, e) for part in ("gate", "up", "down") for e in range(self.num_experts)}

@@ -12,6 +12,8 @@ class RmsNorm(WeightModule):
     """y = x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467).
     Every rank holds the whole weight [size]."""
 
+    kernel_weight: torch.Tensor
+
     def __init__(self, path: str, size: int, eps: float, ctx: BuildContext) -> None:
         super().__init__()
         self.path = path

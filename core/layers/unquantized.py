@@ -41,7 +41,7 @@ class UnquantizedLinear(LinearMethod):
             tensor = tensor.narrow(1, shape.in_offset, shape.in_features)
         copy_rows(target.data, place, tensor)
 
-    def finish(self, module: nn.Module, shape: LinearShape) -> None:
+    def finish(self, module: Any, shape: LinearShape) -> None:
         weight = module.weight.data
         packed = module.ops["pack_linear_weight"](weight)
         if packed is not weight:
@@ -51,7 +51,7 @@ class UnquantizedLinear(LinearMethod):
         module.__dict__["kernel_weight"] = packed
         module.__dict__["kernel_bias"] = module.bias.data if shape.bias else None
 
-    def apply(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         return module.kernel(x, module.kernel_weight, module.kernel_bias)
 
 
