@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from core.interfaces.errors import CheckpointError
 from core.interfaces.spec import AttentionSpec, CacheGroupSpec, LayerSpec, StateKind
 
 _MISSING = object()
+
+# Activation of a gated MLP -> operation and its approximation.
+ACTIVATIONS: Mapping[str, tuple[str, str | None]] = MappingProxyType(
+    {
+        "silu": ("silu_and_mul", None),
+        "swish": ("silu_and_mul", None),
+        "gelu": ("gelu_and_mul", "none"),
+        "gelu_new": ("gelu_and_mul", "tanh"),
+        "gelu_pytorch_tanh": ("gelu_and_mul", "tanh"),
+    }
+)
 
 
 class ConfigReader:
@@ -54,6 +66,14 @@ class ConfigReader:
 
     def text(self, name: str, default: str) -> str:
         return str(self._get(name, default, str, "a string"))
+
+    def activation(self, *, only_silu: bool = False) -> str:
+        """`hidden_act` of a gated MLP, "silu" where absent."""
+        name = self.text("hidden_act", "silu")
+        known = ("silu", "swish") if only_silu else tuple(ACTIVATIONS)
+        if name not in known:
+            raise CheckpointError(f"config.json: hidden_act = {name!r} is unknown", hint=f"known: {', '.join(known)}")
+        return name
 
     def int_list(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers; empty where absent."""
