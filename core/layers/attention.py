@@ -65,8 +65,8 @@ class SelfAttention(nn.Module):
         self.q_norm: RmsNorm | None = None
         self.k_norm: RmsNorm | None = None
         if qk_norm_eps is not None:
-            self.q_norm = RmsNorm(f"{path}.q_norm", rule.head_dim, qk_norm_eps, ctx)
-            self.k_norm = RmsNorm(f"{path}.k_norm", rule.head_dim, qk_norm_eps, ctx)
+            self.q_norm = RmsNorm(f"{path}.q_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
+            self.k_norm = RmsNorm(f"{path}.k_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
         self.rope = rope
         self.attention = Attention(layer, spec.cache_group)
         self.head_dim = rule.head_dim

@@ -13,8 +13,8 @@ from core.layers.linear import MergedLinear, RowLinear
 
 
 class GatedMlp(nn.Module):
-    """down(act(gate(x)) * up(x)), gate and up as one matrix. x [T, hidden_size] -> [T, hidden_size]. `activation`: a key of
-    `core.layers.config.ACTIVATIONS`."""
+    """down(act(gate(x)) * up(x)), gate and up as one matrix. x [T, hidden_size] -> [T, hidden_size].
+    `activation`: a key of `core.layers.config.ACTIVATIONS`."""
 
     def __init__(
         self,

@@ -10,16 +10,17 @@ from core.layers.module import NO_EXPERT, Slot, WeightModule, check_tensor, empt
 
 class RmsNorm(WeightModule):
     """y = x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467).
-    Every rank holds the whole weight [size]."""
+    Every rank holds
+    the whole weight [size]. `op`: "rms_norm", or "qk_norm" where the input is heads [T, H, size]."""
 
     kernel_weight: torch.Tensor
 
-    def __init__(self, path: str, size: int, eps: float, ctx: BuildContext) -> None:
+    def __init__(self, path: str, size: int, eps: float, ctx: BuildContext, *, op: str = "rms_norm") -> None:
         super().__init__()
         self.path = path
         self.eps = eps
         self.weight = empty_parameter(size, dtype=ctx.dtype, device=ctx.device)
-        self.op = ctx.ops["rms_norm"]
+        self.op = ctx.ops[op]
         self.add_op = ctx.ops["add_rms_norm"]
         self.__dict__["kernel_weight"] = self.weight.data
 

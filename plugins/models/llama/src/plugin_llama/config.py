@@ -8,7 +8,7 @@ from typing import Any
 
 from core.interfaces.spec import AttentionSpec, ModelSpec
 from core.layers.config import ConfigReader, check_heads, group_layers, head_size
-from core.layers.rope import RopeSpec, rope_spec
+from core.layers.rope_config import RopeSpec, rope_spec
 
 
 @dataclass(frozen=True, slots=True)
