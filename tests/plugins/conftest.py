@@ -1,0 +1,1 @@
+"""Makes `parity` importable from the tests of every plugin."""
