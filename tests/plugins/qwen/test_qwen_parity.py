@@ -33,6 +33,8 @@ BASE: dict[str, Any] = {
     "attn_implementation": "eager",
 }
 MOE: dict[str, Any] = {
+    # Transformers' grouped product on the CPU asks for sizes that are multiples of 16 bytes.
+    "experts_implementation": "eager",
     "head_dim": 12,
     "num_experts": 6,
     "num_experts_per_tok": 2,
@@ -184,7 +186,7 @@ def check_odd(changes: dict[str, Any], head_dim: int, bias: bool, experts: dict[
 HEAD_DIMS = st.sampled_from([4, 6, 10, 16])
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(odd_qwens(), HEAD_DIMS, st.booleans(), odd_experts())
 def test_odd_configurations(changes: dict[str, Any], head_dim: int, bias: bool, experts: dict[str, Any]) -> None:
     check_odd(changes, head_dim, bias, experts)
