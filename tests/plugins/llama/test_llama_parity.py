@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parity import ParityCase
-from plugin_llama.arch import LlamaArch, MistralArch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from plugin_llama.arch import LlamaArch, MistralArch
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,

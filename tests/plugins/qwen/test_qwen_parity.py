@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parity import ParityCase
-from plugin_qwen.arch import Qwen2Arch, Qwen3Arch, Qwen3MoeArch
 from safetensors.torch import load_file, save_file
 from transformers import (
     Qwen2Config,
@@ -21,6 +20,8 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+
+from plugin_qwen.arch import Qwen2Arch, Qwen3Arch, Qwen3MoeArch
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,
