@@ -112,14 +112,13 @@ class EngineProcess:
         return True
 
     def kill(self) -> None:
-        """SIGKILL for the process and everything in its session, reap it, remove its folder. Idempotent."""
-        # The group first: once the leader is reaped, its number may be somebody else's. The child ignores
-        # SIGTERM by design, so this is the only hard way.
+        """SIGKILL for the process and everything in its session; remove its folder. Idempotent. Reap it with `wait`."""
+        # The child ignores SIGTERM by design, so this is the only hard way. Not once it is reaped: its number may
+        # be somebody else's then.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
-            self._process.wait()
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()

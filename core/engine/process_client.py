@@ -27,6 +27,7 @@ from core.interfaces.errors import CoreError, EngineDead
 DEFAULT_FACTORY = "core.engine.build:build_from_start"
 START_TIMEOUT_S = 1800.0
 LEAVE_TIMEOUT_S = 5.0
+REAP_TIMEOUT_S = 10.0
 MAX_DEATHS, DEATHS_WINDOW_S = 3, 60.0
 MAX_MESSAGES_A_TURN = 64
 
@@ -75,9 +76,9 @@ class ProcessClient(BaseClient):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hello: asyncio.Future[Hello] | None = None
         self._timeout: asyncio.TimerHandle | None = None
-        self._fatal: CoreError | None = None
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._restart: asyncio.Task[None] | None = None
+        self._reaping: asyncio.Task[None] | None = None
         self.num_restarts = 0
 
     @property
@@ -94,7 +95,6 @@ class ProcessClient(BaseClient):
     async def _start_child(self) -> Hello:
         assert self._loop is not None
         self._state = State.STARTING
-        self._fatal = None
         process = self._process if self._process is not None else EngineProcess.spawn(self._factory)
         self._process = process
         self._hello = self._loop.create_future()
@@ -105,8 +105,8 @@ class ProcessClient(BaseClient):
             self._extend_timeout()
             hello = await self._hello
         except BaseException:
-            self._drop_child()
             self._state = State.DEAD
+            await self._reap(self._drop_child())
             raise
         finally:
             if self._timeout is not None:
@@ -140,7 +140,7 @@ class ProcessClient(BaseClient):
         socket.setsockopt(zmq.LINGER, 0)
         self._socket = socket
         socket.bind(address)
-        self._fd = socket.getsockopt(zmq.FD)
+        self._fd = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._readable)
 
     def _send(self, message: ToEngine) -> None:
@@ -151,7 +151,7 @@ class ProcessClient(BaseClient):
 
     def _look_again(self) -> None:
         """The descriptor only signals changes: whoever uses the socket asks whether something is left to read."""
-        if self._socket is not None and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if self._socket is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             assert self._loop is not None
             self._loop.call_soon(self._readable)
 
@@ -185,7 +185,7 @@ class ProcessClient(BaseClient):
             if self._hello is not None and not self._hello.done():
                 self._hello.set_exception(restore(message.error, ErrorInfo(message.kind, message.hint)))
         elif isinstance(message, Fatal):
-            self._fatal = EngineDead(f"the engine gave up: {message.error}")
+            self._died(EngineDead(f"the engine gave up: {message.error}"))
         else:
             self._handle(message)
         return True
@@ -196,37 +196,44 @@ class ProcessClient(BaseClient):
         """Called at once when the process is gone, for whatever reason."""
         while self._read_one():  # its last words
             pass
-        assert self._process is not None
+        if self._process is None:  # the last word was that it gives up
+            return
         code = self._process.exit_code
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"left with exit code {code}"
-        error = self._fatal or EngineDead(f"the engine process {how}")
         if self._hello is not None and not self._hello.done():
             self._hello.set_exception(
                 EngineDead(f"the engine process {how} while starting", hint="its log above says why")
             )
-            return
+        else:
+            self._died(EngineDead(f"the engine process {how}"))
+
+    def _died(self, error: EngineDead) -> None:
         if self._state not in (State.READY, State.DRAINING):
             return
         draining = self._state is State.DRAINING
         self._state = State.DEAD
         self._logger.error("%s", error.message)
-        self._drop_child()
+        process = self._drop_child()
         self._fail_all(error.message)
+        assert self._loop is not None
         if draining:
+            self._reaping = self._loop.create_task(self._reap(process))
             return
         now_s = time.monotonic()
         self._deaths.append(now_s)
         if self._settings.engine.on_engine_death == "exit":
+            self._reaping = self._loop.create_task(self._reap(process))
             self._give_up(error)
         elif len(self._deaths) == MAX_DEATHS and now_s - self._deaths[0] < DEATHS_WINDOW_S:
+            self._reaping = self._loop.create_task(self._reap(process))
             self._give_up(EngineDead(f"{MAX_DEATHS} engine deaths within {DEATHS_WINDOW_S:.0f} s: {error.message}"))
         else:
-            assert self._loop is not None
-            self._restart = self._loop.create_task(self._restart_child(), name="engine-restart")
+            self._restart = self._loop.create_task(self._restart_child(process), name="engine-restart")
 
-    async def _restart_child(self) -> None:
+    async def _restart_child(self, process: EngineProcess | None) -> None:
         self._logger.warning("restarting the engine")
         try:
+            await self._reap(process)  # before the next one asks for the same memory
             await self._start_child()
         except asyncio.CancelledError:
             raise
@@ -242,8 +249,8 @@ class ProcessClient(BaseClient):
         if self._on_fatal is not None:
             self._on_fatal(error)
 
-    def _drop_child(self) -> None:
-        """Close the socket, end the process and what it started, reap."""
+    def _drop_child(self) -> EngineProcess | None:
+        """Close the socket, kill the process and what it started; returns it, to be reaped."""
         assert self._loop is not None
         if self._socket is not None:
             self._loop.remove_reader(self._fd)
@@ -252,7 +259,12 @@ class ProcessClient(BaseClient):
         if self._process is not None:
             self._process.unwatch(self._loop)
             self._process.kill()
-            self._process = None
+        process, self._process = self._process, None
+        return process
+
+    async def _reap(self, process: EngineProcess | None) -> None:
+        if process is not None and not await process.wait(REAP_TIMEOUT_S):
+            self._logger.error("process %d does not end after SIGKILL", process.pid)
 
     # Stop
 
@@ -269,15 +281,17 @@ class ProcessClient(BaseClient):
                     await self._drain(timeout_s)
                 self._streams.fail_all(lambda: EngineDead("the engine is shutting down"))
                 self._send(Shutdown())
-                if self._process is not None:
+                if self._process is not None and self._loop is not None:
+                    self._process.unwatch(self._loop)  # its end is no accident from here on
                     await self._process.wait(LEAVE_TIMEOUT_S)
         finally:
             self._state = State.STOPPED
-            if self._loop is not None:
-                self._drop_child()
-            elif self._process is not None:  # spawned early, never started
-                self._process.kill()
-                self._process = None
+            if self._hello is not None and not self._hello.done():
+                self._hello.set_exception(EngineDead("the engine was stopped while starting"))
+            self._loop = self._loop or asyncio.get_running_loop()
+            await self._reap(self._drop_child())
+            if self._reaping is not None:
+                await self._reaping
             self._fail_all("the engine is stopped")
             if self._context is not None:
                 self._context.term()

@@ -106,7 +106,8 @@ class StepLog:
         failed = f", {window.failed_steps} steps failed" if window.failed_steps else ""
         preempted = f", {window.preemptions} preempted" if window.preemptions else ""
         return (
-            f"prefill {window.prefill_tokens / elapsed_s:.0f} tok/s, decode {window.decode_tokens / elapsed_s:.0f} tok/s, "
+            f"prefill {window.prefill_tokens / elapsed_s:.0f} tok/s, "
+            f"decode {window.decode_tokens / elapsed_s:.0f} tok/s, "
             f"{last.running} running, {last.waiting} waiting, KV used {last.kv_usage:.1%}, cache hit {hit:.1%}, "
             f"{window.steps} steps of {window.step_s / window.steps * 1e3:.1f} ms"
             f" (schedule {window.schedule_s / window.steps * 1e3:.2f} ms){preempted}{failed}"
