@@ -70,7 +70,7 @@ class EngineProcess:
             )
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
-        """Call `on_exit` once, at once, when the process ends."""
+        """Call `on_exit` once, at once, when the process ends; what it had started is killed by then."""
         if hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(self._process.pid)
@@ -82,13 +82,15 @@ class EngineProcess:
             self._poll = loop.call_later(POLL_S, self._check, loop, on_exit)
 
     def _check(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
-        if self._process.poll() is None:
+        # WNOWAIT: not reaped yet, so that its process group can still be named.
+        if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             self._poll = loop.call_later(POLL_S, self._check, loop, on_exit)
         else:
             self._exited(loop, on_exit)
 
     def _exited(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
         self.unwatch(loop)
+        self.kill()
         on_exit()
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:

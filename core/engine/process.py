@@ -7,7 +7,6 @@ means that the parent is gone, and the child leaves at once with all its descend
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import math
@@ -17,19 +16,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import zmq
 
+from core.engine.lifetime import EXIT_ORPHANED, die_with_parent, watch_parent
 from core.engine.messages import Fatal, FromEngine, Progress, StartFailed, ToEngine
 from core.engine.serve import serve
 from core.engine.start import StartEngine, read_start
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineError
 
-EXIT_OK, EXIT_START_FAILED, EXIT_GAVE_UP, EXIT_ORPHANED = 0, 3, 4, 5
-PR_SET_PDEATHSIG = 1
+EXIT_OK, EXIT_START_FAILED, EXIT_GAVE_UP = 0, 3, 4
 LINGER_MS = 2000
 
 
@@ -69,7 +68,7 @@ def load_factory(path: str) -> Callable[..., Any]:
 def main() -> int:
     """Argument: the factory, so that its imports run while the parent still resolves its settings."""
     parent = int(sys.argv[2])
-    _die_with_parent(parent)
+    die_with_parent(parent)
     # Ctrl-C and SIGTERM reach the parent, which drains and then tells us to leave.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -82,7 +81,7 @@ def main() -> int:
     start = read_start(sys.stdin.buffer)
     if start is None:
         return EXIT_ORPHANED
-    threading.Thread(target=_watch_parent, args=(sys.stdin.buffer,), name="parent-watch", daemon=True).start()
+    threading.Thread(target=watch_parent, args=(sys.stdin.buffer,), name="parent-watch", daemon=True).start()
     logging.basicConfig(
         level=start.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -130,27 +129,6 @@ def _run(
         except Exception as error:
             channel.send(Fatal(f"closing the engine failed: {error}"))
     return EXIT_OK if served else EXIT_GAVE_UP
-
-
-def _die_with_parent(parent: int) -> None:
-    """SIGKILL from the kernel when the parent dies (Linux); the pipe is the way elsewhere, and the second net."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(EXIT_ORPHANED)
-
-
-def _watch_parent(pipe: BinaryIO) -> None:
-    while pipe.read(1):
-        pass
-    leave_at_once()
-
-
-def leave_at_once() -> None:
-    """Kill this process and its group, if the group is its own."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(EXIT_ORPHANED)
 
 
 if __name__ == "__main__":

@@ -304,7 +304,10 @@ def build_small_queue(start, progress) -> Engine:
 
 def build_with_worker(start, progress) -> Engine:
     """An engine with a process of its own, as a tensor-parallel one has; its id is in `effective`."""
-    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    code = f"from core.engine.lifetime import die_with_parent; die_with_parent({os.getpid()})\n"
+    code += "import time; print(flush=True); time.sleep(600)"
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    worker.stdout.readline()
     engine = build(start, progress)
     effective = {**engine.hello.effective, "worker": str(worker.pid)}
     engine.hello = msgspec.structs.replace(engine.hello, effective=effective)
