@@ -18,17 +18,22 @@ import numpy.typing as npt
 
 from core.engine.messages import AddRequest, ErrorInfo, Hello, StepOutputs
 from core.engine.outputs import error_outputs, from_events
-from core.engine.protocols import ExecutorLike, SchedulerLike, SchedulerStatsLike, StepEventsLike, StepHandle
+from core.engine.protocols import ExecutorLike, SchedulerLike, StepEventsLike, StepHandle
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineError
 from core.interfaces.step import Logprobs, StepPlan, StepResult
 from core.metrics.step_record import StepLog, StepRecord
 
 MAX_FAILING_STEPS = 3
+GAUGES_INTERVAL_S = 0.05  # counting requests and pages takes longer than the rest of a record
 
 
 class EngineFailed(EngineError):
     """Steps fail again and again, or the scheduler's state can no longer be trusted: the engine gives up."""
+
+
+class StepFailed(EngineError):
+    """An executor's word that a whole step went wrong."""
 
 
 @dataclass(slots=True)
@@ -91,6 +96,7 @@ class Engine:
         self._failing_steps = 0
         self._last_end_s: float | None = None
         self._last_totals = (0, 0)
+        self._gauges_s = -1.0
 
     # Work in
 
@@ -125,7 +131,7 @@ class Engine:
 
     def stats(self) -> dict[str, float]:
         """Metric values now."""
-        self._gauges(self._log.last)
+        self._gauges(self._log.last, deltas=False)
         return self._log.values(self._clock())
 
     def close(self) -> None:
@@ -147,7 +153,7 @@ class Engine:
         launched = self._launch()
         if self._in_flight and (len(self._in_flight) > self._depth or not launched):
             outputs += self._complete(self._in_flight.popleft())
-        events = self._scheduler.poll_events()
+        events = self._scheduler.take_events()
         if events is not None and len(events.ids):
             outputs.append(self._to_outputs(events, None))
         if not self.has_work:
@@ -201,6 +207,8 @@ class Engine:
         failed = False
         try:
             result = flight.handle.wait()
+            if result.error is not None:
+                raise StepFailed(result.error)
         except Exception as error:
             result, failed = self._take_down(flight, error), True
         start_s = self._clock()
@@ -267,16 +275,22 @@ class Engine:
             step_s=now_s - (now_s if self._last_end_s is None else self._last_end_s),
         )
         self._last_end_s = now_s
-        stats = self._gauges(record)
-        preemptions, cached_tokens = self._last_totals
-        self._last_totals = (stats.num_preemptions, stats.cached_tokens)
-        record.preemptions = stats.num_preemptions - preemptions
-        record.cached_tokens = stats.cached_tokens - cached_tokens
+        if now_s - self._gauges_s >= GAUGES_INTERVAL_S or not self._scheduler.has_work:
+            self._gauges(record)
+        else:
+            record.keep_gauges(self._log.last)
         self._log.add(record)
 
-    def _gauges(self, record: StepRecord) -> SchedulerStatsLike:
+    def _gauges(self, record: StepRecord, deltas: bool = True) -> None:
+        """Fill in what only the scheduler can count; `deltas`: also what grew since the last time."""
         stats = self._scheduler.stats()
-        record.running, record.waiting = stats.num_running, stats.num_waiting
-        record.free_pages, record.cached_pages = stats.free_pages, stats.cached_pages
-        record.total_pages = stats.total_pages
-        return stats
+        record.running, record.waiting = int(stats["running"]), int(stats["waiting"])
+        record.total_pages, record.free_pages = int(stats["pages_total"]), int(stats["pages_free"])
+        record.cached_pages = int(stats["pages_evictable"])
+        if not deltas:
+            return
+        self._gauges_s = self._clock()
+        totals = int(stats["preemptions_total"]), int(stats["hit_tokens_total"])
+        record.preemptions = totals[0] - self._last_totals[0]
+        record.cached_tokens = totals[1] - self._last_totals[1]
+        self._last_totals = totals

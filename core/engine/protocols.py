@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,27 +27,15 @@ class StepEventsLike(Protocol):
     errors: dict[int, str]
 
 
-class SchedulerStatsLike(Protocol):
-    """Counts now, and totals since the start (`num_preemptions`, `cached_tokens`)."""
-
-    num_running: int
-    num_waiting: int
-    free_pages: int
-    total_pages: int
-    cached_pages: int
-    num_preemptions: int
-    cached_tokens: int
-
-
 class SchedulerLike(Protocol):
     """Decides what the next step does. `request` is the scheduler's own type."""
 
     def add(self, request: Any) -> None:
         """Queue a request. Raises RequestError or Overloaded."""
 
-    def cancel(self, request_id: int) -> None:
-        """End a request as soon as no step in flight touches it; unknown ids are ignored. An "abort" event follows,
-        from `complete` of a step in flight or from the next `poll_events`."""
+    def cancel(self, request_id: int) -> bool:
+        """End a request at any moment; False if it is unknown or has finished. Its one event, "abort", comes with
+        the next `complete` or `take_events`."""
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None if there is nothing to compute now."""
@@ -54,15 +43,16 @@ class SchedulerLike(Protocol):
     def complete(self, result: StepResult) -> StepEventsLike:
         """Take a step's tokens, in the order of scheduling."""
 
-    def poll_events(self) -> StepEventsLike | None:
-        """Events that no step brought: requests that ended while they waited. None if there are none."""
+    def take_events(self) -> StepEventsLike | None:
+        """Events that wait for no step (cancellations); None if there are none."""
 
     @property
     def has_work(self) -> bool:
-        """Whether requests wait or run, or events are left to poll."""
+        """Whether requests wait or run, or events are left to take."""
 
-    def stats(self) -> SchedulerStatsLike:
-        """Counts, O(1)."""
+    def stats(self) -> Mapping[str, float]:
+        """At least: running, waiting, pages_total, pages_free, pages_evictable; and the totals since the start
+        hit_tokens_total and preemptions_total."""
 
     def flush_cache(self) -> None:
         """Forget cached prefixes. Raises EngineError while requests run."""

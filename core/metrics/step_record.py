@@ -11,8 +11,9 @@ class StepRecord:
 
     prefill_tokens, decode_tokens: computed by this step. sampled_tokens: handed to requests. running, waiting:
     requests after it. cached_tokens: prompt tokens that the prefix cache saved, of requests admitted with it.
-    free_pages, cached_pages, total_pages: KV pages after it (cached ones can be evicted). preemptions: by its
-    plan. schedule_s: spent in the scheduler. device_s: as the executor measured it. step_s: host time from the
+    free_pages, cached_pages, total_pages: KV pages after it (cached ones can be evicted). preemptions: since the
+    record before. Counts of requests and pages, preemptions and cached_tokens are taken every 50 ms of steps, not
+    at each. schedule_s: spent in the scheduler. device_s: as the executor measured it. step_s: host time from the
     end of the previous step, or from the start of this one after a pause.
     """
 
@@ -31,6 +32,11 @@ class StepRecord:
     schedule_s: float = 0.0
     device_s: float = 0.0
     step_s: float = 0.0
+
+    def keep_gauges(self, other: StepRecord) -> None:
+        """Take over counts of requests and pages from an earlier record."""
+        self.running, self.waiting = other.running, other.waiting
+        self.free_pages, self.cached_pages, self.total_pages = other.free_pages, other.cached_pages, other.total_pages
 
     @property
     def kv_usage(self) -> float:

@@ -51,17 +51,6 @@ class FakeEvents:
 
 
 @dataclass
-class FakeStats:
-    num_running: int
-    num_waiting: int
-    free_pages: int
-    total_pages: int = 100
-    cached_pages: int = 0
-    num_preemptions: int = 0
-    cached_tokens: int = 0
-
-
-@dataclass
 class Row:
     message: AddRequest
     prompt: np.ndarray
@@ -185,7 +174,7 @@ class FakeScheduler:
             first, errors,
         )  # fmt: skip
 
-    def poll_events(self) -> FakeEvents | None:
+    def take_events(self) -> FakeEvents | None:
         ids, self.cancelled_waiting = self.cancelled_waiting, []
         if not ids:
             return None
@@ -199,8 +188,12 @@ class FakeScheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.rows or self.cancelled_waiting)
 
-    def stats(self) -> FakeStats:
-        return FakeStats(len(self.rows), len(self.waiting), 100 - 10 * len(self.rows), cached_tokens=self.cached_total)
+    def stats(self) -> dict[str, float]:
+        return {
+            "running": len(self.rows), "waiting": len(self.waiting), "pages_total": 100,
+            "pages_free": 100 - len(self.rows), "pages_evictable": 0, "preemptions_total": 0,
+            "hit_tokens_total": self.cached_total,
+        }  # fmt: skip
 
     def flush_cache(self) -> None:
         self.flushed += 1

@@ -87,7 +87,10 @@ def test_overlap_launches_before_it_waits() -> None:
             handle.wait = lambda: (log.append(("wait", plan.step)), wait())[1]
             return handle
 
-    for overlap, want in ((False, ["launch", "wait", "launch", "wait"]), (True, ["launch", "launch", "wait", "launch"])):
+    for overlap, want in (
+        (False, ["launch", "wait", "launch", "wait"]),
+        (True, ["launch", "launch", "wait", "launch"]),
+    ):
         log.clear()
         engine = Engine(FakeScheduler(), Recorded(), hello(), lambda m: m, max_slots=8, overlap=overlap)
         engine.submit(add(1, [5], seed=2, max_tokens=5))

@@ -135,6 +135,7 @@ async def test_leaving_early_cancels_exactly_once(how: str) -> None:
         if how == "close":
             await reader.aclose()
         else:
+
             async def read() -> None:
                 async for _ in reader:
                     pass
@@ -389,6 +390,7 @@ async def test_stats_arrive() -> None:
 
 async def test_idle_engine_does_not_spin() -> None:
     async with running() as client:
+
         def ticks() -> int:
             fields = Path(f"/proc/{client.pid}/stat").read_text().rpartition(")")[2].split()
             return int(fields[11]) + int(fields[12])
