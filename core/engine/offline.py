@@ -50,6 +50,7 @@ class OfflineEngine:
                 try:
                     turn = self.engine.step() or ()
                 except Exception as error:
+                    running.clear()  # nothing of this engine can be brought to an end any more
                     raise EngineDead(f"the engine gave up: {error}") from error
                 for outputs in turn:
                     self._feed(outputs, requests, results, running, waiting, on_progress)
