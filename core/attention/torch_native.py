@@ -94,10 +94,8 @@ _GATHER_BYTES = 256 << 20
 
 
 def _max_block_tokens(config: AttentionConfig) -> int:
-    row_bytes = max(
-        config.num_kv_heads * max(spec.head_dim, spec.v_head_dim) * config.dtype.itemsize
-        for spec in config.layers.values()
-    )
+    widest = max((max(spec.head_dim, spec.v_head_dim) for spec in config.layers.values()), default=1)
+    row_bytes = config.num_kv_heads * widest * config.dtype.itemsize
     return max(1, (_GATHER_BYTES_CPU if config.device.type == "cpu" else _GATHER_BYTES) // row_bytes)
 
 

@@ -84,7 +84,7 @@ def section_names() -> tuple[str, ...]:
 
 def nearest(name: str, known: typing.Iterable[str]) -> str | None:
     """The known name most like `name`, dashes and underscores being equal, or None if none is alike."""
-    table = {other.replace("-", "_"): other for other in known}
+    table = {other.replace("-", "_").lower(): other for other in known}
     close = difflib.get_close_matches(name.replace("-", "_").lower(), table, n=1, cutoff=0.6)
     return table[close[0]] if close else None
 

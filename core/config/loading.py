@@ -294,13 +294,12 @@ def _invalid(section: str, exc: ValidationError, layers: _Layers) -> ConfigError
     entry = by_name()[name]
     given = layers.values[dotted]
     shown = "***" if name in SECRET_FIELDS else repr(given.value)
+    default = "" if "Default" in entry.description or entry.default is None else f" Default: {entry.default}."
     return ConfigError(
         f"{name} is {shown} ({given.source}); it must be {entry.allowed}",
         field=dotted,
         value=given.value,
-        hint=f"{entry.description} Default: {entry.default}."
-        if "Default" not in entry.description
-        else entry.description,
+        hint=entry.description + default,
     )
 
 

@@ -85,8 +85,12 @@ def load_weights(
 def dummy_weights(model: nn.Module, seed: int) -> None:
     """Random weights instead of a checkpoint: normal with standard deviation 0.02, norms 1. A parameter's numbers
     depend on `seed` and its name alone."""
+    seen: set[int] = set()
     for path, module in _weight_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:  # tied: the first name counts
+                continue
+            seen.add(id(parameter))
             if isinstance(module, RmsNorm):
                 parameter.data.fill_(1.0)
                 continue

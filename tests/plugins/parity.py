@@ -8,6 +8,7 @@ in random order, and every cache group has its own page numbers.
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,27 @@ def build_context(**changes: Any) -> BuildContext:
         context_length=512,
     )
     return base.replace(**changes)
+
+
+class ThreadRank:
+    """One rank of a group of threads that exchange tensors at a barrier."""
+
+    def __init__(self, rank: int, slots: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size = rank, len(slots)
+        self.slots, self.barrier = slots, barrier
+
+    def _exchange(self, x: torch.Tensor) -> list[torch.Tensor]:
+        self.slots[self.rank] = x
+        self.barrier.wait(20)
+        everyone = list(self.slots)
+        self.barrier.wait(20)
+        return everyone
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self._exchange(x)).sum(0)
+
+    def all_gather(self, x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        return torch.cat(self._exchange(x), dim)
 
 
 class DenseAttention(AttentionBackend):
@@ -141,7 +163,8 @@ def randomise(hf_model: nn.Module, seed: int) -> None:
 class ParityCase:
     """A transformers model and the plugin's, side by side, in float32 on the CPU.
 
-    folder: where the checkpoint is written. context_length: of the plugin's model; None takes the spec's.
+    folder: where the checkpoint is written (unless not `save`: then it is there). tp: this rank's communicator.
+    context_length: of the plugin's model; None takes the spec's.
     """
 
     def __init__(
@@ -155,6 +178,7 @@ class ParityCase:
         context_length: int | None = None,
         seed: int = 0,
         save: bool = True,
+        tp: Any = None,
     ) -> None:
         if save:
             randomise(hf_model, seed)
@@ -164,7 +188,7 @@ class ParityCase:
         self.num_pages = num_pages
         self.config = json.loads((folder / "config.json").read_text())
         self.spec = arch.spec(self.config)
-        self.ctx = build_context(context_length=context_length or self.spec.context_length)
+        self.ctx = build_context(context_length=context_length or self.spec.context_length, tp=tp or OneRank())
         self.model: Any = arch.build(self.spec, self.ctx)
         self.report: LoadReport = load_weights(self.model, arch.weights(self.spec), folder, threads=2)
         self.rng = np.random.default_rng(seed)
@@ -182,8 +206,8 @@ class ParityCase:
         config = AttentionConfig(
             group=group,
             layers=layers,  # type: ignore[arg-type]
-            num_heads=first[group.layers[0]].attention.num_heads,  # type: ignore[union-attr]
-            num_kv_heads=group.num_kv_heads,
+            num_heads=first[group.layers[0]].attention.num_heads // self.ctx.tp.size,  # type: ignore[union-attr]
+            num_kv_heads=max(1, group.num_kv_heads // self.ctx.tp.size),
             page_size=self.page_size,
             num_pages=self.num_pages,
             dtype=torch.float32,
@@ -307,3 +331,34 @@ class ParityCase:
             new = [int(logits[-1].argmax())]
             got += new
         assert got == wanted
+
+
+def check_ranks(whole: ParityCase, folder: Path, arch: type[ModelArch], size: int) -> None:
+    """`size` ranks that load their shares of `whole`'s checkpoint give its logits, prefilling and decoding."""
+    prompt, more = whole.tokens(13), whole.tokens(4)
+
+    def texts(case: ParityCase) -> torch.Tensor:
+        seq = case.sequence()
+        return torch.cat([case.step([(seq, new)])[0] for new in (prompt, *([t] for t in more))])
+
+    slots: list[Any] = [None] * size
+    barrier = threading.Barrier(size)
+    results: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = texts(ParityCase(None, folder, arch, save=False, tp=ThreadRank(rank, slots, barrier)))
+        except Exception as error:
+            results[rank] = error
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wanted = texts(whole)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        torch.testing.assert_close(result, wanted, atol=TOLERANCE, rtol=TOLERANCE)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parity import ParityCase
-from plugin_llama.arch import LlamaArch, MistralArch
+from parity import ParityCase, check_ranks
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from plugin_llama.arch import LlamaArch, MistralArch
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,
@@ -87,6 +88,13 @@ def test_mistral_windows(tmp_path: Path, window: int | None) -> None:
     assert case.spec.cache_groups[0].window == window
     check_all(case)
     case.check_greedy(12)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_equal_one(tmp_path: Path, size: int) -> None:
+    """Odd vocabulary (padded on the last rank), biases, and KV heads replicated when there are four ranks."""
+    whole = llama(tmp_path, attention_bias=True, mlp_bias=True)
+    check_ranks(whole, tmp_path, LlamaArch, size)
 
 
 @st.composite

@@ -10,8 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parity import ParityCase
-from plugin_qwen.arch import Qwen2Arch, Qwen3Arch, Qwen3MoeArch
+from parity import ParityCase, check_ranks
 from safetensors.torch import load_file, save_file
 from transformers import (
     Qwen2Config,
@@ -21,6 +20,8 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+
+from plugin_qwen.arch import Qwen2Arch, Qwen3Arch, Qwen3MoeArch
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,
@@ -133,6 +134,11 @@ def test_stacked_expert_tensors(tmp_path: Path) -> None:
     stacked = ParityCase(split.hf, tmp_path, Qwen3MoeArch, save=False)
     stacked.check_prefill(11)
     assert stacked.report.num_tensors < split.report.num_tensors
+
+
+def test_ranks_equal_one(tmp_path: Path) -> None:
+    whole = qwen3_moe(tmp_path, mlp_only_layers=[1], tie_word_embeddings=True)
+    check_ranks(whole, tmp_path, Qwen3MoeArch, 2)
 
 
 @st.composite
