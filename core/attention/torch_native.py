@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from core.attention.decode import decode_rows
@@ -42,7 +43,7 @@ class TorchNativeAttention(AttentionBackend):
         slots = self.config.num_pages * self.config.page_size
         return {
             layer: tuple(
-                torch.zeros(slots, self.config.num_kv_heads * dim, dtype=self.config.dtype, device=self.config.device)
+                _zeros(slots, self.config.num_kv_heads * dim, self.config.dtype, self.config.device)
                 for dim in (spec.head_dim, spec.v_head_dim)
             )
             for layer, spec in self.config.layers.items()
@@ -85,6 +86,15 @@ class TorchNativeAttention(AttentionBackend):
         if plan.num_tokens < num_rows:
             out[plan.num_tokens :] = 0  # padding rows: defined, and never read
         return out
+
+
+def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU the kernel hands out zeroed memory as it is first touched: writing the zeros would take seconds for a
+    cache of a few GiB, and would take the memory too."""
+    if device.type != "cpu":
+        return torch.zeros(rows, columns, dtype=dtype, device=device)
+    raw = np.zeros(rows * columns * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(rows, columns)
 
 
 # Bytes of keys gathered for one call. On a CPU larger copies fall out of its cache, and the allocator returns

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from core.hardware.host_allocator import keep_freed_memory
 from core.hardware.host_memory import host_memory, usable_cores
 from core.interfaces.errors import CapacityError, ConfigError
 from core.interfaces.hardware import HardwareBackend, HardwareCapabilities, MemoryInfo, ProbeResult
@@ -37,6 +38,7 @@ class CpuBackend(HardwareBackend):
         """Set the number of compute threads. Raises ConfigError for an unusable `threads` setting."""
         import torch
 
+        keep_freed_memory()
         torch.set_num_threads(self._num_threads())
         return torch.device("cpu")
 
