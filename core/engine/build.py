@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 MIN_PAGES = 2
+MIN_FULL_LENGTHS = 32
 logger = logging.getLogger("core.engine")
 
 
@@ -76,6 +77,11 @@ def build_engine(settings: Settings, resolution: Resolution, progress: Progress 
         timer.total_s, timer.summary, resolution.spec.architecture, resolution.hardware.name, capacity, num_pages - 1,
         resolution.page_size,
     )  # fmt: skip
+    if capacity < resolution.context_length:
+        logger.warning(
+            "the KV cache holds %d tokens, less than the context length of %d: longer requests are refused",
+            capacity, resolution.context_length,
+        )  # fmt: skip
     eos = tuple(resolution.spec.eos_token_ids)
     vocab_size = resolution.spec.vocab_size
     return Engine(
@@ -117,16 +123,16 @@ def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: 
 
 def plan_pages(settings: Settings, resolution: Resolution, hardware: HardwareBackend, page_bytes: int) -> int:
     """Pages of each cache group, the null page included. Raises CapacityError with the numbers if fewer than two
-    can be had. Never more than every slot can use."""
+    can be had. Unless asked for by number, not more than would ever be of use: every slot at full length, and room
+    for cached prefixes where slots are few."""
     cache, page_size = settings.cache, resolution.page_size
     budget = hardware.kv_budget_bytes(cache.memory_fraction, cache.kv_cache_bytes)
     pages = budget // max(page_bytes, 1) - 1  # without the null page
     if cache.max_total_tokens is not None:
         pages = min(pages, cache.max_total_tokens // page_size)
-    # One page more for each slot: with overlap a request may be a token past its end.
-    longest = -(-resolution.context_length // page_size) + 1
     if cache.kv_cache_bytes is None and cache.max_total_tokens is None:
-        pages = min(pages, max(longest * settings.scheduler.max_running_requests, MIN_PAGES))
+        longest = -(-resolution.context_length // page_size) + 1  # overlap may run a token past the end
+        pages = min(pages, longest * max(settings.scheduler.max_running_requests, MIN_FULL_LENGTHS))
     if pages < MIN_PAGES:
         limit = f"max_total_tokens is {cache.max_total_tokens}" if cache.max_total_tokens is not None else ""
         raise CapacityError(

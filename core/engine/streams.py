@@ -178,7 +178,3 @@ class StreamTable:
             stream.wake()
             if self._observer is not None:
                 self._observer.finished("error", now_s - stream.arrival_s, stream.num_generated)
-
-    def has(self, request_id: int) -> bool:
-        """Whether the request still runs."""
-        return request_id in self._streams

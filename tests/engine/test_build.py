@@ -132,7 +132,7 @@ class Budget:
 @pytest.mark.parametrize(
     ("budget", "cache", "pages"),
     [
-        (100_000, {}, 45),  # 80 tokens and one more for each of 4 slots, and the null page
+        (1_000_000, {}, 353),  # 32 times 80 tokens and a token, and the null page
         (2_000, {}, 20),
         (100_000, {"kv_cache_bytes": 6_000}, 60),
         (100_000, {"max_total_tokens": 100}, 13),
