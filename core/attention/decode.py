@@ -24,7 +24,7 @@ def decode_rows(
     """
     num_rows, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
-    q = q.view(num_rows, num_kv_heads, group, head_dim)
+    q = q.reshape(num_rows, num_kv_heads, group, head_dim)
     if not plan.shared and sinks is None and spec.softcap is None:
         if len(plan.decodes) == 1:
             out = _plain_block(q, k_buffer, v_buffer, plan.decodes[0], spec)

@@ -28,7 +28,7 @@ class TorchNativeAttention(AttentionBackend):
     def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
         super().__init__(config, ctx)
         self._planner = Planner(config.page_size, _max_block_tokens(config), config.device, config.dtype)
-        self._rules = {layer: _rule(spec) for layer, spec in config.layers.items()}
+        self._rules = {layer: _rule(spec, config.device) for layer, spec in config.layers.items()}
         self._plans: dict[Rule, StepPlan] = {}
         self._slots: torch.Tensor | None = None
 
@@ -68,8 +68,8 @@ class TorchNativeAttention(AttentionBackend):
         k_buffer, v_buffer = kv
         if k is not None and v is not None:
             # Two dimensions, because index_copy_ is twice as fast on them as on three.
-            k_buffer.index_copy_(0, self._slots, k.reshape(k.shape[0], -1))
-            v_buffer.index_copy_(0, self._slots, v.reshape(v.shape[0], -1))
+            k_buffer.index_copy_(0, self._slots, k.flatten(1))
+            v_buffer.index_copy_(0, self._slots, v.flatten(1))
         num_rows, num_decodes = q.shape[0], plan.num_decodes
         if num_decodes == num_rows:
             return decode_rows(q, k_buffer, v_buffer, plan, spec, num_kv_heads, sinks)
@@ -99,5 +99,8 @@ def _max_block_tokens(config: AttentionConfig) -> int:
     return max(1, (_GATHER_BYTES_CPU if config.device.type == "cpu" else _GATHER_BYTES) // row_bytes)
 
 
-def _rule(spec: AttentionSpec) -> Rule:
-    return Rule(spec.window, spec.softcap is not None)
+def _rule(spec: AttentionSpec, device: torch.device) -> Rule:
+    on_cpu = device.type == "cpu"
+    fused_lse = on_cpu and spec.head_dim == spec.v_head_dim  # see kernels.attend_lse
+    masked = spec.softcap is not None or (not fused_lse and (on_cpu or spec.has_sinks))
+    return Rule(spec.window, masked, fused_lse)

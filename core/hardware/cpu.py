@@ -44,6 +44,8 @@ class CpuBackend(HardwareBackend):
         return host_memory()
 
     def kv_budget_bytes(self, fraction: float, requested_bytes: int | None) -> int:
+        """`fraction` is taken of what is *available* now, since a host also runs other programs, less headroom and at
+        most 4 GiB; `requested_bytes` is bounded only by what is available."""
         free = self.memory().free_bytes
         usable = free - _HEADROOM_BYTES
         if requested_bytes is not None:

@@ -47,8 +47,22 @@ def cpu_ops(num_threads: int) -> Mapping[str, Callable[..., Any]]:
     }
 
 
+def _can_pack() -> bool:
+    """Whether this build of torch on this processor packs and multiplies bfloat16 weights: asked by doing it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        ones = torch.ones(16, 16, dtype=torch.bfloat16)
+        product = torch.ops.mkldnn._linear_pointwise(ones, PackedLinear(ones, False).packed, None, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError):  # the operators are private to torch and may go
+        return False
+    return bool((product == 16).all())
+
+
 def _packer(small_elements: int) -> Callable[[torch.Tensor], Any]:
-    can_pack = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    can_pack = _can_pack()
 
     def pack_linear_weight(weight: torch.Tensor) -> Any:
         """weight [N, K] -> PackedLinear for bfloat16, else the weight itself."""

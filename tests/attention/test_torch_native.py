@@ -110,7 +110,20 @@ def test_a_long_history_is_merged_with_the_chunk(
     check(made, [(0, 30)])
     check(made, [(0, 11)])
     (plan,) = made.backend._plans.values()  # type: ignore[attr-defined]
-    assert bool(plan.causal) == (softcap is None)
+    assert bool(plan.causal) == (softcap is None and head_dims == (16, 0))
+
+
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_devices_without_a_fused_log_sum_exp(has_sinks: bool, masked: bool) -> None:
+    made = world(has_sinks=has_sinks)
+    made.backend._rules = {3: planning.Rule(None, masked=masked, merges=False)}  # type: ignore[attr-defined]
+    made.new()
+    check(made, [(0, 30)])
+    check(made, [(0, 11)])
+    (plan,) = made.backend._plans.values()  # type: ignore[attr-defined]
+    assert plan.masked
+    check(made, [(0, 1)])
 
 
 @pytest.mark.parametrize("window", [None, 5, 40])
@@ -165,6 +178,25 @@ def test_the_better_of_nested_prefixes_is_chosen(monkeypatch: pytest.MonkeyPatch
     check(made, [(n, 1) for n in (0, other, *deep)])
     (plan,) = made.backend._plans.values()  # type: ignore[attr-defined]
     assert sorted((p.num_rows, p.keys.count) for p in plan.shared) == [(2, 44), (3, 40)]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_any_family_of_prefixes(data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "MIN_SHARED_SAVING", data.draw(st.sampled_from([1, 5, 20])))
+        made = world(data.draw(st.integers(0, 999)), page_size=data.draw(st.integers(1, 6)), num_pages=600)
+        for _ in range(data.draw(st.integers(2, 7))):
+            if made.sequences and data.draw(st.integers(0, 3)):
+                parent = data.draw(st.integers(0, len(made.sequences) - 1))
+                pages = len(made.sequences[parent].k) // made.config.page_size
+                child = made.fork(parent, data.draw(st.integers(0, pages)))
+            else:
+                child = made.new()
+            check(made, [(child, data.draw(st.integers(1, 12)))])
+        rows = data.draw(st.permutations(range(len(made.sequences))))
+        for _ in range(2):
+            check(made, [(n, 1) for n in rows])
 
 
 def test_a_window_reads_no_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
