@@ -74,6 +74,8 @@ def test_llama_knows_no_window_and_mistral_does() -> None:
     assert [g.window for g in LlamaArch.spec(config).cache_groups] == [None]
     (group,) = MistralArch.spec(config).cache_groups
     assert (group.kind, group.window) == (StateKind.SLIDING_WINDOW, 4096)
+    assert [g.window for g in MistralArch.spec(LLAMA_31).cache_groups] == [4096]
+    assert [g.window for g in MistralArch.spec({**config, "sliding_window": None}).cache_groups] == [None]
     types = ["full_attention", "sliding_attention"] * 16
     assert [g.window for g in MistralArch.spec({**config, "layer_types": types}).cache_groups] == [None, 4096]
 

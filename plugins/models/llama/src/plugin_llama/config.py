@@ -35,7 +35,8 @@ def read_config(hf_config: Mapping[str, Any], architecture: str, *, sliding: boo
     head_dim = head_size(reader, hidden_size, num_heads)
     windows: list[int | None] = [None] * num_layers
     if sliding:
-        window = reader.optional_size("sliding_window")
+        # Transformers takes an absent window for 4096, a null one for none.
+        window = reader.optional_size("sliding_window") if "sliding_window" in hf_config else 4096
         windows = reader.windows(num_layers, window, [window is not None] * num_layers)
     layers, groups = group_layers(
         [AttentionSpec(num_heads, num_kv_heads, head_dim, head_dim**-0.5, window=window) for window in windows]
