@@ -47,7 +47,11 @@ class LibraryCodec:
 
     @classmethod
     def from_files(cls, folder: Path, tokenizer_config: dict[str, Any], named: dict[str, str]) -> LibraryCodec:
-        """tokenizer.json, with what tokenizer_config.json says about added tokens and begin / end of text."""
+        """tokenizer.json, with the added tokens of tokenizer_config.json.
+
+        Begin and end of text are as tokenizer.json's post-processor says; add_bos_token and add_eos_token do not count
+        (transformers 5 does the same).
+        """
         from tokenizers import AddedToken, Tokenizer
 
         path = folder / "tokenizer.json"
@@ -68,8 +72,6 @@ class LibraryCodec:
         extra += [AddedToken(text, special=True) for text in dict.fromkeys(named.values()) if text not in present]
         if extra:
             tokenizer.add_tokens(extra)
-        if "add_bos_token" in tokenizer_config or "add_eos_token" in tokenizer_config:
-            _frame(tokenizer, tokenizer_config, named)
         return cls(tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -127,21 +129,6 @@ class TransformersCodec:
 
     def bytes_of(self, token: int) -> bytes:
         return self.decode([token], False).encode()
-
-
-def _frame(tokenizer: Any, config: dict[str, Any], named: dict[str, str]) -> None:
-    """Begin and end of text exactly as add_bos_token and add_eos_token say."""
-    from tokenizers.processors import TemplateProcessing
-
-    begin = named.get("bos_token") if config.get("add_bos_token") else None
-    end = named.get("eos_token") if config.get("add_eos_token") else None
-    single = [*([f"{begin}:0"] if begin else []), "$A:0", *([f"{end}:0"] if end else [])]
-    pair = [*single, *([f"{begin}:1"] if begin else []), "$B:1", *([f"{end}:1"] if end else [])]
-    tokenizer.post_processor = TemplateProcessing(
-        single=single,
-        pair=pair,
-        special_tokens=[(text, tokenizer.token_to_id(text)) for text in dict.fromkeys((begin, end)) if text],
-    )
 
 
 def _kinds(decoder: Any) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """The one output stage: tokens -> text -> stop strings -> reasoning -> tool calls.
 
-Streaming feeds it chunk by chunk; a whole answer is the stream joined. For every way of cutting the tokens into chunks the
-joined result is the same.
+Streaming feeds it chunk by chunk; a whole answer is the stream joined. For every way of cutting the tokens into chunks
+the joined result is the same.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class OutputStage:
         # of special tokens is taken out after them.
         parsing = reasoning is not None or tools is not None
         remove = parsing and sampling.skip_special_tokens and tokenizer.special_texts
-        self._remover = Remover(tokenizer.special_texts) if remove else None
+        self._removers = (Remover(tokenizer.special_texts), Remover(tokenizer.special_texts)) if remove else None
         self._decoder = tokenizer.decode_stream(sampling.skip_special_tokens and not parsing, context)
         self._scanner = Scanner(sampling.stop) if sampling.stop else None
         self._align = align_logprobs
@@ -191,17 +191,17 @@ class OutputStage:
         answer = _through(self._tools, parsed[0].content, self.finished)
         delta.reasoning += answer.reasoning
         delta.text = answer.content
-        if answer.tool_calls:
-            delta.tool_calls, undeclared = self._policy.apply(answer.tool_calls)
-            delta.text += undeclared
+        delta.tool_calls = self._policy.apply(answer.tool_calls)
+        if self._removers is not None:
+            delta.text = self._removers[0].feed(delta.text)
+            delta.reasoning = self._removers[1].feed(delta.reasoning)
+            if self.finished:
+                delta.text += self._removers[0].flush()
+                delta.reasoning += self._removers[1].flush()
         if self.finished:
             delta.text += self._policy.finish()
             if self._policy.num_calls and delta.finish_reason == "stop":
                 delta.finish_reason = "tool_calls"
-        if self._remover is not None:
-            delta.text = self._remover.feed(delta.text)
-            if self.finished:
-                delta.text += self._remover.flush()
 
     def _note(self, token: int, top: TopEntry, characters: int) -> None:
         """Remember a token's log-probability until its text is out."""

@@ -6,10 +6,10 @@ added in one place. Ranges are checked by `SamplingParams` itself.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ class Parameter:
     field: str
     type: Any
     summary: str
-    names: Mapping[Dialect, tuple[str, ...]] = MappingProxyType({})
+    names: Mapping[Dialect, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def spellings(self, dialect: Dialect) -> tuple[str, ...]:
         return self.names.get(dialect, (self.field,))

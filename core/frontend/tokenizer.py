@@ -86,10 +86,8 @@ class Tokenizer:
         """Token ids. Raises RequestError for text that is not valid Unicode (lone surrogates)."""
         try:
             return self._codec.encode(text, add_special_tokens)
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"the text is not valid Unicode: {error.reason} at {error.start}", param="text"
-            ) from error
+        except (UnicodeEncodeError, TypeError) as error:
+            raise RequestError("the text is not valid Unicode: it holds lone surrogates", param="text") from error
 
     async def encode_async(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """`encode`; a long text is encoded in a thread so that the event loop goes on."""

@@ -28,54 +28,49 @@ def new_call_id() -> str:
 class ToolPolicy:
     """State of one answer.
 
-    A call to a tool that the request did not declare is no tool call: its name and arguments are given back as text, so
-    that nothing is lost and no client runs what it did not offer. Without `parallel`, calls after the first are dropped.
+    A call to a tool that the request did not declare is no tool call: it is given back as text at the end of the
+    answer, so that nothing is lost and no client runs what it did not offer. Without `parallel`, calls after the first
+    are dropped.
     """
 
     def __init__(self, tools: Sequence[Tool], parallel: bool = True, new_id: Callable[[], str] = new_call_id) -> None:
         self._declared = frozenset(tool["function"]["name"] for tool in tools)
         self._parallel = parallel
         self._new_id = new_id
-        self._indices: dict[int, int | None] = {}  # the parser's index -> the client's; None: not passed on
-        self._as_text: int | None = None  # the parser's index of an undeclared call that is being written as text
+        self._indices: dict[int, int] = {}  # the parser's index -> the client's
+        self._undeclared: dict[int, tuple[str, list[str]]] = {}  # the parser's index -> name, arguments
         self.num_calls = 0
 
-    def apply(self, deltas: Iterable[ToolCallDelta]) -> tuple[list[ToolCallPiece], str]:
-        """(pieces for the client, text)."""
+    def apply(self, deltas: Iterable[ToolCallDelta]) -> list[ToolCallPiece]:
+        """What the client gets of some pieces."""
         pieces: list[ToolCallPiece] = []
-        text: list[str] = []
         for delta in deltas:
-            if delta.index != self._as_text:
-                text.append(self.finish())
             if delta.name is not None:
-                text.append(self._begin(delta.index, delta.name, pieces))
+                self._begin(delta.index, delta.name, pieces)
             if not delta.arguments:
                 continue
-            if delta.index == self._as_text:
-                text.append(delta.arguments)
+            if delta.index in self._undeclared:
+                self._undeclared[delta.index][1].append(delta.arguments)
             elif (index := self._indices.get(delta.index)) is not None:
                 if pieces and pieces[-1].index == index:
                     pieces[-1].arguments += delta.arguments
                 else:
                     pieces.append(ToolCallPiece(index, arguments=delta.arguments))
-        return pieces, "".join(text)
+        return pieces
 
     def finish(self) -> str:
-        """Text that closes an undeclared call which is being written as text."""
-        if self._as_text is None:
-            return ""
-        self._as_text = None
-        return "}"
+        """Undeclared calls as text, one a line."""
+        lines = [
+            f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {"".join(arguments) or "{}"}}}'
+            for name, arguments in self._undeclared.values()
+        ]
+        self._undeclared = {}
+        return "\n".join(lines)
 
-    def _begin(self, index: int, name: str, pieces: list[ToolCallPiece]) -> str:
+    def _begin(self, index: int, name: str, pieces: list[ToolCallPiece]) -> None:
         if name not in self._declared:
-            self._indices[index] = None
-            self._as_text = index
-            return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": '
-        if self.num_calls and not self._parallel:
-            self._indices[index] = None
-            return ""
-        self._indices[index] = self.num_calls
-        pieces.append(ToolCallPiece(self.num_calls, self._new_id(), name))
-        self.num_calls += 1
-        return ""
+            self._undeclared[index] = (name, [])
+        elif self._parallel or not self.num_calls:
+            self._indices[index] = self.num_calls
+            pieces.append(ToolCallPiece(self.num_calls, self._new_id(), name))
+            self.num_calls += 1
