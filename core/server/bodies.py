@@ -43,7 +43,10 @@ async def _raw(request: Request, limit_bytes: int) -> bytes:
 
 def _named(error: ValidationError, raw: bytes) -> RequestError:
     """The first mistake, with the field as a client would write it: messages[0].content."""
-    first = error.errors(include_url=False, include_input=True)[0]
+    mistakes = error.errors(include_url=False, include_input=True)
+    # Where a field may have several types, each type complains; the complaint that got furthest tells most.
+    same_field = [mistake for mistake in mistakes if mistake["loc"][:1] == mistakes[0]["loc"][:1]]
+    first = max(same_field, key=lambda mistake: len(mistake["loc"]))
     if first["type"] == "json_invalid":
         try:
             raw.decode()
