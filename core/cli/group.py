@@ -1,0 +1,105 @@
+"""A click group that knows its commands' names and help lines without importing them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from core.cli.commands import CommandSpec
+
+if TYPE_CHECKING:
+    from core.registry.catalog import Catalog
+
+PLUGIN_GROUP = "core.commands"
+
+
+class LazyGroup(click.Group):
+    """Commands come from a table and, if `plugins`, from the `core.commands` entry points."""
+
+    def __init__(self, specs: Sequence[CommandSpec], *, plugins: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._specs = {spec.name: spec for spec in specs}
+        self._with_plugins = plugins
+        self._catalog: Catalog | None = None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self._specs, *self._plugin_summaries()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        spec = self._specs.get(cmd_name)
+        if spec is not None:
+            module_name, _, attribute = spec.target.partition(":")
+            found: click.Command = getattr(importlib.import_module(module_name), attribute)
+            return found
+        catalog = self._plugin_catalog()
+        if catalog is not None and catalog.has("commands", cmd_name):
+            return _plugin_command(cmd_name, catalog)
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            names = self.list_commands(ctx)
+            close = difflib.get_close_matches(name, names, n=1)
+            tail = f"did you mean {close[0]!r}?" if close else f"commands: {', '.join(names)}"
+            raise click.UsageError(f"there is no command {name!r}; {tail}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(spec.name, spec.summary) for spec in self._specs.values()])
+        extra = self._plugin_summaries()
+        if extra:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(list(extra.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        summaries = {spec.name: spec.summary for spec in self._specs.values()} | self._plugin_summaries()
+        items = [CompletionItem(n, help=text) for n, text in summaries.items() if n.startswith(incomplete)]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
+
+    def _plugin_catalog(self) -> Catalog | None:
+        """Catalog of command plugins; None, without loading the registry, if there are none."""
+        if self._catalog is None and self._with_plugins:
+            import importlib.metadata
+
+            if importlib.metadata.entry_points(group=PLUGIN_GROUP):
+                from core.registry.catalog import Catalog
+
+                self._catalog = Catalog.scan(groups=[PLUGIN_GROUP])
+        return self._catalog
+
+    def _plugin_summaries(self) -> dict[str, str]:
+        """Name -> help line. A name that core has, or that two distributions claim, is shown in full."""
+        catalog = self._plugin_catalog()
+        found = {}
+        for record in catalog.of_kind("commands") if catalog is not None else ():
+            full = record.name in self._specs or bool(catalog is not None and catalog.clashes(record))
+            text = record.summary or f"from {record.distribution}"
+            if record.state != "available":
+                text = f"unavailable: {record.reason}"
+            found[record.full_name if full else record.name] = text
+        return found
+
+
+def _plugin_command(name: str, catalog: Catalog) -> click.Command:
+    """A command that hands its arguments, --help included, to the plugin's typer application as they are."""
+
+    def run(args: tuple[str, ...]) -> None:
+        app = catalog.load("commands", name)
+        app(args=list(args), prog_name=f"core {name}")
+
+    return click.Command(
+        name,
+        callback=run,
+        params=[click.Argument(["args"], nargs=-1, type=click.UNPROCESSED)],
+        context_settings={"ignore_unknown_options": True, "help_option_names": []},
+        add_help_option=False,
+    )

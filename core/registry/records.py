@@ -1,0 +1,129 @@
+"""PluginRecord: what is known of one plugin before anything of it is imported, and the checks on that."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from core.interfaces.errors import PluginApiError, PluginError, PluginLoadError
+from core.interfaces.kinds import Kind
+
+State = Literal["available", "unavailable", "failed"]
+
+
+def canonical(distribution: str) -> str:
+    """A distribution's name as package indexes compare it: lower case, runs of - _ . are one dash."""
+    out = distribution.lower().replace("_", "-").replace(".", "-")
+    while "--" in out:
+        out = out.replace("--", "-")
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRecord:
+    """One plugin as its metadata describes it.
+
+    target: "module:attr" of the entry point ("" if it has none). api: (oldest, newest) interface version.
+    config: "module:Model" of its settings, or None. requires_hardware: names it works with, empty for any.
+    state: "available", "unavailable" (known before import: reason says why) or "failed" (import was tried).
+    api_mismatch: why its interface versions do not fit this core, or "".
+    loaded: the object itself, where a catalog was built from objects.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str = "0"
+    target: str = ""
+    api: tuple[int, int] = (1, 1)
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    config: str | None = None
+    summary: str = ""
+    stability: str = "stable"
+    requires_packages: tuple[str, ...] = ()
+    requires_hardware: tuple[str, ...] = ()
+    state: State = "available"
+    reason: str = ""
+    api_mismatch: str = ""
+    loaded: Any = None
+
+    @property
+    def full_name(self) -> str:
+        """`distribution:name`, never ambiguous."""
+        return f"{self.distribution}:{self.name}"
+
+    @property
+    def title(self) -> str:
+        """For texts: "attention plugin 'x' (distribution y 1.0)"."""
+        return f"{self.kind} plugin {self.name!r} (distribution {self.distribution} {self.version})"
+
+    @property
+    def priority(self) -> int:
+        """Order among plugins that core may choose from, higher first; from the manifest, 0 if not stated."""
+        value = self.capabilities.get("priority", 0)
+        return value if isinstance(value, int) else 0
+
+    def answers_to(self, name: str) -> bool:
+        """Whether `name` or `distribution:name` means this plugin."""
+        if name == self.name:
+            return True
+        distribution, colon, short = name.rpartition(":")
+        return bool(colon) and short == self.name and canonical(distribution) == canonical(self.distribution)
+
+    def unusable(self) -> PluginError | None:
+        """The error that using this plugin must raise, or None if it may be tried."""
+        if self.api_mismatch:
+            newer_core = "needs a newer core" in self.api_mismatch
+            hint = (
+                f"upgrade core, or install an older {self.distribution}"
+                if newer_core
+                else f"pip install --upgrade {self.distribution}, or install an older core"
+            )
+            return PluginApiError(f"{self.title} cannot be used: {self.api_mismatch}", hint=hint)
+        if self.state != "available":
+            return PluginLoadError(
+                f"{self.title} cannot be used: {self.reason}",
+                hint=f"repair or reinstall {self.distribution}, or choose another {self.kind} plugin",
+            )
+        return None
+
+
+def api_mismatch(api: tuple[int, int], kind: Kind, core_version: str) -> str:
+    """Why interface versions `api` do not meet what core speaks of `kind`, or ""."""
+    speaks = f"core {core_version} speaks {_span(kind.oldest_api, kind.api)}"
+    if api[1] < kind.oldest_api:
+        return f"it is built for version {_span(*api)} of the {kind.name} interface, {speaks}; the plugin is too old"
+    if api[0] > kind.api:
+        return f"it is built for version {_span(*api)} of the {kind.name} interface, {speaks}; it needs a newer core"
+    return ""
+
+
+def missing_requirements(requirements: Sequence[str]) -> str:
+    """Which of the PEP 508 `requirements` are not met by what is installed, as text; "" if all are."""
+    if not requirements:
+        return ""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    problems = []
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as exc:
+            problems.append(f"its manifest states {text!r}, which is no valid requirement ({exc})")
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        try:
+            installed = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"it needs {text}, which is not installed (pip install '{text}')")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            problems.append(f"it needs {text}, but {installed} is installed (pip install '{text}')")
+    return "; ".join(problems)
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"

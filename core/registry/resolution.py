@@ -1,0 +1,155 @@
+"""Resolution: everything that was decided before an engine is built, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.interfaces.model import ModelArch
+from core.interfaces.spec import ModelDefaults, ModelSpec
+from core.registry.lock import LockSet
+from core.registry.records import PluginRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One plugin picked by name.
+
+    target: its class or callable; None (with record None and name "none") where nothing is used.
+    rejected: (name, why) of those that were considered and not taken.
+    """
+
+    kind: str
+    name: str
+    record: PluginRecord | None
+    target: Any
+    reason: str
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One value that is no plugin: dtype, page size and the like."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainRow:
+    """One line of `core plugins explain`."""
+
+    what: str
+    chosen: str
+    reason: str
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What an engine is built from. Same settings and same environment give the same resolution.
+
+    checkpoint: folder. hf_config: config.json. arch: the architecture's class. dtype: compute type, e.g.
+    "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
+    wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
+    tool_parser, reasoning_parser: target None when off.
+    """
+
+    checkpoint: Path
+    checkpoint_choice: Choice
+    hf_config: Mapping[str, Any]
+    model: Choice
+    arch: type[ModelArch]
+    spec: ModelSpec
+    defaults: ModelDefaults
+    hardware: Choice
+    quant: Choice
+    attention: tuple[Choice, ...]
+    prefix_cache: Choice
+    moe: Choice
+    ops: tuple[Choice, ...]
+    tool_parser: Choice
+    reasoning_parser: Choice
+    dtype: str
+    page_size: int
+    context_length: int
+    chunk_tokens: int
+    overlap: bool
+    decisions: tuple[Decision, ...] = ()
+    ops_rejected: tuple[tuple[str, str], ...] = ()
+    plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tensor_parallel_size: int = 1
+
+    def choices(self) -> Iterator[Choice]:
+        """Every choice, in the order they were made."""
+        yield self.checkpoint_choice
+        yield self.model
+        yield self.hardware
+        yield self.quant
+        yield from self.attention
+        yield self.prefix_cache
+        yield self.moe
+        yield from self.ops
+        yield self.tool_parser
+        yield self.reasoning_parser
+
+    def lock(self) -> LockSet:
+        """The chosen plugins, for child processes to verify."""
+        return LockSet.of(choice.record for choice in self.choices() if choice.record is not None)
+
+    @property
+    def effective(self) -> dict[str, str]:
+        """What is in effect, flat, for logs, `/server_info` and the comparison with what was asked for."""
+        return {
+            "model": str(self.checkpoint),
+            "architecture": self.spec.architecture,
+            "device": self.hardware.name,
+            "dtype": self.dtype,
+            "quantization": self.quant.name,
+            "attention_backend": self._attention_text(),
+            "prefix_cache": self.prefix_cache.name,
+            "moe_backend": self.moe.name,
+            "ops": ",".join(choice.name for choice in self.ops) or "none",
+            "page_size": str(self.page_size),
+            "context_length": str(self.context_length),
+            "chunk_tokens": str(self.chunk_tokens),
+            "overlap": "on" if self.overlap else "off",
+            "tensor_parallel_size": str(self.tensor_parallel_size),
+            "tool_call_parser": self.tool_parser.name,
+            "reasoning_parser": self.reasoning_parser.name,
+        }
+
+    def _attention_text(self) -> str:
+        names = [choice.name for choice in self.attention]
+        if len(set(names)) <= 1:
+            return names[0] if names else "none"
+        return ",".join(f"{g.name}={name}" for g, name in zip(self.spec.cache_groups, names, strict=True))
+
+    def explain(self) -> list[ExplainRow]:
+        """Every choice and decision with its reason, for `core plugins explain`."""
+        rows = [
+            _row("checkpoint", self.checkpoint_choice),
+            _row("model", self.model),
+            _row("hardware", self.hardware),
+            _row("quantization", self.quant),
+        ]
+        for group, choice in zip(self.spec.cache_groups, self.attention, strict=True):
+            label = "attention" if len(self.attention) == 1 else f"attention ({group.name})"
+            rows.append(_row(label, choice))
+        rows += [_row("prefix cache", self.prefix_cache), _row("mixture of experts", self.moe)]
+        rows += [_row("ops", choice) for choice in self.ops]
+        if self.ops_rejected or not self.ops:
+            rows.append(
+                ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected)
+            )
+        rows += [_row("tool-call parser", self.tool_parser), _row("reasoning parser", self.reasoning_parser)]
+        rows += [ExplainRow(d.name, d.value, d.reason) for d in self.decisions]
+        return rows
+
+
+def _row(what: str, choice: Choice) -> ExplainRow:
+    origin = f" ({choice.record.distribution} {choice.record.version})" if choice.record is not None else ""
+    return ExplainRow(what, f"{choice.name}{origin}", choice.reason, choice.rejected)

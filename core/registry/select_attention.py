@@ -1,0 +1,179 @@
+"""Choose an attention backend for every cache group, and the page size they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.interfaces.attention import AttentionCapabilities
+from core.interfaces.errors import ConfigError
+from core.interfaces.spec import AttentionSpec, CacheGroupSpec, ModelSpec
+from core.registry.candidates import Rejected, by_priority, listing, loadable, wrong_hardware
+from core.registry.catalog import Catalog
+from core.registry.records import PluginRecord
+from core.registry.resolution import Choice, Decision
+
+KIND = "attention"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNeeds:
+    """What one cache group asks of a backend. page_size None: still open."""
+
+    group: CacheGroupSpec
+    layers: tuple[AttentionSpec, ...]
+    dtype: str
+    hardware: str
+    page_size: int | None
+
+    def rejects(self, caps: AttentionCapabilities) -> str:
+        """Why a backend with these capabilities cannot serve the group, or ""."""
+        kinds = {str(kind) for kind in caps.state_kinds}
+        if str(self.group.kind) not in kinds:
+            return f"cannot keep state of kind {self.group.kind} (it keeps {', '.join(sorted(kinds))})"
+        if caps.hardware is not None and self.hardware not in caps.hardware:
+            return f"runs on {', '.join(caps.hardware)}, the device is {self.hardware}"
+        if self.dtype not in caps.dtypes:
+            return f"cannot compute in {self.dtype} (it can: {', '.join(caps.dtypes)})"
+        if caps.head_dims is not None:
+            dims = {dim for layer in self.layers for dim in (layer.head_dim, layer.v_head_dim)}
+            bad = sorted(dims - set(caps.head_dims))
+            if bad:
+                return f"head dimension {bad[0]} is not among {', '.join(map(str, caps.head_dims))}"
+        if not caps.softcap and any(layer.softcap is not None for layer in self.layers):
+            return "has no logit soft-capping"
+        if not caps.sinks and any(layer.has_sinks for layer in self.layers):
+            return "has no attention sinks"
+        if self.page_size is not None and caps.page_sizes is not None and self.page_size not in caps.page_sizes:
+            return f"page size {self.page_size} is not among {', '.join(map(str, caps.page_sizes))}"
+        return ""
+
+
+def choose_attention(
+    asked: str,
+    preferred: Mapping[str, tuple[str, ...]],
+    spec: ModelSpec,
+    *,
+    dtype: str,
+    hardware: str,
+    page_size: int | None,
+    wished_page_size: int,
+    wish_reason: str,
+    catalog: Catalog,
+) -> tuple[tuple[Choice, ...], Decision]:
+    """One choice a cache group and the page size.
+
+    asked: the operator's backend, or "auto". preferred: who wishes ("the model", ...) -> names, best first; tried
+    before any other installed backend. page_size: the operator's, or None; then `wished_page_size` is taken unless
+    the first group's best backend accepts only others.
+    Raises ConfigError if the operator's backend cannot serve a group, or if none can.
+    """
+    ordered = _order(asked, preferred, catalog)
+    decision = Decision("page size", str(page_size), "asked for") if page_size is not None else None
+    choices = []
+    for index, group in enumerate(spec.cache_groups):
+        layers = tuple(
+            layer.attention for layer in spec.layers if layer.cache_group == index and layer.attention is not None
+        )
+        fixed = int(decision.value) if decision is not None else None
+        needs = GroupNeeds(group, layers, dtype, hardware, fixed)
+        choice = _choose(asked, ordered, needs, catalog)
+        choices.append(choice)
+        if decision is None:
+            decision = _page_size(choice, wished_page_size, wish_reason)
+    if decision is None:  # a model without cache groups
+        decision = Decision("page size", str(wished_page_size), wish_reason)
+    return tuple(choices), decision
+
+
+def _order(asked: str, preferred: Mapping[str, tuple[str, ...]], catalog: Catalog) -> list[tuple[PluginRecord, str]]:
+    """Candidates with why they stand where they stand, each once."""
+    if asked != "auto":
+        return [(catalog.record(KIND, asked), "asked for")]
+    ordered: list[tuple[PluginRecord, str]] = []
+
+    def add(records: Iterable[PluginRecord], reason: str) -> None:
+        known = {record.full_name for record, _ in ordered}
+        ordered.extend((record, reason) for record in records if record.full_name not in known)
+
+    for who, names in preferred.items():
+        for name in names:
+            add((record for record in catalog.of_kind(KIND) if record.answers_to(name)), f"preferred by {who}")
+    add(by_priority(catalog, KIND), "installed and able")
+    return ordered
+
+
+def _choose(asked: str, ordered: list[tuple[PluginRecord, str]], needs: GroupNeeds, catalog: Catalog) -> Choice:
+    rejected: Rejected = []
+    if asked != "auto":
+        record = ordered[0][0]
+        target = catalog.load(KIND, record.full_name)  # selected, so a failure stops here with its cause
+        why = (
+            wrong_hardware(record, needs.hardware)
+            or _manifest_rejects(record, needs)
+            or needs.rejects(_capabilities(target))
+        )
+        if why:
+            raise ConfigError(
+                f"attention_backend is {asked!r}, but it cannot serve cache group {needs.group.name!r}: {why}",
+                field="engine.attention_backend",
+                value=asked,
+                hint="use --attention-backend auto, or change the option named above",
+            )
+        return Choice(KIND, record.name, record, target, "asked for")
+    for record, why_here in ordered:
+        why = _manifest_rejects(record, needs)
+        if why:
+            rejected.append((record.name, why))
+            continue
+        for _, target in loadable(catalog, [record], needs.hardware, rejected):
+            why = needs.rejects(_capabilities(target))
+            if not why:
+                return Choice(KIND, record.name, record, target, why_here, tuple(rejected))
+            rejected.append((record.name, why))
+    raise ConfigError(
+        f"no attention backend can serve cache group {needs.group.name!r} ({needs.group.kind}) on {needs.hardware} "
+        f"in {needs.dtype}"
+        + (f" with pages of {needs.page_size} tokens" if needs.page_size is not None else "")
+        + f" ({listing(rejected)})",
+        field="engine.attention_backend",
+        value=asked,
+        hint="install an attention plugin that can, or change --dtype or --page-size",
+    )
+
+
+def _capabilities(target: Any) -> AttentionCapabilities:
+    caps = getattr(target, "capabilities", None)
+    return caps if isinstance(caps, AttentionCapabilities) else AttentionCapabilities()
+
+
+def _manifest_rejects(record: PluginRecord, needs: GroupNeeds) -> str:
+    """What the manifest alone rules out, so that the plugin need not be imported. Keys it lacks rule out nothing."""
+    stated = record.capabilities
+    everything = AttentionCapabilities(
+        state_kinds=frozenset(type(needs.group.kind)), dtypes=(needs.dtype,), softcap=True, sinks=True
+    )
+    changes: dict[str, Any] = {}
+    for key in ("page_sizes", "head_dims", "dtypes", "hardware", "state_kinds"):
+        value = stated.get(key)
+        if isinstance(value, list | tuple):
+            changes[key] = frozenset(value) if key == "state_kinds" else tuple(value)
+    for key in ("softcap", "sinks"):
+        if isinstance(stated.get(key), bool):
+            changes[key] = stated[key]
+    return needs.rejects(replace(everything, **changes))
+
+
+def _page_size(choice: Choice, wished: int, wish_reason: str) -> Decision:
+    sizes = _capabilities(choice.target).page_sizes
+    if sizes is None:
+        stated = choice.record.capabilities.get("page_sizes") if choice.record is not None else None
+        sizes = tuple(stated) if isinstance(stated, list | tuple) else None
+    if sizes is None or wished in sizes:
+        return Decision("page size", str(wished), wish_reason)
+    # The nearest that the backend takes; of two equally near the smaller, which wastes less of a last page.
+    nearest = min(sizes, key=lambda size: (abs(size - wished), size))
+    return Decision(
+        "page size", str(nearest), f"attention backend {choice.name} does not take {wished} ({wish_reason})"
+    )

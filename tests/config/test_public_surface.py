@@ -1,0 +1,79 @@
+"""The public surface of the settings, frozen: a change here is a change for users and belongs in the changelog."""
+
+from __future__ import annotations
+
+from core.config.fields import by_name, nearest_setting, section_names, setting_fields
+from core.config.sections import Settings
+
+SURFACE = """
+model.model --model --model-path CORE_MODEL text None
+model.served_model_name --served-model-name CORE_SERVED_MODEL_NAME text None
+model.tokenizer --tokenizer --tokenizer-path CORE_TOKENIZER text None
+model.chat_template --chat-template CORE_CHAT_TEMPLATE text None
+model.load_format --load-format CORE_LOAD_FORMAT text 'auto'
+model.dtype --dtype CORE_DTYPE text 'auto'
+model.context_length --context-length --max-model-len CORE_CONTEXT_LENGTH integer None
+model.quantization --quantization CORE_QUANTIZATION text None
+model.load_threads --load-threads CORE_LOAD_THREADS integer 4
+model.trust_remote_code --trust-remote-code CORE_TRUST_REMOTE_CODE boolean False
+model.tool_call_parser --tool-call-parser CORE_TOOL_CALL_PARSER text None
+model.reasoning_parser --reasoning-parser CORE_REASONING_PARSER text None
+cache.page_size --page-size --block-size CORE_PAGE_SIZE integer None
+cache.memory_fraction --memory-fraction --mem-fraction-static --gpu-memory-utilization CORE_MEMORY_FRACTION number 0.85
+cache.kv_cache_bytes --kv-cache-bytes CORE_KV_CACHE_BYTES integer None
+cache.max_total_tokens --max-total-tokens CORE_MAX_TOTAL_TOKENS integer None
+cache.prefix_cache --prefix-cache CORE_PREFIX_CACHE text 'radix'
+cache.eviction_policy --eviction-policy --radix-eviction-policy CORE_EVICTION_POLICY text 'lru'
+cache.disable_radix_cache --disable-radix-cache --no-enable-prefix-caching CORE_DISABLE_RADIX_CACHE boolean False
+scheduler.schedule_policy --schedule-policy --scheduling-policy CORE_SCHEDULE_POLICY text 'fcfs'
+scheduler.max_running_requests --max-running-requests --max-num-seqs CORE_MAX_RUNNING_REQUESTS integer 256
+scheduler.max_queued_requests --max-queued-requests CORE_MAX_QUEUED_REQUESTS integer 1024
+scheduler.chunked_prefill_size --chunked-prefill-size --max-num-batched-tokens CORE_CHUNKED_PREFILL_SIZE integer None
+engine.device --device CORE_DEVICE text 'auto'
+engine.attention_backend --attention-backend CORE_ATTENTION_BACKEND text 'auto'
+engine.moe_backend --moe-backend --moe-runner-backend CORE_MOE_BACKEND text 'auto'
+engine.tensor_parallel_size --tensor-parallel-size --tp-size --tp CORE_TENSOR_PARALLEL_SIZE integer 1
+engine.overlap --overlap CORE_OVERLAP text 'auto'
+engine.cpu_threads --cpu-threads CORE_CPU_THREADS integer None
+engine.random_seed --random-seed CORE_RANDOM_SEED integer None
+engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
+engine.log_interval_s --log-interval-s CORE_LOG_INTERVAL_S number 10.0
+server.host --host CORE_HOST text '127.0.0.1'
+server.port --port CORE_PORT integer 30000
+server.api_key --api-key CORE_API_KEY text None
+server.log_level --log-level CORE_LOG_LEVEL text 'info'
+server.max_n --max-n CORE_MAX_N integer 16
+server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
+server.drain_timeout_s --drain-timeout-s CORE_DRAIN_TIMEOUT_S number 30.0
+server.cors_allow_origins --cors-allow-origins CORE_CORS_ALLOW_ORIGINS list ()
+server.chat_page --chat-page CORE_CHAT_PAGE boolean True
+"""
+
+
+def test_frozen() -> None:
+    lines = [
+        " ".join([f.dotted, f.flag, *("--" + a for a in f.aliases), f.env, f.type_name, repr(f.default)])
+        for f in setting_fields()
+    ]
+    assert "\n".join(lines) == SURFACE.strip()
+
+
+def test_names_and_aliases_are_unique() -> None:
+    spelled = [name.replace("-", "_") for f in setting_fields() for name in (f.name, *f.aliases)]
+    assert len(spelled) == len(set(spelled)) == len(by_name())
+    # A flat YAML key must not read as a section; `model` may, being text there and a mapping as a section.
+    assert set(spelled) & {*section_names(), "plugins"} == {"model"}
+
+
+def test_every_field_is_documented_and_checked() -> None:
+    for f in setting_fields():
+        assert f.description.endswith("."), f.dotted
+        assert f.allowed, f.dotted
+    assert section_names() == tuple(name for name in Settings.model_fields if name != "plugins")
+
+
+def test_nearest() -> None:
+    found = nearest_setting("gpu-memory-utilisation")
+    assert found is not None
+    assert found.name == "memory_fraction"
+    assert nearest_setting("qqqqqq") is None
