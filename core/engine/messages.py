@@ -58,11 +58,37 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     load_s: float = 0.0
 
 
+class Progress(msgspec.Struct, tag="progress", frozen=True):
+    """Start-up goes on. phase: what is being done, for people. fraction: of this phase, 0 to 1."""
+
+    phase: str
+    fraction: float
+
+
 class StartFailed(msgspec.Struct, tag="start_failed", frozen=True):
-    """Start-up did not succeed; the text is for people."""
+    """Start-up did not succeed; the text is for people. kind: class name in the CoreError tree."""
 
     error: str
     kind: str = "EngineError"
+    hint: str | None = None
+
+
+class Fatal(msgspec.Struct, tag="fatal", frozen=True):
+    """Last message of an engine that gives up after it was ready."""
+
+    error: str
+    kind: str = "EngineError"
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The machine-readable half of a request's error. kind: class name in the CoreError tree."""
+
+    kind: str = "EngineError"
+    hint: str | None = None
+    param: str | None = None
+    code: str | None = None
+    status: int | None = None
+    retry_after_s: int | None = None
 
 
 class TopLogprobs(msgspec.Struct, frozen=True):
@@ -79,7 +105,8 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
 
     ids: int64 bytes [n]. tokens: int32 bytes [n] (-1: no token, only a finish). finish: uint8 bytes [n], index
     into FINISH_REASONS. first: entries of requests that give their first token: index into n -> cached prompt
-    tokens. logprobs: index into n -> TopLogprobs. errors: index into n -> message.
+    tokens. logprobs: index into n -> TopLogprobs. errors: index into n -> message; error_info: what kind of error.
+    queue_s: for entries in `first`, seconds between arrival and the first step that computed something.
     """
 
     ids: bytes
@@ -88,6 +115,8 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
     first: dict[int, int] = {}
     logprobs: dict[int, TopLogprobs] = {}
     errors: dict[int, str] = {}
+    error_info: dict[int, ErrorInfo] = {}
+    queue_s: dict[int, float] = {}
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True):
@@ -114,4 +143,4 @@ class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):
 
 FINISH_REASONS = ("", "stop", "length", "abort", "error")
 ToEngine = AddRequest | CancelRequest | Control | Shutdown
-FromEngine = Hello | StartFailed | StepOutputs | Stats | ControlDone | Heartbeat
+FromEngine = Hello | Progress | StartFailed | Fatal | StepOutputs | Stats | ControlDone | Heartbeat

@@ -50,7 +50,11 @@ class LinearShape:
 
 
 class LinearMethod(ABC):
-    """Weights of one linear layer: create, load, finish, apply."""
+    """Weights of one linear layer: create, load, finish, apply.
+
+    `module.ops` is the operation table the model is built with (name -> callable). Look operations up in `finish`
+    and keep them as plain attributes, so that `apply` looks nothing up.
+    """
 
     @abstractmethod
     def create(self, module: nn.Module, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> None:

@@ -76,7 +76,9 @@ class Logprobs:
 @dataclass(slots=True)
 class StepResult:
     """slots [S]: the rows with `samples`, in plan order. tokens [S, W], counts [S]: accepted tokens (W = 1 but
-    for speculative steps). failed [S] bool: non-finite logits; such a request ends with an error."""
+    for speculative steps). failed [S] bool: non-finite logits; such a request ends with an error.
+    error: why the whole step failed (then every row of `failed` is True, and requests whose rows yield no token
+    in this step have failed as well), or None."""
 
     step: int
     slots: Int32
@@ -85,3 +87,4 @@ class StepResult:
     failed: npt.NDArray[np.bool_]
     logprobs: Logprobs | None = None
     device_time_s: float = 0.0
+    error: str | None = None

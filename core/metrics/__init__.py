@@ -1,1 +1,4 @@
-"""Prometheus metrics and the per-step record."""
+"""Numbers about the engine and its requests: one record per step, from which log line and metrics are derived.
+
+No torch, no global registry: every server and every engine owns its numbers.
+"""

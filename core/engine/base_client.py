@@ -1,0 +1,204 @@
+"""What every EngineClient does: ids, seeds, streams, control calls, liveness. How messages travel is the subclass's."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncGenerator
+from enum import StrEnum
+
+import numpy as np
+
+from core.engine.client import EngineRequest, TokenChunk
+from core.engine.messages import (
+    AddRequest,
+    CancelRequest,
+    Control,
+    ControlDone,
+    FromEngine,
+    Heartbeat,
+    Hello,
+    Stats,
+    StepOutputs,
+    ToEngine,
+)
+from core.engine.streams import RequestObserver, StreamTable
+from core.interfaces.errors import EngineDead, EngineError
+
+DEFAULT_LIVENESS_TIMEOUT_S = 300.0
+CONTROL_TIMEOUT_S = 30.0
+
+
+class State(StrEnum):
+    """Of a client. Requests are accepted in READY only."""
+
+    NEW = "not started"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "shutting down"
+    DEAD = "dead"
+    STOPPED = "stopped"
+
+
+class BaseClient:
+    """Shared half of the clients. Lives on one event loop.
+
+    random_seed: of the seeds drawn for requests that give none; None draws from the operating system.
+    liveness_timeout_s: `alive` is False when there is work and no step has ended for so long.
+    """
+
+    def __init__(
+        self,
+        *,
+        random_seed: int | None = None,
+        liveness_timeout_s: float = DEFAULT_LIVENESS_TIMEOUT_S,
+        observer: RequestObserver | None = None,
+    ) -> None:
+        self.hello: Hello | None = None
+        self._state = State.NEW
+        self._random = random.Random(random_seed) if random_seed is not None else random.SystemRandom()
+        self._liveness_timeout_s = liveness_timeout_s
+        self._streams = StreamTable(self._cancel, observer)
+        self._stats: dict[str, float] = {}
+        self._calls: dict[int, asyncio.Future[None]] = {}
+        self._call_ids = itertools.count(1)
+        self._last_progress_s = time.monotonic()
+        self._last_steps = 0
+        self._eos: frozenset[int] = frozenset()
+        self._idle = asyncio.Event()
+
+    # For subclasses
+
+    def _send(self, message: ToEngine) -> None:
+        """Hand a message to the engine; never blocks."""
+        raise NotImplementedError
+
+    def _handle(self, message: FromEngine) -> None:
+        """Take a message of a running engine."""
+        if isinstance(message, StepOutputs):
+            self._last_progress_s = time.monotonic()
+            self._streams.feed(message)
+            if not self._streams:
+                self._idle.set()
+        elif isinstance(message, Heartbeat):
+            if message.steps != self._last_steps or not message.busy:
+                self._last_progress_s = time.monotonic()
+                self._last_steps = message.steps
+        elif isinstance(message, Stats):
+            self._stats = message.values
+        elif isinstance(message, ControlDone):
+            call = self._calls.pop(message.call, None)
+            if call is not None and not call.done():
+                if message.ok:
+                    call.set_result(None)
+                else:
+                    call.set_exception(EngineError(message.error))
+
+    def _became_ready(self, hello: Hello) -> None:
+        self.hello = hello
+        self._eos = frozenset(hello.eos_token_ids)
+        self._last_progress_s = time.monotonic()
+        self._last_steps = 0
+        self._state = State.READY
+
+    def _fail_all(self, message: str, hint: str | None = None) -> None:
+        self._streams.fail_all(lambda: EngineDead(message, hint=hint))
+        self._idle.set()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            if not call.done():
+                call.set_exception(EngineDead(message, hint=hint))
+
+    async def _drain(self, timeout_s: float) -> None:
+        """Wait until no request runs, up to the timeout."""
+        self._idle.clear()
+        if self._streams:
+            try:
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+            except TimeoutError:
+                return
+
+    # EngineClient
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[TokenChunk, None]:
+        """See EngineClient. Nothing is sent before the first chunk is asked for."""
+        return self._generate(request)
+
+    async def _generate(self, request: EngineRequest) -> AsyncGenerator[TokenChunk, None]:
+        if self._state is not State.READY:
+            raise EngineDead(f"the engine is {self._state}", hint="retry when /ready says yes")
+        sampling = request.sampling
+        seed = request.seed if request.seed is not None else sampling.seed
+        if seed is None:
+            seed = self._random.getrandbits(63)
+        stop_ids = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            stop_ids |= self._eos
+        stream = self._streams.open(request)
+        self._send(
+            AddRequest(
+                id=stream.id,
+                token_ids=np.ascontiguousarray(request.prompt, np.dtype("<i4")).tobytes(),
+                sampling=sampling,
+                seed=seed,
+                namespace=request.namespace.encode(),
+                priority=request.priority,
+                arrival_s=stream.arrival_s,
+            )
+        )
+        reader = self._streams.read(stream, stop_ids)
+        try:
+            async for chunk in reader:
+                yield chunk
+        finally:
+            await reader.aclose()
+
+    def _cancel(self, request_id: int) -> None:
+        if self._state in (State.READY, State.DRAINING):
+            self._send(CancelRequest(request_id))
+        if not self._streams:
+            self._idle.set()
+
+    async def stats(self) -> dict[str, float]:
+        """Latest metric values, at most about a second old."""
+        return dict(self._stats)
+
+    async def flush_cache(self) -> None:
+        """Forget cached prefixes. Raises EngineError while requests run, EngineDead if there is no engine."""
+        if self._state is not State.READY:
+            raise EngineDead(f"the engine is {self._state}")
+        call = next(self._call_ids)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls[call] = done
+        self._send(Control(call, "flush_cache"))
+        try:
+            await asyncio.wait_for(done, CONTROL_TIMEOUT_S)
+        except TimeoutError:
+            self._calls.pop(call, None)
+            raise EngineError(f"the engine did not answer within {CONTROL_TIMEOUT_S:.0f} s") from None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not finished."""
+        return len(self._streams)
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted."""
+        return self._state is State.READY
+
+    @property
+    def alive(self) -> bool:
+        """Liveness: the engine is there, its loop turns and, while there is work, steps progress. A (re)start, which
+        has its own timeout, counts as alive."""
+        if self._state is State.STARTING:
+            return True
+        if self._state not in (State.READY, State.DRAINING):
+            return False
+        return time.monotonic() - self._last_progress_s < self._liveness_timeout_s

@@ -1,0 +1,247 @@
+"""From a Resolution to a running Engine: device, model, KV memory, scheduler, warm-up. Each phase is timed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from core.config.sections import Settings
+from core.engine.engine import Engine
+from core.engine.messages import AddRequest, Hello
+from core.interfaces.errors import CapacityError, ConfigError
+from core.interfaces.hardware import HardwareBackend
+from core.interfaces.prefix_cache import CacheGeometry
+from core.memory.manager import MemoryManager
+from core.registry.catalog import Catalog
+from core.registry.context import plugin_context
+from core.registry.lock import LockSet
+from core.registry.resolution import Choice, Resolution
+from core.registry.resolve import resolve
+from core.runner.async_executor import ThreadExecutor
+from core.runner.config import RunnerConfig
+from core.runner.executor import Executor, InProcessExecutor
+from core.runner.runner import ModelRunner
+from core.scheduler.facts import ModelFacts
+from core.scheduler.request import Request
+from core.scheduler.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import torch
+
+    from core.engine.start import StartEngine
+    from core.interfaces.context import PluginContext
+
+Progress = Callable[[str, float], None]
+MIN_PAGES = 2
+logger = logging.getLogger("core.engine")
+
+
+def build_from_start(start: StartEngine, progress: Progress) -> Engine:
+    """The factory of a child process: resolve again, and refuse if it comes out otherwise than in the parent."""
+    settings = Settings.model_validate_json(start.settings)
+    lock = msgspec.msgpack.decode(start.lock, type=LockSet) if start.lock else None
+    return build_engine(settings, resolve(settings, Catalog.scan(), lock), progress)
+
+
+def build_engine(
+    settings: Settings, resolution: Resolution, progress: Progress = lambda phase, fraction: None
+) -> Engine:
+    """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
+
+    progress: phase for people, and fraction of it done.
+    """
+    timer = _PhaseTimer(progress)
+    hardware, runner = _make_runner(settings, resolution)
+    timer.done("device")
+    runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
+    timer.done("weights")
+    num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
+    runner.allocate(num_pages)
+    timer.done("KV cache")
+    scheduler = make_scheduler(settings, resolution, num_pages)
+    runner.warm_up()
+    timer.done("warm-up")
+    # Streams overlap by themselves; a device without them gets a thread.
+    executor: Executor = InProcessExecutor(runner)
+    if resolution.overlap and not hardware.capabilities.async_steps:
+        executor = ThreadExecutor(runner)
+    hello = make_hello(settings, resolution, num_pages, timer.total_s)
+    capacity = (num_pages - 1) * resolution.page_size
+    logger.info(
+        "ready in %.2f s (%s); %s on %s, KV cache %d tokens in %d pages of %d",
+        timer.total_s, timer.summary, resolution.spec.architecture, resolution.hardware.name, capacity, num_pages - 1,
+        resolution.page_size,
+    )  # fmt: skip
+    eos = tuple(resolution.spec.eos_token_ids)
+    vocab_size = resolution.spec.vocab_size
+    return Engine(
+        scheduler,
+        executor,
+        hello,
+        lambda message: to_request(message, eos, vocab_size),
+        max_slots=settings.scheduler.max_running_requests,
+        overlap=resolution.overlap,
+        log_interval_s=settings.engine.log_interval_s,
+    )
+
+
+def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int) -> Request:
+    """The scheduler's request. Raises RequestError for token ids outside the vocabulary."""
+    from core.interfaces.errors import RequestError
+
+    tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
+    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
+        raise RequestError(
+            f"the prompt holds token id {int(tokens.max() if tokens.min() >= 0 else tokens.min())}; "
+            f"it must be between 0 and {vocab_size - 1}",
+            param="prompt",
+        )
+    message.sampling.check_vocabulary(vocab_size)
+    return Request(
+        id=message.id,
+        tokens=tokens,
+        sampling=message.sampling,
+        seed=message.seed,
+        namespace=message.namespace,
+        priority=message.priority,
+        arrival_s=message.arrival_s,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def plan_pages(settings: Settings, resolution: Resolution, hardware: HardwareBackend, page_bytes: int) -> int:
+    """Pages of each cache group, the null page included. Raises CapacityError with the numbers if fewer than two
+    can be had. Never more than every slot can use."""
+    cache, page_size = settings.cache, resolution.page_size
+    budget = hardware.kv_budget_bytes(cache.memory_fraction, cache.kv_cache_bytes)
+    pages = budget // max(page_bytes, 1) - 1  # without the null page
+    if cache.max_total_tokens is not None:
+        pages = min(pages, cache.max_total_tokens // page_size)
+    # One page more for each slot: with overlap a request may be a token past its end.
+    longest = -(-resolution.context_length // page_size) + 1
+    if cache.kv_cache_bytes is None and cache.max_total_tokens is None:
+        pages = min(pages, max(longest * settings.scheduler.max_running_requests, MIN_PAGES))
+    if pages < MIN_PAGES:
+        limit = f"max_total_tokens is {cache.max_total_tokens}" if cache.max_total_tokens is not None else ""
+        raise CapacityError(
+            f"the KV cache would hold {max(pages, 0)} pages of {page_size} tokens, at least {MIN_PAGES} are needed: "
+            f"a page takes {page_bytes} bytes and the budget is {budget} bytes{'; ' + limit if limit else ''}",
+            hint="raise --kv-cache-bytes, --memory-fraction or --max-total-tokens, or use a smaller --page-size",
+        )
+    return pages + 1
+
+
+def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -> Scheduler:
+    """Scheduler, memory and prefix cache for `num_pages` pages."""
+    groups = len(resolution.spec.cache_groups)
+    facts = ModelFacts(
+        context_length=resolution.context_length,
+        num_pages=num_pages,
+        page_size=resolution.page_size,
+        chunk_tokens=resolution.chunk_tokens,
+        max_running=settings.scheduler.max_running_requests,
+        num_groups=groups,
+    )
+    geometry = CacheGeometry(resolution.page_size, groups, settings.cache.eviction_policy)
+    cache = resolution.prefix_cache.target(geometry, _context(resolution, resolution.prefix_cache))
+    memory = MemoryManager(
+        cache,
+        num_pages=num_pages,
+        page_size=resolution.page_size,
+        num_slots=facts.max_running,
+        max_pages=facts.max_pages,
+        num_groups=groups,
+    )
+    return Scheduler(settings.scheduler, facts, memory, seed=settings.engine.random_seed or 0)
+
+
+def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float) -> Hello:
+    """What front ends are told."""
+    capacity = (num_pages - 1) * resolution.page_size
+    return Hello(
+        architecture=resolution.spec.architecture,
+        vocab_size=resolution.spec.vocab_size,
+        context_length=resolution.context_length,
+        max_prompt_tokens=min(resolution.context_length, capacity) - 1,
+        num_pages=num_pages,
+        page_size=resolution.page_size,
+        max_running_requests=settings.scheduler.max_running_requests,
+        eos_token_ids=list(resolution.spec.eos_token_ids),
+        effective=resolution.effective,
+        load_s=load_s,
+    )
+
+
+def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBackend, ModelRunner]:
+    import torch
+
+    from core.distributed.single import SingleRank
+    from core.ops.table import build_ops
+
+    if resolution.tensor_parallel_size != 1:
+        raise ConfigError(
+            f"tensor_parallel_size is {resolution.tensor_parallel_size}; this version runs one rank",
+            field="engine.tensor_parallel_size",
+            value=resolution.tensor_parallel_size,
+            hint="use --tensor-parallel-size 1",
+        )
+    hardware: HardwareBackend = resolution.hardware.target(_context(resolution, resolution.hardware))
+    device = hardware.initialize(0)
+
+    def made(choice: Choice) -> PluginContext:
+        return _context(resolution, choice, device)
+
+    tables = [choice.target(made(choice)).ops() for choice in resolution.ops]
+    config = RunnerConfig(
+        spec=resolution.spec,
+        arch=resolution.arch,
+        quant=resolution.quant.target(resolution.hf_config.get("quantization_config"), made(resolution.quant)),
+        moe=resolution.moe.target(made(resolution.moe)),
+        ops=build_ops(*tables, hardware.ops()),
+        attention=tuple(choice.target for choice in resolution.attention),
+        attention_contexts=tuple(made(choice) for choice in resolution.attention),
+        tp=SingleRank(),
+        dtype=getattr(torch, resolution.dtype),
+        page_size=resolution.page_size,
+        max_running=settings.scheduler.max_running_requests,
+        chunk_tokens=resolution.chunk_tokens,
+        context_length=resolution.context_length,
+        checkpoint=resolution.checkpoint,
+        load_format="dummy" if settings.model.load_format == "dummy" else "safetensors",
+        load_threads=settings.model.load_threads,
+        seed=settings.engine.random_seed or 0,
+    )
+    return hardware, ModelRunner(config, hardware)
+
+
+def _context(resolution: Resolution, choice: Choice, device: torch.device | None = None) -> PluginContext:
+    assert choice.record is not None
+    return plugin_context(choice.record, resolution.plugin_settings, device=device)
+
+
+class _PhaseTimer:
+    """Seconds of each phase of the start."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._start_s = self._last_s = time.monotonic()
+        self._phases: list[tuple[str, float]] = []
+
+    def done(self, phase: str) -> None:
+        now_s = time.monotonic()
+        self._phases.append((phase, now_s - self._last_s))
+        self._last_s = now_s
+        self._progress(phase, 1.0)
+
+    @property
+    def total_s(self) -> float:
+        return self._last_s - self._start_s
+
+    @property
+    def summary(self) -> str:
+        return ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self._phases)

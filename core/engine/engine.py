@@ -1,0 +1,296 @@
+"""The loop: receive → admit → schedule → launch → complete → send. One code path with and without overlap.
+
+The engine knows neither processes nor sockets: `submit` and `cancel` put work in, `step` returns messages. The
+same object runs in a child process, on a thread, and under the offline `LLM`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.engine.messages import AddRequest, ErrorInfo, Hello, StepOutputs
+from core.engine.outputs import error_outputs, from_events
+from core.engine.protocols import ExecutorLike, SchedulerLike, StepEventsLike, StepHandle
+from core.engine.wire_errors import describe
+from core.interfaces.errors import EngineError
+from core.interfaces.step import Logprobs, StepPlan, StepResult
+from core.metrics.step_record import StepLog, StepRecord
+
+MAX_FAILING_STEPS = 3
+GAUGES_INTERVAL_S = 0.05  # counting requests and pages takes longer than the rest of a record
+
+
+class EngineFailed(EngineError):
+    """Steps fail again and again, or the scheduler's state can no longer be trusted: the engine gives up."""
+
+
+class StepFailed(EngineError):
+    """An executor's word that a whole step went wrong."""
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """A launched step. ids [N] int64: request of each row of the plan."""
+
+    plan: StepPlan
+    handle: StepHandle
+    ids: npt.NDArray[np.int64]
+    schedule_s: float
+
+
+@dataclass(slots=True)
+class _FailedLaunch:
+    """Handle of a step that could not even be launched; it fails in its turn, after the steps before it."""
+
+    error: Exception
+
+    def wait(self) -> StepResult:
+        raise self.error
+
+
+class Engine:
+    """One engine. Not thread-safe: everything is called from one thread.
+
+    to_request: makes the scheduler's request of an AddRequest; may raise RequestError.
+    overlap: plan and launch step n+1 before waiting for step n.
+    max_slots: size of the scheduler's request table.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerLike,
+        executor: ExecutorLike,
+        hello: Hello,
+        to_request: Callable[[AddRequest], Any],
+        *,
+        max_slots: int,
+        overlap: bool = False,
+        log_interval_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        logger: logging.Logger | None = None,
+    ) -> None:
+        self.hello = hello
+        self._scheduler = scheduler
+        self._executor = executor
+        self._to_request = to_request
+        self._depth = 1 if overlap else 0
+        self._clock = clock
+        self._logger = logger or logging.getLogger("core.engine")
+        self._log = StepLog(log_interval_s, clock())
+        self._inbox: deque[AddRequest | int] = deque()
+        self._in_flight: deque[_InFlight] = deque()
+        self._slot_ids = np.full(max_slots, -1, np.int64)
+        self._num_logprobs: dict[int, int] = {}
+        self._arrival_s: dict[int, float] = {}
+        self._queue_s: dict[int, float] = {}
+        self._failed: dict[int, tuple[str, ErrorInfo]] = {}
+        self._live: set[int] = set()
+        self._failing_steps = 0
+        self._last_end_s: float | None = None
+        self._last_totals = (0, 0)
+        self._gauges_s = -1.0
+
+    # Work in
+
+    def submit(self, request: AddRequest) -> None:
+        """Take a request; it is admitted or refused in the next `step`. Never raises for a bad request."""
+        self._inbox.append(request)
+
+    def cancel(self, request_id: int) -> None:
+        """End a request with finish reason "abort"; unknown ids are ignored."""
+        self._inbox.append(request_id)
+
+    def flush_cache(self) -> None:
+        """Forget cached prefixes. Raises EngineError while requests run or wait."""
+        if self.has_work:
+            raise EngineError("the prefix cache cannot be flushed while requests run", hint="try again when idle")
+        self._scheduler.flush_cache()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._inbox or self._in_flight or self._scheduler.has_work)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is in flight."""
+        return bool(self._in_flight)
+
+    @property
+    def steps(self) -> int:
+        """Finished steps."""
+        return self._log.totals.steps
+
+    def stats(self) -> dict[str, float]:
+        """Metric values now."""
+        self._gauges(self._log.last, deltas=False)
+        return self._log.values(self._clock())
+
+    def close(self) -> None:
+        """Wait for steps in flight, then give back what the executor holds."""
+        while self._in_flight:
+            flight = self._in_flight.popleft()
+            try:
+                flight.handle.wait()
+            except Exception:
+                self._logger.warning("a step failed while the engine was closing", exc_info=True)
+        self._executor.close()
+
+    # The loop
+
+    def step(self) -> list[StepOutputs] | None:
+        """One turn of the loop. Returns what to send, or None. Raises EngineFailed when steps keep failing; a bad
+        request or a failing step is an entry of the outputs, never an exception."""
+        outputs = self._admit()
+        launched = self._launch()
+        if self._in_flight and (len(self._in_flight) > self._depth or not launched):
+            outputs += self._complete(self._in_flight.popleft())
+        events = self._scheduler.take_events()
+        if events is not None and len(events.ids):
+            outputs.append(self._to_outputs(events, None))
+        if not self.has_work:
+            self._last_end_s = None
+        if (line := self._log.line(self._clock())) is not None:
+            self._logger.info(line)
+        return outputs or None
+
+    def _admit(self) -> list[StepOutputs]:
+        failures: list[tuple[int, str, ErrorInfo]] = []
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, int):
+                self._scheduler.cancel(item)
+                continue
+            try:
+                self._scheduler.add(self._to_request(item))
+            except Exception as error:  # whatever a request brings must not stop the others
+                failures.append((item.id, *describe(error)))
+                continue
+            self._live.add(item.id)
+            self._arrival_s[item.id] = item.arrival_s or self._clock()
+            if item.sampling.logprobs is not None:
+                self._num_logprobs[item.id] = item.sampling.logprobs
+        return [error_outputs(failures)] if failures else []
+
+    def _launch(self) -> bool:
+        start_s = self._clock()
+        if self._last_end_s is None:
+            self._last_end_s = start_s
+        try:
+            plan = self._scheduler.schedule()
+        except Exception as error:  # its tables may be half updated: nothing more can be trusted
+            raise EngineFailed(f"scheduling failed: {describe(error)[0]}") from error
+        if plan is None:
+            return False
+        for admission in plan.admissions:
+            self._slot_ids[admission.slot] = admission.request_id
+            if (arrival_s := self._arrival_s.pop(admission.request_id, None)) is not None:
+                self._queue_s[admission.request_id] = max(0.0, start_s - arrival_s)
+        schedule_s = self._clock() - start_s
+        handle: StepHandle
+        try:
+            handle = self._executor.launch(plan)
+        except Exception as error:
+            handle = _FailedLaunch(error)
+        self._in_flight.append(_InFlight(plan, handle, self._slot_ids[plan.slots], schedule_s))
+        return True
+
+    def _complete(self, flight: _InFlight) -> list[StepOutputs]:
+        failed = False
+        try:
+            result = flight.handle.wait()
+            if result.error is not None:
+                raise StepFailed(result.error)
+        except Exception as error:
+            result, failed = self._take_down(flight, error), True
+        start_s = self._clock()
+        try:
+            events = self._scheduler.complete(result)
+        except Exception as error:
+            raise EngineFailed(f"completing step {flight.plan.step} failed: {describe(error)[0]}") from error
+        if not failed:
+            self._failing_steps = 0
+        # After complete: the record sees what this step freed.
+        outputs = [self._to_outputs(events, result.logprobs)] if len(events.ids) else []
+        self._record(flight, result, events, self._clock() - start_s, failed)
+        return outputs
+
+    def _take_down(self, flight: _InFlight, error: Exception) -> StepResult:
+        """A step raised: end its requests with the error, and make the result that frees what they hold."""
+        self._failing_steps += 1
+        self._logger.error("step %d failed (%d in a row)", flight.plan.step, self._failing_steps, exc_info=error)
+        if self._failing_steps >= MAX_FAILING_STEPS:
+            raise EngineFailed(
+                f"{self._failing_steps} steps in a row failed; the last: {describe(error)[0]}"
+            ) from error
+        message, info = describe(error)
+        for request_id in self._live.intersection(flight.ids.tolist()):
+            self._failed[request_id] = (f"the step of this request failed: {message}", info)
+            self._scheduler.cancel(request_id)
+        slots = flight.plan.slots[flight.plan.samples]
+        count = len(slots)
+        return StepResult(
+            step=flight.plan.step,
+            slots=slots,
+            tokens=np.zeros((count, 1), np.int32),
+            counts=np.zeros(count, np.int32),
+            failed=np.ones(count, np.bool_),
+        )
+
+    def _to_outputs(self, events: StepEventsLike, logprobs: Logprobs | None) -> StepOutputs:
+        outputs = from_events(events, logprobs, self._num_logprobs, self._failed, self._queue_s)
+        for index in events.first:
+            self._queue_s.pop(int(events.ids[index]), None)
+        if events.finish.any():
+            for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
+                self._live.discard(request_id)
+                self._num_logprobs.pop(request_id, None)
+                self._arrival_s.pop(request_id, None)
+                self._queue_s.pop(request_id, None)
+                self._failed.pop(request_id, None)
+        return outputs
+
+    def _record(
+        self, flight: _InFlight, result: StepResult, events: StepEventsLike, complete_s: float, failed: bool
+    ) -> None:
+        now_s = self._clock()
+        plan = flight.plan
+        prefill_tokens = int(plan.q_lens[plan.num_decodes :].sum())
+        record = StepRecord(
+            prefill_tokens=prefill_tokens,
+            decode_tokens=plan.num_tokens - prefill_tokens,
+            sampled_tokens=int((events.tokens >= 0).sum()),
+            finished=int(np.count_nonzero(events.finish)),
+            failed=failed,
+            schedule_s=flight.schedule_s + complete_s,
+            device_s=result.device_time_s,
+            step_s=now_s - (now_s if self._last_end_s is None else self._last_end_s),
+        )
+        self._last_end_s = now_s
+        if now_s - self._gauges_s >= GAUGES_INTERVAL_S or not self._scheduler.has_work:
+            self._gauges(record)
+        else:
+            record.keep_gauges(self._log.last)
+        self._log.add(record)
+
+    def _gauges(self, record: StepRecord, deltas: bool = True) -> None:
+        """Fill in what only the scheduler can count; `deltas`: also what grew since the last time."""
+        stats = self._scheduler.stats()
+        record.running, record.waiting = int(stats["running"]), int(stats["waiting"])
+        record.total_pages, record.free_pages = int(stats["pages_total"]), int(stats["pages_free"])
+        record.cached_pages = int(stats["pages_evictable"])
+        if not deltas:
+            return
+        self._gauges_s = self._clock()
+        totals = int(stats["preemptions_total"]), int(stats["hit_tokens_total"])
+        record.preemptions = totals[0] - self._last_totals[0]
+        record.cached_tokens = totals[1] - self._last_totals[1]
+        self._last_totals = totals

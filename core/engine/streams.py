@@ -1,0 +1,179 @@
+"""One step's message → the queues of its requests. Decoded once, one small append per request.
+
+A reader that is slower than the engine finds several tokens in one TokenChunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+import numpy as np
+
+from core.engine.client import EngineRequest, TokenChunk
+from core.engine.messages import FINISH_REASONS, StepOutputs, TopLogprobs
+from core.engine.wire_errors import restore
+from core.interfaces.errors import CoreError, Overloaded, RequestError
+
+
+class RequestObserver(Protocol):
+    """Who wants to know about requests, for metrics. Times in seconds."""
+
+    def tokens(self, intervals_s: list[float]) -> None:
+        """One step gave these requests their next token, so long after the one before."""
+
+    def first_token(self, ttft_s: float, queue_s: float | None, prompt_tokens: int, cached_tokens: int) -> None: ...
+
+    def finished(self, reason: str, e2e_s: float, generated_tokens: int) -> None: ...
+
+
+class Stream:
+    """What has come for one request and was not read yet."""
+
+    __slots__ = (
+        "arrival_s", "cached_tokens", "error", "finish", "id", "last_s", "logprobs", "num_generated", "num_prompt",
+        "stop_ids", "tokens", "waiter",
+    )  # fmt: skip
+
+    def __init__(self, request_id: int, num_prompt: int, arrival_s: float) -> None:
+        self.id = request_id
+        self.num_prompt = num_prompt
+        self.arrival_s = arrival_s
+        self.last_s = 0.0
+        self.num_generated = 0
+        self.tokens: list[int] = []
+        self.logprobs: list[TopLogprobs] = []
+        self.cached_tokens: int | None = None
+        self.finish = 0
+        self.error: CoreError | None = None
+        self.waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        waiter = self.waiter
+        if waiter is not None:
+            self.waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def take(self) -> TokenChunk:
+        """What came since the last call. Once all tokens are read: raises an error that refused the request or took
+        the engine away; one that ended the text is in the last chunk."""
+        error = self.error
+        if error is not None and not self.tokens and (not self.finish or isinstance(error, Overloaded | RequestError)):
+            raise error
+        reason = FINISH_REASONS[self.finish] or None
+        tokens, self.tokens = self.tokens, []
+        chunk = TokenChunk(tokens, reason, cached_tokens=self.cached_tokens)
+        self.cached_tokens = None
+        if self.logprobs:
+            chunk.logprobs, self.logprobs = self.logprobs, []
+        if error is not None:
+            chunk.error = error.message
+        return chunk
+
+
+class StreamTable:
+    """All requests of one front end that have not finished.
+
+    cancel: sends a CancelRequest; called at most once per request.
+    """
+
+    def __init__(
+        self,
+        cancel: Callable[[int], None],
+        observer: RequestObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cancel = cancel
+        self._observer = observer
+        self._clock = clock
+        self._streams: dict[int, Stream] = {}
+        self._next_id = 1
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def open(self, request: EngineRequest) -> Stream:
+        """A stream under a new id."""
+        stream = Stream(self._next_id, len(request.prompt), self._clock())
+        self._next_id += 1
+        self._streams[stream.id] = stream
+        return stream
+
+    async def read(self, stream: Stream, stop_ids: frozenset[int]) -> AsyncGenerator[TokenChunk, None]:
+        """Chunks until the finish. Closing it early cancels the request. stop_ids: ids that end the text."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                if not (stream.tokens or stream.finish or stream.error):
+                    stream.waiter = loop.create_future()
+                    await stream.waiter
+                chunk = stream.take()
+                if chunk.finish_reason == "stop" and chunk.tokens and chunk.tokens[-1] in stop_ids:
+                    chunk.stop_token = chunk.tokens[-1]
+                yield chunk
+                if chunk.finish_reason is not None:
+                    return
+        finally:
+            self.close(stream)
+
+    def close(self, stream: Stream) -> None:
+        """The reader has gone: cancel what still runs."""
+        if self._streams.pop(stream.id, None) is not None:
+            self._cancel(stream.id)
+            if self._observer is not None:
+                self._observer.finished("abort", self._clock() - stream.arrival_s, stream.num_generated)
+
+    def feed(self, outputs: StepOutputs) -> None:
+        """Hand one step's tokens to their streams; ids that are closed already are skipped."""
+        now_s = self._clock()
+        streams = self._streams
+        intervals_s: list[float] = []
+        logprobs, errors, first = outputs.logprobs, outputs.errors, outputs.first
+        ids = np.frombuffer(outputs.ids, "<i8").tolist()
+        tokens = np.frombuffer(outputs.tokens, "<i4").tolist()
+        finishes = np.frombuffer(outputs.finish, np.uint8).tolist()
+        for index, (request_id, token, finish) in enumerate(zip(ids, tokens, finishes, strict=True)):
+            stream = streams.get(request_id)
+            if stream is None:
+                continue
+            if token >= 0:
+                stream.tokens.append(token)
+                stream.num_generated += 1
+                if stream.last_s:
+                    intervals_s.append(now_s - stream.last_s)
+                stream.last_s = now_s
+            if index in first:
+                stream.cached_tokens = first[index]
+                if self._observer is not None:
+                    self._observer.first_token(
+                        now_s - stream.arrival_s, outputs.queue_s.get(index), stream.num_prompt, first[index]
+                    )
+            if index in logprobs:
+                stream.logprobs.append(logprobs[index])
+            if finish:
+                if index in errors:
+                    stream.error = restore(errors[index], outputs.error_info.get(index))
+                stream.finish = finish
+                del streams[request_id]
+                if self._observer is not None:
+                    self._observer.finished(FINISH_REASONS[finish], now_s - stream.arrival_s, stream.num_generated)
+            stream.wake()
+        if self._observer is not None and intervals_s:
+            self._observer.tokens(intervals_s)
+
+    def fail_all(self, error: Callable[[], CoreError]) -> None:
+        """End every stream with an exception (of its own, for its own traceback): the engine is gone."""
+        streams, self._streams = self._streams, {}
+        now_s = self._clock()
+        for stream in streams.values():
+            stream.error = error()
+            stream.wake()
+            if self._observer is not None:
+                self._observer.finished("error", now_s - stream.arrival_s, stream.num_generated)
+
+    def has(self, request_id: int) -> bool:
+        """Whether the request still runs."""
+        return request_id in self._streams

@@ -1,0 +1,84 @@
+"""Attention over the paged KV cache, and the self-attention block around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.interfaces.batch import ForwardBatch
+from core.interfaces.build import BuildContext
+from core.interfaces.spec import LayerSpec
+from core.layers.linear import QkvLinear, RowLinear
+from core.layers.norm import RmsNorm
+from core.layers.rope import Rope
+
+
+class Attention:
+    """One layer's door to the attention backend of its cache group."""
+
+    __slots__ = ("group", "layer")
+
+    def __init__(self, layer: int, group: int) -> None:
+        self.layer = layer
+        self.group = group
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: ForwardBatch,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """q [T, H, D], k [T, KV, D], v [T, KV, Dv] -> [T, H, Dv]; writes k and v to the cache."""
+        return batch.attention[self.group].run(q, k, v, self.layer, batch.kv[self.layer], sinks)
+
+
+class SelfAttention(nn.Module):
+    """Fused QKV projection, optional RMS norm of each query and key head, rotary embedding, attention, output
+    projection. x [T, hidden_size] -> [T, hidden_size].
+
+    qk_norm_eps: epsilon of the head norms; None leaves them out. qkv_bias, out_bias: of the projections.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        layer: int,
+        spec: LayerSpec,
+        hidden_size: int,
+        rope: Rope,
+        ctx: BuildContext,
+        *,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        qk_norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        rule = spec.attention
+        assert rule is not None
+        assert rule.v_head_dim == rule.head_dim
+        self.qkv_proj = QkvLinear(
+            f"{path}.qkv_proj", hidden_size, rule.num_heads, rule.num_kv_heads, rule.head_dim, ctx, bias=qkv_bias
+        )
+        self.o_proj = RowLinear(f"{path}.o_proj", rule.num_heads * rule.head_dim, hidden_size, ctx, bias=out_bias)
+        self.q_norm: RmsNorm | None = None
+        self.k_norm: RmsNorm | None = None
+        if qk_norm_eps is not None:
+            self.q_norm = RmsNorm(f"{path}.q_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
+            self.k_norm = RmsNorm(f"{path}.k_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
+        self.rope = rope
+        self.attention = Attention(layer, spec.cache_group)
+        self.head_dim = rule.head_dim
+        self.heads = (self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, self.qkv_proj.num_kv_heads)
+        self.num_slices = sum(self.heads)
+        self.out_features = self.qkv_proj.num_heads * rule.head_dim
+
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        qkv = self.qkv_proj(x).view(-1, self.num_slices, self.head_dim)
+        q, k, v = qkv.split(self.heads, 1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.rope(q, k, batch.positions)
+        out = self.attention(q, k, v, batch)
+        return self.o_proj(out.reshape(-1, self.out_features))

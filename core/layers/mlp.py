@@ -1,0 +1,38 @@
+"""The gated feed-forward layer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from core.interfaces.build import BuildContext
+from core.layers.config import ACTIVATIONS
+from core.layers.linear import MergedLinear, RowLinear
+
+
+class GatedMlp(nn.Module):
+    """down(act(gate(x)) * up(x)), gate and up as one matrix. x [T, hidden_size] -> [T, hidden_size].
+    `activation`: a key of `core.layers.config.ACTIVATIONS`."""
+
+    def __init__(
+        self,
+        path: str,
+        hidden_size: int,
+        intermediate_size: int,
+        ctx: BuildContext,
+        *,
+        bias: bool = False,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        name, approximate = ACTIVATIONS[activation]
+        op = ctx.ops[name]
+        self.act = op if approximate is None else partial(op, approximate=approximate)
+        parts = {"gate": intermediate_size, "up": intermediate_size}
+        self.gate_up_proj = MergedLinear(f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias)
+        self.down_proj = RowLinear(f"{path}.down_proj", intermediate_size, hidden_size, ctx, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act(self.gate_up_proj(x)))

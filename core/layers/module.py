@@ -1,0 +1,60 @@
+"""WeightModule: a module that knows which checkpoint tensors fill it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.interfaces.errors import WeightError
+
+# Number of an expert in a slot of a module that has none.
+NO_EXPERT = -1
+Slot = tuple[str, str, int]
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class WeightModule(nn.Module):
+    """A leaf that owns parameters. Life: construct, `load` each tensor (any order, any thread), `finish` once.
+
+    A slot is (suffix, part, expert): suffix is the last segment of a checkpoint name ("weight", "bias", ...), part
+    the piece of a stacked module ("q", "gate", ...; "" if there is one only), expert its number or NO_EXPERT.
+    """
+
+    def expected(self) -> set[Slot]:
+        """Slots that a checkpoint must fill; nothing may be left out."""
+        raise NotImplementedError
+
+    def covers(self, suffix: str, part: str, expert: int = NO_EXPERT) -> set[Slot]:
+        """Slots that one checkpoint tensor fills. More than one where a format stacks what others split. Slots that
+        `expected` does not name make the tensor unexpected; the empty set takes the tensor without needing it."""
+        return {(suffix, part, expert)}
+
+    def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
+        """Copy this rank's share of one checkpoint tensor into place. Raises WeightError on a wrong shape or dtype.
+        Loads of different slots may run in parallel."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """After the last tensor: repack, bind what the forward pass needs."""
+        return None
+
+
+def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """An uninitialised parameter that wants no gradient."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+def check_tensor(tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raise WeightError unless `tensor` is a plain floating-point tensor of `shape`."""
+    if tensor.dtype not in _FLOATS:
+        name = str(tensor.dtype).removeprefix("torch.")
+        raise WeightError(
+            f"dtype {name}, expected one of float32, bfloat16, float16",
+            hint="quantized weights need a quantization plugin (--quantization)",
+        )
+    if tuple(tensor.shape) != shape:
+        raise WeightError(
+            f"shape {list(tensor.shape)}, expected {list(shape)}",
+            hint="config.json and the weight files are of different models",
+        )

@@ -1,0 +1,77 @@
+"""Unquantized: weights in the compute dtype, as they stand in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.interfaces.errors import WeightError
+from core.interfaces.quant import LinearMethod, LinearPart, LinearShape, QuantMethod
+from core.layers.module import check_tensor, empty_parameter
+
+
+class UnquantizedLinear(LinearMethod):
+    """weight [out_features, in_features] and bias [out_features] in the compute dtype.
+
+    `finish` lets the device lay the weight out as its `linear` operation likes best (operation `pack_linear_weight`)
+    and drops the plain copy if that made another.
+    """
+
+    def create(self, module: nn.Module, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> None:
+        weight = empty_parameter(shape.out_features, shape.in_features, dtype=dtype, device=device)
+        module.register_parameter("weight", weight)
+        bias = empty_parameter(shape.out_features, dtype=dtype, device=device) if shape.bias else None
+        module.register_parameter("bias", bias)
+
+    def expected(self, shape: LinearShape) -> set[tuple[str, str]]:
+        suffixes = ("weight", "bias") if shape.bias else ("weight",)
+        return {(suffix, part.name) for suffix in suffixes for part in shape.parts}
+
+    def load(self, module: nn.Module, shape: LinearShape, suffix: str, part: str, tensor: torch.Tensor) -> None:
+        place = next((p for p in shape.parts if p.name == part), None)
+        target = getattr(module, suffix, None) if suffix in ("weight", "bias") else None
+        if place is None or target is None:
+            raise WeightError(f"{shape.path} has no {suffix} for part {part!r}")
+        columns = (shape.full_in_features,) if suffix == "weight" else ()
+        check_tensor(tensor, (place.full_out_features, *columns))
+        if suffix == "weight" and shape.in_features != shape.full_in_features:
+            tensor = tensor.narrow(1, shape.in_offset, shape.in_features)
+        copy_rows(target.data, place, tensor)
+
+    def finish(self, module: Any, shape: LinearShape) -> None:
+        weight = module.weight.data
+        packed = module.ops["pack_linear_weight"](weight)
+        if packed is not weight:
+            module.register_parameter("weight", None)
+        # Plain attributes: a step must not go through nn.Module's parameter look-up.
+        module.__dict__["kernel"] = module.ops["linear"]
+        module.__dict__["kernel_weight"] = packed
+        module.__dict__["kernel_bias"] = module.bias.data if shape.bias else None
+
+    def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        return module.kernel(x, module.kernel_weight, module.kernel_bias)
+
+
+def copy_rows(target: torch.Tensor, place: LinearPart, tensor: torch.Tensor) -> None:
+    """Copy this rank's rows of a checkpoint tensor into its place; rows past the checkpoint's end become zero (a
+    vocabulary that does not divide by the number of ranks)."""
+    rows = max(0, min(place.out_features, place.full_out_features - place.shard_offset))
+    part = target.narrow(0, place.offset, place.out_features)
+    if rows:
+        part[:rows].copy_(tensor.narrow(0, place.shard_offset, rows))
+    if rows < place.out_features:
+        part[rows:].zero_()
+
+
+class Unquantized(QuantMethod):
+    """Checkpoints without a quantization_config."""
+
+    @classmethod
+    def recognises(cls, hf_quant_config: Mapping[str, Any] | None) -> bool:
+        return hf_quant_config is None
+
+    def linear(self, path: str) -> LinearMethod:
+        return UnquantizedLinear()

@@ -1,0 +1,149 @@
+"""Plain-PyTorch references of every named operation, for any device.
+
+What lives here: one pure function a name, with few torch calls each (at batch 1 the calls are the cost).
+What does not: anything device-specific; a hardware or kernel package replaces entries through `core.ops.table`.
+
+Every function takes float32, bfloat16 or float16, returns the dtype of its input unless said otherwise, accepts
+zero rows, and changes no argument (`store_kv` writes the caches it is given). Wrong shapes raise torch's errors:
+these are called by layers, not by users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+# Below this many elements a joint pass over q and k saves more in calls than its copy costs (measured on a CPU).
+_ROPE_JOINT_ELEMENTS = 1 << 15
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [T, K], weight [N, K] or what this table's `pack_linear_weight` returned, bias [N] or None -> [T, N]."""
+    return F.linear(x, weight, bias)
+
+
+def pack_linear_weight(weight: torch.Tensor) -> Any:
+    """weight [N, K] -> the form that `linear` of the same table likes best. Here: the weight itself."""
+    return weight
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [..., H] / sqrt(mean(x**2) + eps) * weight [H], statistics in float32."""
+    return torch.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, residual [T, H] -> (rms_norm(x + residual), x + residual)."""
+    residual = x + residual
+    return torch.rms_norm(residual, weight.shape, weight, eps), residual
+
+
+def qk_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm of each head: x [T, H, D], weight [D]."""
+    return torch.rms_norm(x, weight.shape, weight, eps)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """x [T, H, D], cos and sin [T, 1, R/2] float32 -> x with the first R dimensions of each head rotated."""
+    half = cos.shape[-1]
+    wide = x.float()
+    if interleaved:
+        first, second = wide[..., 0 : 2 * half : 2], wide[..., 1 : 2 * half : 2]
+    else:
+        first, second = wide[..., :half], wide[..., half : 2 * half]
+    turned_first = torch.addcmul(first * cos, second, sin, value=-1)
+    turned_second = torch.addcmul(second * cos, first, sin)
+    if interleaved:
+        parts = [torch.stack((turned_first, turned_second), -1).flatten(-2)]
+    else:
+        parts = [turned_first, turned_second]
+    if 2 * half < x.shape[-1]:
+        parts.append(wide[..., 2 * half :])
+    return torch.cat(parts, -1).to(x.dtype)
+
+
+def rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary embedding of the first R dimensions of each head; the others pass through. Computed in float32.
+
+    q [T, Hq, D], k [T, Hk, D], positions [T] int64. cos_sin [P, R] float32: the first R/2 columns are cosines, the
+    last R/2 sines. Pairs are (i, i + R/2), or (2i, 2i + 1) with `interleaved`. Returns new (q, k).
+    """
+    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, -1)
+    if q.numel() <= _ROPE_JOINT_ELEMENTS and q.shape[-1] == k.shape[-1]:
+        turned = _rotate(torch.cat((q, k), 1), cos, sin, interleaved)
+        num_heads = q.shape[1]
+        return turned[:, :num_heads], turned[:, num_heads:]
+    return _rotate(q, cos, sin, interleaved), _rotate(k, cos, sin, interleaved)
+
+
+def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """gate_up [T, 2I] -> silu(gate_up[:, :I]) * gate_up[:, I:], [T, I]."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def gelu_and_mul(gate_up: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    """gate_up [T, 2I] -> gelu(gate_up[:, :I]) * gate_up[:, I:], [T, I]. approximate: "none" or "tanh"."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.gelu(gate, approximate=approximate).mul_(up)
+
+
+def topk_softmax(router_logits: torch.Tensor, k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """router_logits [T, E] -> (weights [T, k] float32, ids [T, k] int64), heaviest expert first.
+
+    Weights are of the softmax over all experts; `renormalize` makes each row sum to 1.
+    """
+    if renormalize:  # the same as softmax, top-k and division by the sum, without the pass over all experts
+        logits, ids = router_logits.float().topk(k, -1)
+        return logits.softmax(-1), ids
+    weights, ids = router_logits.softmax(-1, dtype=torch.float32).topk(k, -1)
+    return weights, ids
+
+
+def store_kv(
+    k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Write k [T, H, D] and v [T, H, Dv] into rows `slots` [T] int64 of k_cache [S, H, D] and v_cache [S, H, Dv].
+
+    Slots of padding rows may repeat; which of them is kept is not defined.
+    """
+    k_cache.index_copy_(0, slots, k.to(k_cache.dtype))
+    v_cache.index_copy_(0, slots, v.to(v_cache.dtype))
+
+
+def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """ids [T] int64, weight [V, H] -> [T, H]."""
+    return weight.index_select(0, ids)
+
+
+REFERENCES: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        op.__name__: op
+        for op in (
+            linear,
+            pack_linear_weight,
+            rms_norm,
+            add_rms_norm,
+            qk_norm,
+            rope,
+            silu_and_mul,
+            gelu_and_mul,
+            topk_softmax,
+            store_kv,
+            embedding,
+        )
+    }
+)

@@ -1,0 +1,46 @@
+"""Tables of named operations, merged once when a model is built."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from core.interfaces.errors import PluginError
+from core.ops.reference import REFERENCES
+
+# Ops that only work together: a packed weight is readable only by the `linear` it was packed for.
+_TOGETHER = ("linear", "pack_linear_weight")
+
+
+def build_ops(*tables: Mapping[str, Callable[..., Any]]) -> Mapping[str, Callable[..., Any]]:
+    """The references of `core.ops.reference` with `tables` laid over them, later tables winning. Read-only.
+
+    Raises PluginError when a table names an operation that core does not have, holds something that is not
+    callable, or replaces only one of `linear` and `pack_linear_weight`.
+    """
+    merged: dict[str, Callable[..., Any]] = dict(REFERENCES)
+    for table in tables:
+        for name, op in table.items():
+            if name not in REFERENCES:
+                close = difflib.get_close_matches(name, REFERENCES, n=1)
+                raise PluginError(
+                    f"an op table replaces {name!r}, which core does not know",
+                    hint=(f"did you mean {close[0]!r}? " if close else "")
+                    + f"Known operations: {', '.join(sorted(REFERENCES))}",
+                )
+            if not callable(op):
+                raise PluginError(
+                    f"an op table gives {op!r} for {name!r}, which is not callable",
+                    hint=f"give a function with the signature of core.ops.reference.{name}",
+                )
+        given = [name for name in _TOGETHER if name in table]
+        if given and len(given) < len(_TOGETHER):
+            missing = next(name for name in _TOGETHER if name not in table)
+            raise PluginError(
+                f"an op table replaces {given[0]!r} without {missing!r}",
+                hint=f"give both: what `pack_linear_weight` returns is only for the `linear` beside it ({missing!r})",
+            )
+        merged.update(table)
+    return MappingProxyType(merged)

@@ -1,0 +1,77 @@
+"""What a ModelRunner is built from: explicit values, so that it can be built without a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from core.interfaces.attention import AttentionBackend
+from core.interfaces.build import Communicator
+from core.interfaces.context import PluginContext
+from core.interfaces.errors import ConfigError
+from core.interfaces.model import ModelArch
+from core.interfaces.moe import MoeRunner
+from core.interfaces.quant import QuantMethod
+from core.interfaces.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerConfig:
+    """One rank's runner.
+
+    spec, arch: the model. quant, moe, ops: what its layers are built with. attention: the backend class of each cache
+    group, in the order of spec.cache_groups; attention_contexts: one each, or empty for default contexts.
+    dtype: compute and KV type. page_size: tokens a KV page. max_running: slots. chunk_tokens: token budget of a step.
+    context_length: most tokens of a sequence. checkpoint: folder, None with load_format "dummy" (random weights from
+    `seed`). load_threads: readers of weight files. tp: communicator of the ranks that share each layer.
+    """
+
+    spec: ModelSpec
+    arch: type[ModelArch]
+    quant: QuantMethod
+    moe: MoeRunner
+    ops: Mapping[str, Callable[..., Any]]
+    attention: tuple[type[AttentionBackend], ...]
+    tp: Communicator
+    dtype: torch.dtype
+    page_size: int
+    max_running: int
+    chunk_tokens: int
+    context_length: int
+    checkpoint: Path | None = None
+    load_format: Literal["safetensors", "dummy"] = "safetensors"
+    load_threads: int = 4
+    seed: int = 0
+    attention_contexts: tuple[PluginContext, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "max_running", "chunk_tokens", "context_length", "load_threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1", field=name)
+        groups = len(self.spec.cache_groups)
+        for name in ("attention", "attention_contexts"):
+            given = len(getattr(self, name))
+            if given != groups and (given or name == "attention"):
+                raise ConfigError(f"{name} has {given} entries, but the model has {groups} cache groups", field=name)
+        if self.load_format != "dummy" and self.checkpoint is None:
+            raise ConfigError(
+                "checkpoint is None, so there are no weights to read",
+                field="checkpoint",
+                hint='give a folder, or load_format="dummy" for random weights',
+            )
+
+    @property
+    def max_pages_per_seq(self) -> int:
+        """Columns of the page table. One token more than the context: with overlap a request may run one step past
+        its end before the host knows."""
+        return -(-(self.context_length + 1) // self.page_size)
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Most tokens of a step: the budget, or one for each slot where that is more."""
+        return max(self.chunk_tokens, self.max_running)

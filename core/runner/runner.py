@@ -1,0 +1,286 @@
+"""ModelRunner: one rank's model, KV buffers and sampler. Turns a StepPlan into a StepResult."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from core.interfaces.attention import AttentionBackend, AttentionConfig
+from core.interfaces.build import BuildContext
+from core.interfaces.context import PluginContext
+from core.interfaces.errors import EngineError
+from core.interfaces.hardware import HardwareBackend
+from core.interfaces.model import CausalLM
+from core.interfaces.params import SamplingParams
+from core.interfaces.step import Admission, Int32, StepPlan, StepResult
+from core.runner import inputs, logprobs
+from core.runner.config import RunnerConfig
+from core.runner.sampler import Sampled, Sampler
+from core.runner.state import RunnerState
+from core.runner.transfer import Transfer
+
+if TYPE_CHECKING:
+    from core.runner.weights import LoadReport, Progress
+
+_WARM_UP_TOKENS = 8
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RunnerStats:
+    """Since the runner was built, warm-up not counted. device_time_s: from a step's launch, or the end of the step
+    before it if that came later, to its tokens being on the host."""
+
+    steps: int = 0
+    tokens: int = 0
+    failed_steps: int = 0
+    device_time_s: float = 0.0
+
+
+class ModelRunner:
+    """Life: construct, `load`, `allocate`, `warm_up`, then `launch` for each step, from one thread at a time.
+
+    device: torch device of this rank, prepared by hardware.initialize.
+    """
+
+    def __init__(self, config: RunnerConfig, hardware: HardwareBackend) -> None:
+        self.config = config
+        self.stats = RunnerStats()
+        self._hardware = hardware
+        self.device = hardware.initialize(config.tp.rank)
+        self._transfer = Transfer(self.device, pinned=hardware.pinned())
+        self._model: CausalLM | None = None
+        self._attention: tuple[AttentionBackend, ...] = ()
+        self._kv: tuple[tuple[torch.Tensor, ...], ...] = ()
+        self._last_end_s = 0.0
+        self._state = self._new_state()
+
+    @property
+    def model(self) -> CausalLM:
+        """The loaded module. Raises EngineError before `load`."""
+        if self._model is None:
+            raise EngineError("the model is not loaded", hint="call load() first")
+        return self._model
+
+    def load(self, progress: Progress | None = None) -> LoadReport | None:
+        """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
+        from core.runner.weights import dummy_weights, load_weights
+
+        config = self.config
+        ctx = BuildContext(
+            dtype=config.dtype,
+            device=self.device,
+            ops=config.ops,
+            quant=config.quant,
+            moe=config.moe,
+            tp=config.tp,
+            max_tokens=config.max_step_tokens,
+            context_length=config.context_length,
+        )
+        model: Any = config.arch.build(config.spec, ctx)
+        report = None
+        if config.load_format == "dummy" or config.checkpoint is None:
+            dummy_weights(model, config.seed)
+        else:
+            rules = config.arch.weights(config.spec)
+            report = load_weights(model, rules, config.checkpoint, threads=config.load_threads, progress=progress)
+        self._model = model
+        return report
+
+    def kv_bytes_per_page(self) -> int:
+        """Bytes of one page in every cache group together, on this rank."""
+        config = self.config
+        elements = sum(group.elements_per_token(config.tp.size) for group in config.spec.cache_groups)
+        return elements * config.page_size * config.dtype.itemsize
+
+    def allocate(self, num_pages: int) -> None:
+        """Make the KV buffers: `num_pages` pages in each cache group, page 0 (the null page) included."""
+        config, tp_size = self.config, self.config.tp.size
+        kv: list[tuple[torch.Tensor, ...]] = [()] * len(config.spec.layers)
+        backends = []
+        contexts = config.attention_contexts or tuple(PluginContext(device=self.device) for _ in config.attention)
+        for group, backend_class, ctx in zip(config.spec.cache_groups, config.attention, contexts, strict=True):
+            specs = {layer: spec for layer in group.layers if (spec := config.spec.layers[layer].attention) is not None}
+            num_heads = max((spec.num_heads for spec in specs.values()), default=0)
+            backend = backend_class(
+                AttentionConfig(
+                    group=group,
+                    layers=specs,
+                    num_heads=num_heads // tp_size,
+                    num_kv_heads=max(1, group.num_kv_heads // tp_size),
+                    page_size=config.page_size,
+                    num_pages=num_pages,
+                    dtype=config.dtype,
+                    device=self.device,
+                    max_seqs=config.max_running,
+                    max_tokens=config.max_step_tokens,
+                    context_length=config.context_length,
+                ),
+                ctx,
+            )
+            for layer, buffers in backend.allocate().items():
+                kv[layer] = buffers
+            backends.append(backend)
+        self._attention, self._kv = tuple(backends), tuple(kv)
+
+    def launch(self, plan: StepPlan) -> RunningStep:
+        """Run one step, or queue it where the hardware has asynchronous steps. Never raises for a step that goes
+        wrong: its handle then gives a result with every row failed and the reason."""
+        started_s = time.perf_counter()
+        try:
+            with torch.inference_mode(), self._hardware.stream():
+                pending = self._run(plan)
+                event = self._hardware.record_event() if self._hardware.capabilities.async_steps else None
+        except Exception as error:
+            logger.exception("step %d failed", plan.step)
+            self.stats.failed_steps += 1
+            return RunningStep(self, plan, started_s, result=_failed(plan, error))
+        running = RunningStep(self, plan, started_s, pending=pending, event=event)
+        if not self._hardware.capabilities.async_steps:
+            running.wait()
+        return running
+
+    def warm_up(self) -> None:
+        """A short prefill and decodes, greedy and drawn, into the null page, so that the first request does not pay
+        for what happens once. Raises EngineError if that does not work. Call it before the first request."""
+        tokens = np.zeros(min(_WARM_UP_TOKENS, self.config.context_length), np.int32)
+        for params in (SamplingParams(temperature=0.0), SamplingParams(top_k=8, top_p=0.9, logprobs=1)):
+            admission = Admission(0, -1, tokens, len(tokens), params, 0)
+            for step in range(2):
+                plan = StepPlan(
+                    step=-1,
+                    slots=np.zeros(1, np.int32),
+                    num_decodes=step,
+                    q_lens=np.array([1 if step else len(tokens)], np.int32),
+                    seq_lens=np.array([len(tokens) + step], np.int32),
+                    samples=np.ones(1, np.bool_),
+                    admissions=[] if step else [admission],
+                )
+                error = self.launch(plan).wait().error
+                if error is not None:
+                    raise EngineError(f"the warm-up step failed: {error}")
+        self._state = self._new_state()
+        self.stats = RunnerStats()
+
+    def _new_state(self) -> RunnerState:
+        config = self.config
+        sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer)
+        groups = len(config.spec.cache_groups)
+        return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer)
+
+    def _run(self, plan: StepPlan) -> _Pending:
+        """Everything of a step that is queued on the device."""
+        if not self._attention and self.config.attention:
+            raise EngineError("there are no KV buffers", hint="call allocate() first")
+        state = self._state
+        state.apply(plan)
+        step = inputs.build(plan, state, self._transfer, self.config.page_size, self._attention, self._kv)
+        for backend, layout in zip(self._attention, step.batch.layouts, strict=True):
+            backend.plan(layout)
+        hidden = self.model.forward(step.batch)
+        if not len(step.slots):  # nothing but prefill chunks that are not the last
+            return _Pending(step.slots, None, [])
+        if not step.every_row:
+            hidden = hidden.index_select(0, step.batch.logits_rows)
+        logits = self.model.compute_logits(hidden)
+        sampled = state.sampler.sample(logits, step.slots, step.positions)
+        state.last_tokens.index_copy_(0, step.device_slots, sampled.tokens)
+        tensors = [sampled.tokens, sampled.best.float()]
+        if sampled.logprobs is not None:
+            tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
+        return _Pending(step.slots, sampled, self._transfer.download(tensors))
+
+    def finish(self, plan: StepPlan, pending: _Pending, event: Any, started_s: float) -> StepResult:
+        """Wait for a queued step and read its result. Called by the step's handle."""
+        if event is not None:
+            self._hardware.wait_event(event)
+        now = time.perf_counter()
+        elapsed_s = now - max(started_s, self._last_end_s)
+        self._last_end_s = now
+        self.stats.steps += 1
+        self.stats.tokens += plan.num_tokens
+        self.stats.device_time_s += elapsed_s
+        num_rows = len(pending.slots)
+        if pending.sampled is None:
+            empty = np.empty((0, 1), np.int32)
+            return StepResult(plan.step, pending.slots, empty, empty[:, 0], np.zeros(0, np.bool_), None, elapsed_s)
+        tokens, best, *rest = pending.host
+        values = None
+        if pending.sampled.asking is not None and pending.sampled.wanted is not None:
+            asked = logprobs.LogprobTensors(*rest)
+            values = logprobs.spread(asked, pending.sampled.asking, pending.sampled.wanted, num_rows)
+        return StepResult(
+            step=plan.step,
+            slots=pending.slots,
+            tokens=tokens.numpy().astype(np.int32)[:, None],
+            counts=np.ones(num_rows, np.int32),
+            failed=~np.isfinite(best.numpy()),
+            logprobs=values,
+            device_time_s=elapsed_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A queued step: its sampled rows [S] and the host tensors that hold its output after its event."""
+
+    slots: Int32
+    sampled: Sampled | None
+    host: list[torch.Tensor] = field(default_factory=list)
+
+
+class RunningStep:
+    """Handle of a launched step."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        plan: StepPlan,
+        started_s: float,
+        *,
+        pending: _Pending | None = None,
+        event: Any = None,
+        result: StepResult | None = None,
+    ) -> None:
+        self._runner = runner
+        self._plan = plan
+        self._started_s = started_s
+        self._pending = pending
+        self._event = event
+        self._result = result
+
+    def done(self) -> bool:
+        """Whether the result is on the host already."""
+        return self._result is not None
+
+    def wait(self) -> StepResult:
+        """Block until it is. A device fault that shows only now fails the whole step, like one at launch."""
+        if self._result is None and self._pending is not None:
+            try:
+                plan = self._plan
+                self._result = self._runner.finish(plan, self._pending, self._event, self._started_s)
+            except Exception as error:
+                logger.exception("step %d failed", self._plan.step)
+                self._result = _failed(self._plan, error)
+            self._pending = None
+        assert self._result is not None
+        return self._result
+
+
+def _failed(plan: StepPlan, error: Exception) -> StepResult:
+    slots = plan.slots[plan.samples]
+    num_rows = len(slots)
+    return StepResult(
+        step=plan.step,
+        slots=slots,
+        tokens=np.zeros((num_rows, 1), np.int32),
+        counts=np.zeros(num_rows, np.int32),
+        failed=np.ones(num_rows, np.bool_),
+        error=f"{type(error).__name__}: {error}",
+    )

@@ -1,0 +1,198 @@
+"""Logits to tokens. Every row is drawn from its own immutable parameters; there is no shared random state.
+
+Order: logit bias, penalties, min_tokens, temperature, top-k, top-p, min-p, draw. A batch of plain greedy rows is one
+reduction. In a mixed batch only the rows that need a stage go through it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from core.interfaces.step import Admission, Int32
+from core.runner import filters, logprobs, noise, penalties
+from core.runner.sampling_table import (
+    BIASED,
+    FILTERED,
+    LOGPROBS,
+    MIN_TOKENS,
+    PENALISED,
+    SAMPLED,
+    SamplingTable,
+)
+from core.runner.transfer import Transfer
+
+_NEG_INF = float("-inf")
+_MAX_CANDIDATES = 1024  # a larger top_k goes the way of the whole vocabulary
+_CANDIDATE_MARGIN = 64  # room for ties at the k-th logit, common in bfloat16
+_HOST_CHUNK = 1 << 18  # elements worked on at once on the CPU: noise temporaries stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Device tensors of S rows. tokens [S] int64. best [S] float: each row's largest logit; the row is unusable
+    (NaN, an infinity, or nothing but minus infinity) exactly if this is not finite.
+    asking [B], wanted [B]: rows with log-probabilities and how many alternatives; `logprobs` None if B is 0."""
+
+    tokens: torch.Tensor
+    best: torch.Tensor
+    logprobs: logprobs.LogprobTensors | None = None
+    asking: Int32 | None = None
+    wanted: Int32 | None = None
+
+
+class Sampler:
+    """Samples for slots whose parameters were admitted before.
+
+    vocab_size: width of the logits. transfer: of the device that the logits are on.
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int, transfer: Transfer) -> None:
+        self.table = SamplingTable(num_slots, vocab_size)
+        self._transfer = transfer
+        self._counts = penalties.TokenCounts(vocab_size, transfer)
+        self._vocab = noise.spread_ids(torch.arange(vocab_size, device=transfer.device))
+
+    def admit(self, admission: Admission) -> None:
+        """A request enters a slot."""
+        self.table.admit(admission)
+        if self.table.flags[admission.slot] & PENALISED:
+            self._counts.admit(admission)
+
+    def sample(self, logits: torch.Tensor, slots: Int32, positions: Int32) -> Sampled:
+        """One token per row. logits [S, V] any float dtype, not changed; slots [S]; positions [S]: where in its
+        sequence the token will stand. Tokens of penalised rows are counted."""
+        flags = self.table.flags[slots]
+        union = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
+        if not union:
+            best, tokens = logits.max(dim=-1)
+            return Sampled(tokens, best)
+
+        work, raw_best, count_rows = logits, None, None
+        if union & (BIASED | PENALISED | MIN_TOKENS):
+            raw_best = logits.amax(dim=-1)  # an infinity must not hide behind a forbidden id
+            work = logits.to(torch.float32, copy=True)
+            count_rows = self._edit(work, flags, slots, positions)
+        best, tokens = work.max(dim=-1)
+        if union & SAMPLED:
+            drawn = np.flatnonzero(flags & SAMPLED)
+            self._draw(work, best, tokens, drawn, flags[drawn], slots[drawn], positions[drawn])
+        if count_rows is not None:
+            self._counts.add(count_rows[1], tokens[count_rows[0]])
+        best = best if raw_best is None else raw_best
+        if not union & LOGPROBS:
+            return Sampled(tokens, best)
+
+        asking = np.flatnonzero(flags & LOGPROBS).astype(np.int32)
+        wanted = self.table.num_logprobs[slots[asking]]
+        (rows,) = self._transfer.upload(asking.astype(np.int64))
+        values = logprobs.compute(logits[rows], tokens[rows], int(wanted.max()))
+        return Sampled(tokens, best, values, asking, wanted)
+
+    def _edit(
+        self, work: torch.Tensor, flags: npt.NDArray[np.uint8], slots: Int32, positions: Int32
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Bias, penalties, min_tokens in place; for penalised rows (row in `work`, row in the counts)."""
+        counted = None
+        if (rows := _rows(flags, BIASED)).size:
+            penalties.apply_bias(work, self.table, rows, slots[rows], self._transfer)
+        if (rows := _rows(flags, PENALISED)).size:
+            count_rows = penalties.apply_penalties(work, self.table, self._counts, rows, slots[rows], self._transfer)
+            (index,) = self._transfer.upload(rows.astype(np.int64))
+            counted = (index, count_rows)
+        if (rows := _rows(flags, MIN_TOKENS)).size:
+            rows = rows[self.table.below_min_tokens(slots[rows], positions[rows])]
+            if rows.size:
+                penalties.forbid(work, self.table, rows, slots[rows], self._transfer)
+        return counted
+
+    def _draw(
+        self,
+        work: torch.Tensor,
+        best: torch.Tensor,
+        tokens: torch.Tensor,
+        drawn: npt.NDArray[np.int64],
+        flags: npt.NDArray[np.uint8],
+        slots: Int32,
+        positions: Int32,
+    ) -> None:
+        """Replace the arg max in `tokens` by a draw for the rows `drawn`; flags, slots, positions are of these."""
+        keys = noise.row_keys(self.table.seed[slots], positions)
+        filtered = flags & FILTERED != 0
+        for rows_here, has_filters in ((np.flatnonzero(~filtered), False), (np.flatnonzero(filtered), True)):
+            chunk = self._chunk_rows(work.shape[1])
+            for start in range(0, len(rows_here), chunk):
+                here = rows_here[start : start + chunk]
+                index, row_keys, temperature = self._transfer.upload(
+                    drawn[here], keys[here], self.table.temperature[slots[here]]
+                )
+                scaled = work[index].to(torch.float32).div_(temperature[:, None])
+                if has_filters:
+                    peak = best[index].to(torch.float32) / temperature
+                    tokens[index] = self._draw_filtered(scaled, peak[:, None], row_keys, slots[here])
+                else:
+                    tokens[index] = _race(scaled, self._vocab, row_keys)
+
+    def _draw_filtered(
+        self, scaled: torch.Tensor, peak: torch.Tensor, keys: torch.Tensor, slots: Int32
+    ) -> torch.Tensor:
+        """scaled [R, V] float32 (overwritten), peak [R, 1] its row maxima, keys [R, 2]; returns tokens [R] int64."""
+        table, vocab_size = self.table, scaled.shape[1]
+        host_k, host_p = table.top_k[slots], table.top_p[slots]
+        max_k, without_k = int(host_k.max()), bool((host_k == 0).any())
+        any_top_p = bool((host_p < 1.0).any())
+        top_k, top_p, min_p = self._transfer.upload(host_k, host_p, table.min_p[slots])
+        params = filters.FilterParams(top_k, top_p, min_p, any_top_p)
+        total = filters.row_mass(scaled, peak) if any_top_p and without_k else None
+
+        # Candidates are enough if nothing at or above the threshold can lie below the last of them. Telling so means
+        # reading a device value, so only the CPU takes that way; elsewhere the threshold masks the whole vocabulary.
+        on_host = self._transfer.direct
+        width = _candidate_count(max_k, without_k and any_top_p, on_host, vocab_size)
+        ranked, ids = _rank(scaled, width)
+        limit = filters.threshold(ranked, params, total)
+        if not on_host:
+            return _race(scaled.masked_fill_(scaled < limit[:, None], _NEG_INF), self._vocab, keys)
+        kept = ranked.masked_fill(ranked < limit[:, None], _NEG_INF)
+        tokens = ids.gather(1, _race(kept, noise.spread_ids(ids), keys)[:, None])[:, 0]
+        if width < vocab_size:
+            short = torch.nonzero(ranked[:, -1] >= limit)[:, 0]
+            if len(short):
+                rest, limit = scaled[short], limit[short]
+                if any_top_p:  # else the threshold is right already, only the candidates were too few
+                    part = None if total is None else total[short]
+                    limit = filters.threshold(rest.sort(dim=-1, descending=True)[0], params.rows(short), part)
+                rest.masked_fill_(rest < limit[:, None], _NEG_INF)
+                tokens[short] = _race(rest, self._vocab, keys[short])
+        return tokens
+
+    def _chunk_rows(self, vocab_size: int) -> int:
+        return max(1, _HOST_CHUNK // vocab_size) if self._transfer.direct else 1 << 30
+
+
+def _rows(flags: npt.NDArray[np.uint8], bit: int) -> Int32:
+    return np.flatnonzero(flags & bit).astype(np.int32)
+
+
+def _candidate_count(max_k: int, needs_all: bool, on_host: bool, vocab_size: int) -> int:
+    """How many of the largest logits to rank. Off the host it must not depend on the batch."""
+    if max_k > _MAX_CANDIDATES or (needs_all and not on_host):
+        return vocab_size
+    if on_host and not needs_all:
+        return min(vocab_size, max_k + _CANDIDATE_MARGIN)
+    return min(vocab_size, _MAX_CANDIDATES + _CANDIDATE_MARGIN)
+
+
+def _rank(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `width` largest of each row, descending, and their ids."""
+    values, ids = scaled.sort(dim=-1, descending=True) if width == scaled.shape[1] else scaled.topk(width, dim=-1)
+    return values, ids
+
+
+def _race(scaled: torch.Tensor, spread: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Gumbel-max draw. scaled [R, K] float32, spread [K] or [R, K] int32, keys [R, 2]; returns columns [R]."""
+    losses = noise.log_exponential(spread, keys)
+    return torch.sub(scaled, losses, out=losses).max(dim=-1)[1]

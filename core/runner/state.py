@@ -1,0 +1,46 @@
+"""The worker's mirror of the request table.
+
+A plan carries only what changed; everything else a step needs is here. The mirror follows plans in order and has no
+other input, so several workers given the same plans hold the same mirror.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from core.interfaces.step import Int32, StepPlan
+from core.runner.sampler import Sampler
+from core.runner.transfer import Transfer
+
+
+class RunnerState:
+    """Indexed by slot.
+
+    page_table [G, S, P] int32. tokens: what each slot was admitted with, the ids that prefill chunks read (host).
+    last_tokens [S] int64 on the device: newest token of each slot, the ids that decodes read; written by the sampler
+    without passing the host, so the next step can be launched before this one's tokens are known.
+    """
+
+    def __init__(self, num_groups: int, num_slots: int, max_pages: int, sampler: Sampler, transfer: Transfer) -> None:
+        self.page_table = np.zeros((num_groups, num_slots, max_pages), np.int32)
+        self.tokens: list[Int32] = [np.empty(0, np.int32)] * num_slots
+        self.last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=transfer.device)
+        self.sampler = sampler
+        self._transfer = transfer
+
+    def apply(self, plan: StepPlan) -> None:
+        """Admissions, then page updates. An admission overwrites all that its slot held."""
+        if plan.admissions:
+            for admission in plan.admissions:
+                self.page_table[:, admission.slot] = 0
+                self.tokens[admission.slot] = np.array(admission.token_ids, np.int32)  # a copy: the mirror's own
+                self.sampler.admit(admission)
+            # So that even a slot whose first step is a decode (all but the last token cached) reads its own token.
+            slots, last = self._transfer.upload(
+                np.array([admission.slot for admission in plan.admissions], np.int64),
+                np.array([int(admission.token_ids[-1]) for admission in plan.admissions], np.int64),
+            )
+            self.last_tokens.index_copy_(0, slots, last)
+        if len(plan.page_slots):
+            self.page_table[:, plan.page_slots, plan.page_index] = plan.page_ids

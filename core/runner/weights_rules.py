@@ -1,0 +1,106 @@
+"""Checkpoint tensor names to module slots and back, compiled once from a model's ModuleRules."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from core.interfaces.model import ModuleRule, WeightRules
+
+_PLACEHOLDER = re.compile(r"\\{(layer|expert)\\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a checkpoint tensor goes: module path in the model, suffix, part ("" if none), expert or None."""
+
+    target: str
+    suffix: str
+    part: str
+    expert: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _CompiledRule:
+    rule: ModuleRule
+    source: re.Pattern[str]
+    target: re.Pattern[str]
+    expert_in_target: bool
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    seen: set[str] = set()
+
+    def group(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>[0-9]+)"
+
+    return re.compile(_PLACEHOLDER.sub(group, re.escape(template)))
+
+
+def _fill(template: str, numbers: dict[str, str]) -> str:
+    for name, number in numbers.items():
+        template = template.replace(f"{{{name}}}", number)
+    return template
+
+
+def _last_segment(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+class RuleTable:
+    """Compiled rules. The first rule that matches a name takes it."""
+
+    def __init__(self, rules: WeightRules) -> None:
+        self._ignored = [(re.compile(pattern), reason) for pattern, reason in rules.ignored.items()]
+        # Indexed by the last literal segment, so that tens of thousands of names try one or two patterns each.
+        self._by_segment: dict[str, list[_CompiledRule]] = {}
+        self._open: list[_CompiledRule] = []
+        self._all: list[_CompiledRule] = []
+        for rule in rules.rules:
+            compiled = _CompiledRule(rule, _pattern(rule.source), _pattern(rule.target), "{expert}" in rule.target)
+            last = _last_segment(rule.source)
+            place = self._open if "{" in last else self._by_segment.setdefault(last, [])
+            place.append(compiled)
+            self._all.append(compiled)
+
+    def ignored(self, name: str) -> str | None:
+        """Why a checkpoint tensor is left out, or None if it is not."""
+        return next((reason for pattern, reason in self._ignored if pattern.fullmatch(name)), None)
+
+    def address(self, name: str) -> Address | None:
+        """Where the checkpoint tensor `name` goes, or None if no rule takes it."""
+        module, _, suffix = name.rpartition(".")
+        for compiled in (*self._by_segment.get(_last_segment(module), ()), *self._open):
+            match = compiled.source.fullmatch(module)
+            if match is None:
+                continue
+            numbers = match.groupdict()
+            expert = None
+            if "expert" in numbers and not compiled.expert_in_target:
+                expert = int(numbers["expert"])
+            rule = compiled.rule
+            return Address(_fill(rule.target, numbers), suffix, rule.part or "", expert)
+        return None
+
+    def name(self, target: str, suffix: str, part: str, expert: int | None) -> str:
+        """The checkpoint name that would fill a slot, for error texts."""
+        for compiled in self._all:
+            rule = compiled.rule
+            if (rule.part or "") != part:
+                continue
+            match = compiled.target.fullmatch(target)
+            if match is None:
+                continue
+            numbers = match.groupdict()
+            if expert is not None:
+                if "{expert}" not in rule.source:
+                    continue
+                numbers["expert"] = str(expert)
+            source = _fill(rule.source, numbers)
+            if "{" not in source:
+                return f"{source}.{suffix}"
+        return f"(no rule) {target}.{suffix}" + (f" [{part}]" if part else "")

@@ -1,0 +1,80 @@
+"""PlanBuilder: gathers one step's rows and table updates; Flight: what is remembered of a launched step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from core.interfaces.step import Admission, StepPlan
+from core.memory.manager import TableUpdate
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Flight:
+    """A step under way. Of its sampled rows: slots [S], seq_lens [S] (KV length it writes), and the slots' epochs
+    [S] when it was planned."""
+
+    step: int
+    slots: Int32
+    seq_lens: Int32
+    epochs: npt.NDArray[np.int64]
+
+
+class PlanBuilder:
+    """One step. `budget` is what is left of its tokens."""
+
+    def __init__(self, step: int, budget: int, num_groups: int) -> None:
+        self.step = step
+        self.budget = budget
+        self.decodes = np.empty(0, np.int32)
+        self.decode_lens = np.empty(0, np.int32)
+        self.admissions: list[Admission] = []
+        self._num_groups = num_groups
+        self._prefills: list[tuple[int, int, int, bool]] = []
+        self._updates: list[TableUpdate] = []
+
+    @property
+    def empty(self) -> bool:
+        return not len(self.decodes) and not self._prefills
+
+    def decode(self, slots: Int32, seq_lens: Int32) -> None:
+        """Rows of one token each."""
+        self.decodes, self.decode_lens = slots, seq_lens
+        self.budget -= len(slots)
+
+    def prefill(self, slot: int, q_len: int, seq_len: int, last: bool) -> None:
+        """A chunk of a prompt; `last` yields a token."""
+        self._prefills.append((slot, q_len, seq_len, last))
+        self.budget -= q_len
+
+    def update(self, update: TableUpdate | None) -> None:
+        if update is not None:
+            self._updates.append(update)
+
+    def build(self) -> StepPlan:
+        num_decodes = len(self.decodes)
+        slots, seq_lens = self.decodes, self.decode_lens
+        q_lens, samples = np.ones(num_decodes, np.int32), np.ones(num_decodes, np.bool_)
+        if self._prefills:
+            rows = np.array(self._prefills, np.int32)
+            slots = np.concatenate([slots, rows[:, 0]])
+            q_lens = np.concatenate([q_lens, rows[:, 1]])
+            seq_lens = np.concatenate([seq_lens, rows[:, 2]])
+            samples = np.concatenate([samples, rows[:, 3].astype(np.bool_)])
+        plan = StepPlan(self.step, slots, num_decodes, q_lens, seq_lens, samples, self.admissions)
+        if self._updates:
+            plan.page_slots = _join([u.slots for u in self._updates])
+            plan.page_index = _join([u.index for u in self._updates])
+            plan.page_ids = _join([u.pages for u in self._updates])
+        else:
+            plan.page_ids = np.empty((self._num_groups, 0), np.int32)
+        return plan
+
+
+def _join(parts: Sequence[Int32]) -> Int32:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)

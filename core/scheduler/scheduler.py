@@ -1,0 +1,376 @@
+"""Scheduler: which request gets how many tokens in the next step.
+
+One token budget a step. Running decodes come first, then chunks of prompts under way, then admissions. State is
+in RequestTable, as arrays by slot: a step of decodes alone loops over requests only where one needs a page,
+finishes or fails. `schedule` may be called before the last step is complete; nothing a step in flight touches
+is given to anyone else until it has completed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from core.config.sections import SchedulerSettings
+from core.interfaces.errors import EngineError, Overloaded, RequestError
+from core.interfaces.step import Admission, StepPlan, StepResult
+from core.memory.manager import MemoryManager
+from core.scheduler.events import StepEvents
+from core.scheduler.facts import Finish, ModelFacts
+from core.scheduler.plan import Flight, Int32, PlanBuilder
+from core.scheduler.policy import make_policy
+from core.scheduler.queue import WaitingQueue
+from core.scheduler.request import Request
+from core.scheduler.table import DECODE, PREFILL, RequestTable
+
+NOT_FINITE = "the model's output was not finite; this request cannot go on"
+
+
+class Scheduler:
+    """One engine's scheduler. Called from one thread.
+
+    `memory` has `facts.max_running` slots and `facts.max_pages` columns. clock: seconds, monotonic. seed: of the
+    random policy. Raises ConfigError for an unknown policy.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        facts: ModelFacts,
+        memory: MemoryManager,
+        clock: Callable[[], float] = time.monotonic,
+        seed: int = 0,
+    ) -> None:
+        expected = (facts.num_groups, facts.max_running, facts.max_pages)
+        if memory.page_table.shape != expected or memory.capacity != facts.num_pages - 1:
+            raise ValueError(f"memory has a page table of shape {memory.page_table.shape}, facts say {expected}")
+        self.settings = settings
+        self.facts = facts
+        self.memory = memory
+        # KV of the last token is never needed, so a text may be one token longer than the memory.
+        self.max_len = min(facts.context_length, memory.capacity * facts.page_size + 1)
+        self.table = RequestTable(facts.max_running, memory.page_table, self.max_len)
+        self.queue = WaitingQueue()
+        self.policy = make_policy(settings.schedule_policy, seed)
+        self._clock = clock
+        self._requests: dict[int, Request] = {}
+        self._prefilling: dict[int, None] = {}  # slots with a prompt under way, first admitted first
+        self._in_flight: deque[Flight] = deque()
+        self._aborted: list[int] = []
+        self._step = 0
+        self._passed = -1
+        self._order = 0
+        self._blocked: tuple[int, int, int, int] | None = None
+        self._counters = dict.fromkeys(
+            ("steps", "prompt_tokens", "hit_tokens", "generated_tokens", "preemptions", "finished", "aborted"), 0
+        )
+
+    # ---- requests come and go
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises RequestError if it can never run, Overloaded if the queue is full."""
+        if request.id in self._requests:
+            raise RequestError(f"request id {request.id} is in use", param="id", hint="use another id")
+        length, limit = request.num_prompt, self.facts.context_length
+        if not length:
+            raise RequestError("the prompt has 0 tokens", param="prompt", hint="send at least one token")
+        if length >= limit:
+            raise RequestError(
+                f"the prompt has {length} tokens; the context length is {limit} and must hold one more",
+                param="prompt",
+                code="context_length_exceeded",
+                hint=f"send at most {limit - 1} tokens",
+            )
+        need = self.memory.num_pages_for(length + 1)
+        if need > self.memory.capacity:
+            raise RequestError(
+                f"the prompt has {length} tokens and needs {need} KV cache pages of {self.facts.page_size} tokens; "
+                f"there are {self.memory.capacity}",
+                param="prompt",
+                code="context_length_exceeded",
+                hint=f"send at most {self.memory.capacity * self.facts.page_size - 1} tokens, or enlarge the KV cache",
+            )
+        if len(self.queue) >= self.settings.max_queued_requests:
+            raise Overloaded(f"{len(self.queue)} requests are waiting, which is max_queued_requests")
+        max_tokens = request.sampling.max_tokens
+        request.max_len = self.max_len if max_tokens is None else min(length + max_tokens, self.max_len)
+        request.arrival_s = request.arrival_s or self._clock()
+        request.order = self._order
+        self._order += 1
+        self._requests[request.id] = request
+        self.queue.push(request)
+
+    def cancel(self, request_id: int) -> bool:
+        """End a request at any moment. Its one finish event, "abort", comes with `take_events` or the next
+        `complete`. False if the id is unknown or has finished."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return False
+        if request.slot < 0:
+            self.queue.remove(request)
+        else:
+            self._release(request, publish=True)
+        self._aborted.append(request_id)
+        self._counters["aborted"] += 1
+        return True
+
+    def take_events(self) -> StepEvents | None:
+        """Events that wait for no step (cancellations); None if there are none."""
+        if not self._aborted:
+            return None
+        ids, self._aborted = self._aborted, []
+        return StepEvents.aborts(ids)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether requests live, steps are in flight or events wait."""
+        return bool(self._requests or self._in_flight or self._aborted)
+
+    # ---- plan a step
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None if nothing can run now. While requests live and nothing is in flight, something
+        always can."""
+        if not self._requests:
+            return None
+        plan = PlanBuilder(self._step, self.facts.chunk_tokens, self.facts.num_groups)
+        preempted = self._counters["preemptions"]
+        self._plan_decodes(plan)
+        self._plan_chunks(plan)
+        if plan.empty or self._counters["preemptions"] == preempted:
+            self._plan_admissions(plan)
+        if plan.empty:
+            return None
+        built = plan.build()
+        self.table.last_step[built.slots] = self._step
+        slots, seq_lens = built.slots, built.seq_lens
+        if len(slots) > built.num_decodes:
+            slots, seq_lens = slots[built.samples], seq_lens[built.samples]
+        self._in_flight.append(Flight(self._step, slots, seq_lens, self.table.epoch[slots]))
+        self._step += 1
+        return built
+
+    def _plan_decodes(self, plan: PlanBuilder) -> None:
+        table = self.table
+        # A row whose last allowed token is already under way has nothing more to do.
+        ready = (table.state == DECODE) & (table.seq_len + 1 < table.max_len)
+        slots = np.flatnonzero(ready).astype(np.int32)
+        if len(slots) > plan.budget:  # share the budget: longest unserved first
+            slots = np.sort(slots[np.argsort(table.last_step[slots], kind="stable")[: plan.budget]])
+        if not len(slots):
+            return
+        lens = table.seq_len[slots] + 1
+        short = self.memory.shortage(slots, lens)
+        needed = int(short.sum())
+        if needed:
+            if needed > self.memory.available:
+                slots = self._relieve(slots)
+                lens = table.seq_len[slots] + 1
+                short = self.memory.shortage(slots, lens)
+            plan.update(self.memory.extend(slots, short))
+        table.seq_len[slots] = lens
+        plan.decode(slots, lens)
+
+    def _relieve(self, slots: Int32) -> Int32:
+        """Pages do not suffice for every decode: preempt until they do, newest and least important first. Pages
+        that only wait for a step in flight count; rows that need them sit this step out."""
+        table, memory = self.table, self.memory
+        running = np.flatnonzero(table.state)
+        victims = running[np.lexsort((-table.order[running], table.priority[running]))].tolist()
+        while True:
+            short = memory.shortage(slots, table.seq_len[slots] + 1)
+            available = memory.available
+            if int(short.sum()) <= available + memory.pending_pages:
+                break
+            victim = victims.pop(0)
+            self._preempt(victim)
+            slots = slots[slots != victim]
+        first = np.lexsort((table.order[slots], -table.priority[slots]))
+        fits = np.cumsum(short[first]) <= available
+        return np.sort(slots[first[fits | (short[first] == 0)]])
+
+    def _preempt(self, slot: int) -> None:
+        """Back to the queue with what is known; a token still under way is computed again."""
+        request = self.table.requests[slot]
+        assert request is not None
+        request.tokens = self.table.known(slot)
+        self._release(request, publish=True)
+        request.preemptions += 1
+        request.bypasses = 0
+        self._counters["preemptions"] += 1
+        self.queue.push(request)
+
+    def _plan_chunks(self, plan: PlanBuilder) -> None:
+        for slot in tuple(self._prefilling):
+            if plan.budget <= 0:
+                break
+            self._plan_chunk(plan, slot)
+
+    def _plan_chunk(self, plan: PlanBuilder, slot: int) -> None:
+        """As much of a prompt as the budget allows."""
+        table = self.table
+        start, end = int(table.seq_len[slot]), int(table.prefill_len[slot])
+        num = min(end - start, plan.budget)
+        last = start + num == end
+        table.seq_len[slot] = start + num
+        if last:
+            table.state[slot] = DECODE
+            self._prefilling.pop(slot, None)
+        else:
+            self._prefilling[slot] = None
+        plan.prefill(slot, num, start + num, last)
+
+    def _plan_admissions(self, plan: PlanBuilder) -> None:
+        if plan.budget <= 0 or not self.queue or not self.table.num_free:
+            return
+        if self._still_blocked():
+            return
+        self._blocked = None
+        for request in self.policy.order(self.queue, self.memory.match):
+            if plan.budget <= 0 or not self.table.num_free:
+                return
+            if not self._admit(plan, request):
+                # Nobody overtakes: else a large request would wait for ever.
+                self._blocked = self._circumstances()
+                return
+
+    def _circumstances(self) -> tuple[int, int, int, int]:
+        return self.memory.available, self.table.num_running, self.queue.version, self.memory.version
+
+    def _still_blocked(self) -> bool:
+        """Whether nothing has changed for the better since a request did not fit."""
+        if self._blocked is None:
+            return False
+        available, running, *versions = self._blocked
+        now_available, now_running, *now_versions = self._circumstances()
+        return now_available <= available and now_running >= running and now_versions == versions
+
+    def _admit(self, plan: PlanBuilder, request: Request) -> bool:
+        # A page of growth stays available for every running request, or it would be preempted at once.
+        lease = self.memory.begin(
+            request.key, self.table.next_slot(), priority=request.priority, reserve=self.table.num_running
+        )
+        if lease is None:
+            return False
+        self.policy.admitted(self.queue, request)
+        self.queue.remove(request)
+        request.lease = lease
+        if request.cached_tokens < 0:
+            request.cached_tokens = lease.cached_tokens
+            self._counters["prompt_tokens"] += request.num_prompt
+            self._counters["hit_tokens"] += lease.cached_tokens
+        slot = self.table.take(request, lease.cached_tokens, self._step)
+        plan.admissions.append(
+            Admission(
+                slot,
+                request.id,
+                request.tokens,
+                request.num_prompt,
+                request.sampling,
+                request.seed,
+                request.eos_in_effect,
+            )
+        )
+        plan.update(self.memory.row(slot))
+        self._plan_chunk(plan, slot)
+        return True
+
+    # ---- take a step's results
+
+    def complete(self, result: StepResult) -> StepEvents:
+        """What the oldest step in flight gave. Steps complete in the order they were planned. Entries are in the
+        order of the result's rows; cancellations since the last call follow."""
+        flight = self._in_flight.popleft() if self._in_flight else None
+        if flight is None or flight.step != result.step or not np.array_equal(flight.slots, result.slots):
+            raise EngineError(f"step {result.step} is complete, step {flight.step if flight else None} was expected")
+        if result.tokens.shape[1:] != (1,):
+            raise EngineError(f"tokens have shape {result.tokens.shape}; one token a row is supported")
+        self._passed = result.step
+        self._counters["steps"] += 1
+        self.memory.fence_passed(result.step)
+        self.table.fence_passed(result.step)
+        events = self._take_tokens(flight, result)
+        aborts = self.take_events()
+        return events.followed_by(aborts) if aborts else events
+
+    def _take_tokens(self, flight: Flight, result: StepResult) -> StepEvents:
+        table = self.table
+        # Late results of requests that have left their slot are dropped.
+        rows = np.flatnonzero(table.epoch[flight.slots] == flight.epochs).astype(np.int32)
+        slots, lens = flight.slots[rows], flight.seq_lens[rows]
+        tokens, failed = result.tokens[rows, 0].astype(np.int32), result.failed[rows]
+        num_failed = int(np.count_nonzero(failed))
+        if num_failed:
+            tokens[failed] = -1
+            good = ~failed
+            table.append(slots[good], tokens[good])
+            table.verified_len[slots[good]] = lens[good]
+        else:
+            table.append(slots, tokens)
+            table.verified_len[slots] = lens
+        total = table.total_len[slots]
+        finish = np.where(total >= table.max_len[slots], np.uint8(Finish.LENGTH), np.uint8(Finish.NONE))
+        finish[table.stopped(slots, tokens)] = Finish.STOP
+        finish[failed] = Finish.ERROR
+        events = StepEvents(table.request_id[slots], tokens, finish, rows)
+        self._counters["generated_tokens"] += len(rows) - num_failed
+        for i in np.flatnonzero(total == table.prompt_len[slots] + 1).tolist():
+            events.first[i] = self._request(slots[i]).cached_tokens
+        for i in np.flatnonzero((total == table.prefill_len[slots] + 1) & (finish == Finish.NONE)).tolist():
+            lease = self._request(slots[i]).lease
+            assert lease is not None
+            self.memory.publish(lease, table.verified(int(slots[i])))
+        for i in np.flatnonzero(finish).tolist():
+            request = self._request(slots[i])
+            if failed[i]:
+                events.errors[i] = NOT_FINITE
+            del self._requests[request.id]
+            self._release(request, publish=not failed[i])
+            self._counters["finished"] += 1
+        return events
+
+    def _request(self, slot: np.int32) -> Request:
+        request = self.table.requests[slot]
+        assert request is not None
+        return request
+
+    def _release(self, request: Request, publish: bool) -> None:
+        """The one place where a request leaves its slot, lease and all."""
+        slot, lease = request.slot, request.lease
+        assert lease is not None
+        fence = int(self.table.last_step[slot])
+        if publish:
+            self.memory.release(lease, self.table.verified(slot), fence)
+        else:
+            lease.release(fence)
+        request.lease = None
+        self._prefilling.pop(slot, None)
+        self.table.release(slot, self._passed)
+
+    # ---- the rest
+
+    def flush_cache(self) -> None:
+        """Forget cached prefixes. Raises EngineError while requests run."""
+        self.memory.reset_cache()
+
+    def stats(self) -> dict[str, float]:
+        """Metric name -> number. Counters grow from start; pages are of one cache group. O(waiting)."""
+        memory = self.memory.stats()
+        now = self._clock()
+        values: dict[str, float] = {
+            "running": self.table.num_running,
+            "waiting": len(self.queue),
+            "longest_wait_s": max((now - r.arrival_s for r in self.queue), default=0.0),
+            "pages_total": memory.total,
+            "pages_free": memory.free,
+            "pages_leased": memory.leased,
+            "pages_cached": memory.cached,
+            "pages_evictable": memory.evictable,
+            "pages_transfer": memory.transfer,
+            "pages_quarantined": memory.quarantined,
+            "prefill_slots": int(np.count_nonzero(self.table.state == PREFILL)),
+        }
+        return values | {f"{name}_total": number for name, number in self._counters.items()}

@@ -1,0 +1,89 @@
+"""MockHardware: a device for tests. Computes on the CPU, with sizes that make small tests interesting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from core.interfaces.context import PluginContext
+from core.interfaces.errors import CapacityError
+from core.interfaces.hardware import HardwareBackend, HardwareCapabilities, MemoryInfo, ProbeResult
+
+_MEMORY_BYTES = 1 << 30
+
+
+class MockHardware(HardwareBackend):
+    """Synchronous steps, float32, small pages. memory_bytes: what it claims to have."""
+
+    name: ClassVar[str] = "mock"
+    capabilities: ClassVar[HardwareCapabilities] = HardwareCapabilities(
+        dtypes=("float32",), page_size=4, chunk_tokens=64
+    )
+
+    def __init__(self, ctx: PluginContext | None = None, *, memory_bytes: int = _MEMORY_BYTES) -> None:
+        super().__init__(ctx or PluginContext())
+        self.memory_bytes = memory_bytes
+
+    @classmethod
+    def probe(cls) -> ProbeResult:
+        return ProbeResult(True, "always there", priority=-1, description="mock device for tests")
+
+    def initialize(self, local_rank: int) -> torch.device:
+        return torch.device("cpu")
+
+    def memory(self) -> MemoryInfo:
+        return MemoryInfo(self.memory_bytes, self.memory_bytes)
+
+    def kv_budget_bytes(self, fraction: float, requested_bytes: int | None) -> int:
+        budget = int(self.memory_bytes * fraction) if requested_bytes is None else requested_bytes
+        if budget > self.memory_bytes:
+            raise CapacityError(f"kv_cache_bytes is {budget}, but the mock device has {self.memory_bytes} bytes")
+        return budget
+
+
+@dataclass(slots=True)
+class MockEvent:
+    """Marks the work of one step. `waited`: whether the host has waited for it."""
+
+    number: int
+    waited: bool = False
+
+
+class MockAsyncHardware(MockHardware):
+    """Claims asynchronous steps, so that a runner queues work in `stream` and reads results only after waiting for an
+    event. The work itself is done at once. `events` are those recorded so far."""
+
+    name: ClassVar[str] = "mock_async"
+    capabilities: ClassVar[HardwareCapabilities] = HardwareCapabilities(
+        async_steps=True, dtypes=("float32",), page_size=4, chunk_tokens=64
+    )
+
+    def __init__(self, ctx: PluginContext | None = None, *, memory_bytes: int = _MEMORY_BYTES) -> None:
+        super().__init__(ctx, memory_bytes=memory_bytes)
+        self.events: list[MockEvent] = []
+        self._streaming = False
+
+    def stream(self) -> AbstractContextManager[Any]:
+        return self._in_stream()
+
+    @contextmanager
+    def _in_stream(self) -> Iterator[None]:
+        self._streaming = True
+        try:
+            yield
+        finally:
+            self._streaming = False
+
+    def record_event(self) -> MockEvent:
+        if not self._streaming:
+            raise RuntimeError("record_event outside the stream would mark nothing")
+        event = MockEvent(len(self.events))
+        self.events.append(event)
+        return event
+
+    def wait_event(self, event: Any) -> None:
+        event.waited = True

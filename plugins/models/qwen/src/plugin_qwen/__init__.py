@@ -1,0 +1,1 @@
+"""Qwen models for core."""

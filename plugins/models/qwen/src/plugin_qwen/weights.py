@@ -1,0 +1,40 @@
+"""Which checkpoint module fills which module."""
+
+from __future__ import annotations
+
+from core.interfaces.model import ModuleRule, WeightRules
+
+_LAYER = "model.layers.{layer}"
+_EXPERT = f"{_LAYER}.mlp.experts.{{expert}}"
+
+_DECODER = (
+    ModuleRule("model.embed_tokens", "embed_tokens"),
+    ModuleRule("model.norm", "norm"),
+    ModuleRule("lm_head", "lm_head"),
+    ModuleRule(f"{_LAYER}.input_layernorm", "layers.{layer}.input_layernorm"),
+    ModuleRule(f"{_LAYER}.post_attention_layernorm", "layers.{layer}.post_attention_layernorm"),
+    ModuleRule(f"{_LAYER}.self_attn.q_proj", "layers.{layer}.self_attn.qkv_proj", "q"),
+    ModuleRule(f"{_LAYER}.self_attn.k_proj", "layers.{layer}.self_attn.qkv_proj", "k"),
+    ModuleRule(f"{_LAYER}.self_attn.v_proj", "layers.{layer}.self_attn.qkv_proj", "v"),
+    ModuleRule(f"{_LAYER}.self_attn.o_proj", "layers.{layer}.self_attn.o_proj"),
+    ModuleRule(f"{_LAYER}.mlp.gate_proj", "layers.{layer}.mlp.gate_up_proj", "gate"),
+    ModuleRule(f"{_LAYER}.mlp.up_proj", "layers.{layer}.mlp.gate_up_proj", "up"),
+    ModuleRule(f"{_LAYER}.mlp.down_proj", "layers.{layer}.mlp.down_proj"),
+)
+_QK_NORM = (
+    ModuleRule(f"{_LAYER}.self_attn.q_norm", "layers.{layer}.self_attn.q_norm"),
+    ModuleRule(f"{_LAYER}.self_attn.k_norm", "layers.{layer}.self_attn.k_norm"),
+)
+_EXPERTS = (
+    ModuleRule(f"{_LAYER}.mlp.gate", "layers.{layer}.mlp.gate"),
+    ModuleRule(f"{_EXPERT}.gate_proj", "layers.{layer}.mlp.experts", "gate"),
+    ModuleRule(f"{_EXPERT}.up_proj", "layers.{layer}.mlp.experts", "up"),
+    ModuleRule(f"{_EXPERT}.down_proj", "layers.{layer}.mlp.experts", "down"),
+    # Stacked layout: mlp.experts.gate_up_proj and mlp.experts.down_proj, all experts in one tensor.
+    ModuleRule(f"{_LAYER}.mlp.experts", "layers.{layer}.mlp.experts"),
+)
+_IGNORED = {r"(.*\.)?rotary_emb\.inv_freq": "rotary frequencies are computed from config.json"}
+
+QWEN2_RULES = WeightRules(_DECODER, _IGNORED)
+QWEN3_RULES = WeightRules(_DECODER + _QK_NORM, _IGNORED)
+QWEN3_MOE_RULES = WeightRules(_DECODER + _QK_NORM + _EXPERTS, _IGNORED)
