@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from fastapi import FastAPI
@@ -90,11 +91,18 @@ class _Counted:
             await self._app(scope, receive, send)
             return
 
+        start_s = time.perf_counter()
+        status = 500
+
         async def watched(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                # Only known routes become labels: paths that clients make up would grow without bound.
-                route = getattr(scope.get("route"), "path", "other")
-                self._ctx.metrics.requests.labels(route, message["status"]).inc()
+                status = message["status"]
             await send(message)
 
-        await self._app(scope, receive, watched)
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            # Only known routes become labels: paths that clients make up would grow without bound.
+            route = getattr(scope.get("route"), "path", "other")
+            self._ctx.metrics.http(scope["method"], route, status, time.perf_counter() - start_s)

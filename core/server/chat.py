@@ -50,7 +50,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -
         [prompt], [sampling], param="messages", priority=body.priority or 0, salt=body.cache_salt or ""
     )
     reply = _Reply(service, body.top_logprobs or 0, bool(body.logprobs))
-    deltas = ctx.metrics.watched(answers)
+    deltas = answers.deltas()
     if body.stream:
         started = await begun(deltas)
         return EventStream(guarded(reply.events(started, answers, UsagePolicy(body.stream_options))))

@@ -50,7 +50,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: CompletionFie
         prompts, [sampling] * len(prompts), param="prompt", priority=body.priority or 0, salt=body.cache_salt or ""
     )
     reply = _Reply(service, body, prompts, sampling.n)
-    deltas = ctx.metrics.watched(answers)
+    deltas = answers.deltas()
     if body.stream:
         started = await begun(deltas)
         return EventStream(guarded(reply.events(started, answers, UsagePolicy(body.stream_options))))

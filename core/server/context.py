@@ -21,8 +21,8 @@ from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
+from core.metrics.prometheus import ServerMetrics
 from core.server.errors import NotReady
-from core.server.metrics import ServerMetrics
 
 DEFAULT_MAX_TOKENS = {Dialect.CHAT: None, Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
 

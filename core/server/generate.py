@@ -54,7 +54,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: GenerateBody)
     )
     results = _results(service, body, prompts, sampling)
     single = single and sampling[0].n == 1
-    deltas = ctx.metrics.watched(answers)
+    deltas = answers.deltas()
     if body.stream:
         started = await begun(deltas)
         return EventStream(guarded(_events(started, answers, results, single)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from core.interfaces.errors import EngineError
+from core.metrics.prometheus import CONTENT_TYPE
 from core.server.context import Phase, ServerContext
 
 
@@ -16,11 +18,13 @@ def routes(ctx: ServerContext) -> APIRouter:
 
     @router.get("/metrics", summary="Metrics")
     async def metrics() -> Response:
-        if ctx.engine is not None and ctx.phase in (Phase.READY, Phase.DRAINING):
-            try:
-                ctx.metrics.engine.values = await ctx.engine.stats()
-            except EngineError:
-                ctx.metrics.engine.values = {}  # no engine, no values; the server's own still count
-        return Response(generate_latest(ctx.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        values: dict[str, float] = {}
+        engine = ctx.engine
+        if engine is not None and ctx.phase in (Phase.READY, Phase.DRAINING):
+            with contextlib.suppress(EngineError):  # no engine, no values; the server's own still count
+                values = await engine.stats()
+        ready = engine is not None and engine.ready
+        ctx.metrics.engine(values, ready, getattr(engine, "num_restarts", 0))
+        return Response(ctx.metrics.render(), media_type=CONTENT_TYPE)
 
     return router

@@ -24,9 +24,9 @@ from tiny_parsers import CallParser, ThinkParser  # noqa: E402
 from core.config.sections import ServerSettings  # noqa: E402
 from core.frontend.chat import ChatRenderer  # noqa: E402
 from core.frontend.tokenizer import Tokenizer  # noqa: E402
+from core.metrics.prometheus import ServerMetrics  # noqa: E402
 from core.server.app import build_app  # noqa: E402
 from core.server.context import ModelService, Phase, ServerContext  # noqa: E402
-from core.server.metrics import ServerMetrics  # noqa: E402
 
 Launch = Callable[..., AbstractContextManager[Running]]
 
@@ -41,7 +41,7 @@ def launch(tokenizer: Tokenizer) -> Launch:
     @contextmanager
     def run(*, parsers: bool = True, defaults: dict[str, Any] | None = None, **settings: Any) -> Iterator[Running]:
         engine = FakeEngine(says(tokenizer, "Hello, world 🙂!"))
-        ctx = ServerContext(ServerSettings(**settings), ServerMetrics(), engine=engine, phase=Phase.READY)
+        ctx = ServerContext(ServerSettings(**settings), ServerMetrics("tiny"), engine=engine, phase=Phase.READY)
         renderer = ChatRenderer(tokenizer, CallParser() if parsers else None, ThinkParser() if parsers else None)
         ctx.service = ModelService(
             "tiny", "/models/tiny", engine, tokenizer, renderer, engine.hello(), defaults=defaults or {}

@@ -119,13 +119,10 @@ def test_metrics(launch) -> None:
             for family in text_string_to_metric_families(page.text)
             for sample in family.samples
         }
-    assert values["core_http_requests_total", "/generate", "200"] == 2
-    assert values["core_http_requests_total", "other", "404"] == 1
-    assert values[("core_generated_tokens_total",)] == 8
-    assert values[("core_time_to_first_token_seconds_count",)] == 2
-    assert values[("core_inter_token_latency_seconds_count",)] == 6
-    assert values[("core_http_running_requests",)] == 0
-    assert values[("core_engine_kv_usage",)] == 0.5
+    assert values["core_http_requests_total", "POST", "/generate", "200"] == 2
+    assert values["core_http_requests_total", "GET", "other", "404"] == 1
+    assert values["core_engine_ready", "tiny"] == 1
+    assert values["core_running_requests", "tiny"] == 0
 
 
 def test_information(launch) -> None:
