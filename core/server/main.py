@@ -1,8 +1,8 @@
 """`core serve`: the server's life, from the port to the last request.
 
 The port is taken first (a port in use is known before anything is loaded), then the engine's process is started, so
-that it loads while this process imports its own half and reads the tokenizer. The server answers /health and /ready from
-early on. The first SIGTERM or Ctrl-C drains, the second leaves at once; the engine's process never stays behind.
+that it loads while this process imports its own half and reads the tokenizer. The server answers /health and /ready
+from early on. The first SIGTERM or Ctrl-C drains, the second leaves at once; the engine's process never stays behind.
 """
 
 from __future__ import annotations
