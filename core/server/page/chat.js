@@ -25,7 +25,6 @@ class MessageView {
     this.body = element("div", "text");
     this.calls = element("div");
     this.foot = element("div", "foot");
-    this.figures = element("span");
     this.root.append(this.body, this.calls, this.foot);
     $("empty").hidden = true;
     $("messages").append(this.root);
@@ -35,7 +34,11 @@ class MessageView {
     // Fenced code becomes a <pre>; the rest stays as it was written.
     const parts = text.split(/```[^\n`]*\n?/);
     this.body.replaceChildren(
-      ...parts.map((part, i) => (i % 2 ? element("pre", "", part.replace(/\n$/, "")) : document.createTextNode(part))),
+      ...parts.map((part, i) => {
+        if (i % 2) return element("pre", "", part.replace(/\n$/, ""));
+        const before = i + 1 < parts.length ? part.replace(/\n+$/, "") : part; // the block has a margin of its own
+        return document.createTextNode(i ? before.replace(/^\n+/, "") : before);
+      }),
     );
   }
 
@@ -64,8 +67,7 @@ class MessageView {
   }
 
   finish(text, figures) {
-    this.figures.textContent = figures;
-    this.foot.append(this.figures);
+    if (figures) this.foot.append(element("span", "", figures));
     if (text) {
       this.addButton("Copy", async (button) => {
         await navigator.clipboard.writeText(text).then(
