@@ -25,11 +25,16 @@ PREFILL_BLOCK_ROWS = 512  # query rows a call where a mask is needed
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What tells layers of one cache group apart. window: keys a token sees, or None for all. masked: every
-    prefill goes through masks, since scores are capped and no fused kernel serves."""
+    """What tells layers of one cache group apart.
+
+    window: keys a token sees, or None for all. masked: every prefill goes through masks, block by block, because no
+    fused kernel serves it and the scores of a whole prompt may not fit the memory. merges: a chunk may be attended
+    apart from its history, because the kernel returns the log-sum-exp.
+    """
 
     window: int | None
     masked: bool
+    merges: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +239,9 @@ class Planner:
         history = end - (last_row - first_row)
         pages = layout.page_table[i]
         windowed = rule.window is not None and end > rule.window
-        small = history > 0 and (last_row - first_row) * end <= PREFILL_MASK_ELEMENTS
-        if not (windowed or rule.masked or small):
+        small = (last_row - first_row) * end <= PREFILL_MASK_ELEMENTS
+        together = history > 0 and (small or not rule.merges)
+        if not (windowed or rule.masked or together):
             causal.append(
                 CausalSequence(first_row, last_row, self._keys(pages, 0, history) if history else None),
             )

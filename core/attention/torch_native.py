@@ -28,7 +28,7 @@ class TorchNativeAttention(AttentionBackend):
     def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
         super().__init__(config, ctx)
         self._planner = Planner(config.page_size, _max_block_tokens(config), config.device, config.dtype)
-        self._rules = {layer: _rule(spec) for layer, spec in config.layers.items()}
+        self._rules = {layer: _rule(spec, config.device) for layer, spec in config.layers.items()}
         self._plans: dict[Rule, StepPlan] = {}
         self._slots: torch.Tensor | None = None
 
@@ -99,5 +99,8 @@ def _max_block_tokens(config: AttentionConfig) -> int:
     return max(1, (_GATHER_BYTES_CPU if config.device.type == "cpu" else _GATHER_BYTES) // row_bytes)
 
 
-def _rule(spec: AttentionSpec) -> Rule:
-    return Rule(spec.window, spec.softcap is not None)
+def _rule(spec: AttentionSpec, device: torch.device) -> Rule:
+    on_cpu = device.type == "cpu"
+    fused_lse = on_cpu and spec.head_dim == spec.v_head_dim  # see kernels.attend_lse
+    masked = spec.softcap is not None or (not fused_lse and (on_cpu or spec.has_sinks))
+    return Rule(spec.window, masked, fused_lse)

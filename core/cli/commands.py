@@ -1,7 +1,8 @@
 """The table of commands: name, where it is, one line of help. The only place to touch to add one.
 
 `target` is "module:attribute" of a click.Command; the module is imported when the command is used, so that
-`core --help` and completion stay light. A command that takes settings is made by `core.cli.options.settings_command`.
+`core --help` and completion stay light. A command that takes settings is made by `core.cli.options.settings_command`;
+a command with sub-commands is a `LazyGroup` with a table of its own (see core.cli.plugins).
 A distribution adds commands through the entry-point group `core.commands` instead (see core.cli.group).
 """
 

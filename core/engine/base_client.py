@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncGenerator
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from core.engine.messages import (
     StepOutputs,
     ToEngine,
 )
-from core.engine.streams import RequestObserver, StreamTable
+from core.engine.streams import RequestObserver, Stream, StreamTable
 from core.interfaces.errors import EngineDead, EngineError
 
 DEFAULT_LIVENESS_TIMEOUT_S = 300.0
@@ -124,9 +125,10 @@ class BaseClient:
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[TokenChunk, None]:
         """See EngineClient. Nothing is sent before the first chunk is asked for."""
-        return self._generate(request)
+        return self._streams.read(partial(self._begin, request))
 
-    async def _generate(self, request: EngineRequest) -> AsyncGenerator[TokenChunk, None]:
+    def _begin(self, request: EngineRequest) -> tuple[Stream, frozenset[int]]:
+        """Send the request; its stream and the ids that end its text."""
         if self._state is not State.READY:
             raise EngineDead(f"the engine is {self._state}", hint="retry when /ready says yes")
         sampling = request.sampling
@@ -148,12 +150,7 @@ class BaseClient:
                 arrival_s=stream.arrival_s,
             )
         )
-        reader = self._streams.read(stream, stop_ids)
-        try:
-            async for chunk in reader:
-                yield chunk
-        finally:
-            await reader.aclose()
+        return stream, stop_ids
 
     def _cancel(self, request_id: int) -> None:
         if self._state in (State.READY, State.DRAINING):

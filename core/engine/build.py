@@ -13,7 +13,7 @@ import numpy as np
 from core.config.sections import Settings
 from core.engine.engine import Engine
 from core.engine.messages import AddRequest, Hello
-from core.interfaces.errors import CapacityError, ConfigError
+from core.interfaces.errors import CapacityError, ConfigError, RequestError
 from core.interfaces.hardware import HardwareBackend
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
@@ -48,13 +48,12 @@ def build_from_start(start: StartEngine, progress: Progress) -> Engine:
     return build_engine(settings, resolve(settings, Catalog.scan(), lock), progress)
 
 
-def build_engine(
-    settings: Settings, resolution: Resolution, progress: Progress = lambda phase, fraction: None
-) -> Engine:
+def build_engine(settings: Settings, resolution: Resolution, progress: Progress | None = None) -> Engine:
     """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
 
     progress: phase for people, and fraction of it done.
     """
+    progress = progress or _silent
     timer = _PhaseTimer(progress)
     hardware, runner = _make_runner(settings, resolution)
     timer.done("device")
@@ -90,10 +89,12 @@ def build_engine(
     )
 
 
+def _silent(phase: str, fraction: float) -> None:
+    return None
+
+
 def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int) -> Request:
     """The scheduler's request. Raises RequestError for token ids outside the vocabulary."""
-    from core.interfaces.errors import RequestError
-
     tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
     if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
         raise RequestError(
@@ -180,7 +181,7 @@ def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_
 def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBackend, ModelRunner]:
     import torch
 
-    from core.distributed.single import SingleRank
+    from core.distributed.single import SingleProcess
     from core.ops.table import build_ops
 
     if resolution.tensor_parallel_size != 1:
@@ -190,7 +191,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
             value=resolution.tensor_parallel_size,
             hint="use --tensor-parallel-size 1",
         )
-    hardware: HardwareBackend = resolution.hardware.target(_context(resolution, resolution.hardware))
+    hardware = _make_hardware(settings, resolution)
     device = hardware.initialize(0)
 
     def made(choice: Choice) -> PluginContext:
@@ -205,7 +206,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
         ops=build_ops(*tables, hardware.ops()),
         attention=tuple(choice.target for choice in resolution.attention),
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
-        tp=SingleRank(),
+        tp=SingleProcess(),
         dtype=getattr(torch, resolution.dtype),
         page_size=resolution.page_size,
         max_running=settings.scheduler.max_running_requests,
@@ -217,6 +218,15 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
         seed=settings.engine.random_seed or 0,
     )
     return hardware, ModelRunner(config, hardware)
+
+
+def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBackend:
+    choice, plugins = resolution.hardware, dict(resolution.plugin_settings)
+    assert choice.record is not None
+    if settings.engine.cpu_threads is not None and choice.name == "cpu":
+        plugins[choice.name] = {"threads": settings.engine.cpu_threads, **plugins.get(choice.name, {})}
+    hardware: HardwareBackend = choice.target(plugin_context(choice.record, plugins))
+    return hardware
 
 
 def _context(resolution: Resolution, choice: Choice, device: torch.device | None = None) -> PluginContext:

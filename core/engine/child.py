@@ -21,7 +21,7 @@ MAX_IPC_PATH = 100
 class EngineProcess:
     """One child. `spawn` it early: it imports its factory while the parent resolves settings, and waits.
 
-    folder: private (0700) folder of its socket, removed by `end`.
+    folder: private (0700) folder of its socket.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], factory: str, folder: str) -> None:
@@ -68,6 +68,11 @@ class EngineProcess:
                 self._process.stdin,  # type: ignore[arg-type]
                 StartEngine(self.factory, self.address, settings, lock, log_level),
             )
+
+    def remove_folder(self) -> None:
+        """Once both ends are connected the socket needs its name no more; so nobody else finds it, and nothing is
+        left on disk should this process be killed."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[], None]) -> None:
         """Call `on_exit` once, at once, when the process ends; what it had started is killed by then."""
@@ -124,4 +129,4 @@ class EngineProcess:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.remove_folder()

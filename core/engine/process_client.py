@@ -111,6 +111,7 @@ class ProcessClient(BaseClient):
         finally:
             if self._timeout is not None:
                 self._timeout.cancel()
+        process.remove_folder()
         self._became_ready(hello)
         return hello
 

@@ -102,9 +102,14 @@ class StreamTable:
         self._streams[stream.id] = stream
         return stream
 
-    async def read(self, stream: Stream, stop_ids: frozenset[int]) -> AsyncGenerator[TokenChunk, None]:
-        """Chunks until the finish. Closing it early cancels the request. stop_ids: ids that end the text."""
+    async def read(self, begin: Callable[[], tuple[Stream, frozenset[int]]]) -> AsyncGenerator[TokenChunk, None]:
+        """Chunks until the finish. Closing it early cancels the request.
+
+        begin: called when the first chunk is asked for; gives the open stream and the ids that end its text. What it
+        raises is raised there.
+        """
         loop = asyncio.get_running_loop()
+        stream, stop_ids = begin()
         try:
             while True:
                 if not (stream.tokens or stream.finish or stream.error):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from core.interfaces.batch import ForwardBatch
 from core.interfaces.build import BuildContext
 from core.interfaces.spec import LayerSpec
 from core.layers.linear import QkvLinear, RowLinear
+from core.layers.module import Layer
 from core.layers.norm import RmsNorm
 from core.layers.rope import Rope
 
@@ -34,7 +34,7 @@ class Attention:
         return batch.attention[self.group].run(q, k, v, self.layer, batch.kv[self.layer], sinks)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Layer):
     """Fused QKV projection, optional RMS norm of each query and key head, rotary embedding, attention, output
     projection. x [T, hidden_size] -> [T, hidden_size].
 

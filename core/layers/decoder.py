@@ -11,10 +11,11 @@ from core.interfaces.batch import ForwardBatch
 from core.interfaces.build import BuildContext
 from core.interfaces.spec import ModelSpec
 from core.layers.embedding import LmHead, VocabEmbedding
+from core.layers.module import Layer
 from core.layers.norm import RmsNorm
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Layer):
     """x += attention(norm(x)); x += mlp(norm(x)).
 
     The two sums are carried as (x, residual), both [T, hidden_size], so that each is one fused operation with the
@@ -42,7 +43,7 @@ class DecoderLayer(nn.Module):
         return self.mlp(x), residual
 
 
-class CausalDecoder(nn.Module):
+class CausalDecoder(Layer):
     """Embedding, decoder layers, final norm, language-model head.
 
     make_layer(index, path): builds layer `index`; `path` is its dotted name. Module names follow those that Hugging

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import nn
 
 from core.interfaces.build import BuildContext
 from core.layers.config import ACTIVATIONS
 from core.layers.linear import MergedLinear, RowLinear
+from core.layers.module import Layer
 
 
-class GatedMlp(nn.Module):
+class GatedMlp(Layer):
     """down(act(gate(x)) * up(x)), gate and up as one matrix. x [T, hidden_size] -> [T, hidden_size].
     `activation`: a key of `core.layers.config.ACTIVATIONS`."""
 

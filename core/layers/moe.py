@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from core.interfaces.build import BuildContext
 from core.interfaces.errors import WeightError
 from core.interfaces.moe import MoeRunner
 from core.layers.linear import ReplicatedLinear, shard
-from core.layers.module import NO_EXPERT, Slot, WeightModule, check_tensor, empty_parameter
+from core.layers.module import NO_EXPERT, Layer, Slot, WeightModule, check_tensor, empty_parameter
 
 # Below this many gathered weight elements, two batched products beat a loop over experts (a copy of the weights
 # costs less than the calls it saves).
@@ -118,7 +117,7 @@ class Experts(WeightModule):
         return self.gate_up.data.narrow(1, offset, self.local)[expert]
 
 
-class MoeLayer(nn.Module):
+class MoeLayer(Layer):
     """Router, top-k, experts. x [T, hidden_size] -> [T, hidden_size].
 
     renormalize: whether the top-k probabilities are scaled to sum to one.

@@ -66,6 +66,7 @@ class MemoryManager:
         self._held: dict[int, list[tuple[CacheLock, int]]] = {}
         self.pending_pages = 0
         self.version = 0  # grows when more prefixes are cached
+        self.keeps_prefixes = True  # until the cache declines one
 
     @property
     def capacity(self) -> int:
@@ -147,7 +148,8 @@ class MemoryManager:
         pages = self.page_table[:, lease.slot, :num].copy()
         key = CacheKey(lease.namespace, tokens[: num * self.page_size])
         result = self.cache.insert(key, pages, lease.priority)
-        if not result.matched_tokens:
+        self.keeps_prefixes = bool(result.matched_tokens)
+        if not self.keeps_prefixes:
             return
         self.pool.cache(pages[:, result.first_new_page : result.matched_tokens // self.page_size])
         lock = self.cache.lock(result.node)

@@ -33,7 +33,8 @@ def find_checkpoint(model: str | None, catalog: Catalog) -> FoundCheckpoint:
     if model is None:
         return _bundled(_default(catalog), catalog, "no model was given and this is the bundled default")
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    # A folder that happens to be called like a bundled checkpoint, but holds none, does not hide it.
+    if folder.is_dir() and ((folder / "config.json").exists() or not catalog.has(KIND, model)):
         return FoundCheckpoint(folder.resolve(), "given by the operator")
     if catalog.has(KIND, model):
         return _bundled(catalog.record(KIND, model), catalog, "given by the operator, by name")

@@ -6,25 +6,23 @@ import importlib
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, PluginLoadError
 from core.registry.records import PluginRecord
-
-if TYPE_CHECKING:
-    import torch
 
 
 def plugin_context(
     record: PluginRecord,
     plugins: Mapping[str, Mapping[str, Any]],
     *,
-    device: torch.device | None = None,
+    device: Any = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> PluginContext:
     """The context of one chosen plugin.
 
+    device: torch.device or None; this floor does not know torch.
     plugins: `Settings.plugins`; the sections `name` and `distribution:name` are this plugin's, the latter wins.
     If the manifest names a model, the section is validated by it. Raises ConfigError for a wrong value,
     PluginLoadError if the model itself cannot be imported.

@@ -27,7 +27,8 @@ class PluginRecord:
 
     target: "module:attr" of the entry point ("" if it has none). api: (oldest, newest) interface version.
     config: "module:Model" of its settings, or None. requires_hardware: names it works with, empty for any.
-    state: "available", "unavailable" (known before import: reason says why) or "failed" (import was tried).
+    state: "available", "unavailable" (known before import) or "failed" (import was tried). reason: why; of an
+    available plugin, a warning.
     api_mismatch: why its interface versions do not fit this core, or "".
     loaded: the object itself, where a catalog was built from objects.
     """
@@ -97,6 +98,16 @@ def api_mismatch(api: tuple[int, int], kind: Kind, core_version: str) -> str:
         return f"it is built for version {_span(*api)} of the {kind.name} interface, {speaks}; the plugin is too old"
     if api[0] > kind.api:
         return f"it is built for version {_span(*api)} of the {kind.name} interface, {speaks}; it needs a newer core"
+    return ""
+
+
+def outdated_api(api: tuple[int, int], kind: Kind) -> str:
+    """A warning for a plugin that speaks only the older of the two versions that core speaks, or ""."""
+    if kind.oldest_api <= api[1] < kind.api:
+        return (
+            f"it is built for version {_span(*api)} of the {kind.name} interface; core speaks {kind.api} and will "
+            f"drop {api[1]} with the next version"
+        )
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from core.interfaces.model import ModelArch
 from core.interfaces.spec import ModelDefaults, ModelSpec
+from core.registry.checkpoint import quantization_of
 from core.registry.lock import LockSet
 from core.registry.records import PluginRecord
 
@@ -95,6 +96,11 @@ class Resolution:
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+
+    @property
+    def quant_config(self) -> Mapping[str, Any] | None:
+        """The checkpoint's quantization_config, as a quantization method is constructed with; None if it has none."""
+        return quantization_of(self.hf_config)
 
     def lock(self) -> LockSet:
         """The chosen plugins, for child processes to verify."""

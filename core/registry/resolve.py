@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.interfaces.errors import CheckpointError, ConfigError, CoreError
 from core.interfaces.spec import ModelDefaults, ModelSpec
+from core.registry.candidates import wrong_hardware
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
 from core.registry.checkpoint import find_checkpoint, quantization_of, read_hf_config
@@ -91,7 +92,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         hardware=hardware.choice,
         quant=quant,
         attention=attention,
-        prefix_cache=_prefix_cache(settings, spec, catalog),
+        prefix_cache=_prefix_cache(settings, spec, catalog, parent=lock is None),
         moe=choose_moe(settings.engine.moe_backend, hardware.name, catalog),
         ops=ops,
         tool_parser=choose_parser(
@@ -111,6 +112,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         plugin_settings=settings.plugins,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
     )  # fmt: skip
+    _check_hardware(resolution)
     if lock is not None:
         lock.check_same(resolution.lock())
     return resolution
@@ -128,6 +130,20 @@ def _ask_model(model: Choice, what: str, call: Any, *args: Any) -> Any:
             f"{title} could not {what}: {type(exc).__name__}: {exc}",
             hint="is config.json complete, and written for this architecture?",
         ) from exc
+
+
+def _check_hardware(resolution: Resolution) -> None:
+    """Plugins that were not picked among several (a model, a parser) may still need another device."""
+    name = resolution.hardware.name
+    for choice in resolution.choices():
+        why = wrong_hardware(choice.record, name) if choice.record is not None else ""
+        if choice.record is not None and why:
+            raise ConfigError(
+                f"device is {name!r}, but {choice.record.title} cannot be used there: {why}",
+                field="engine.device",
+                value=name,
+                hint="choose another with --device",
+            )
 
 
 def _context_length(asked: int | None, spec: ModelSpec) -> Decision:
@@ -149,9 +165,11 @@ def _chunk_tokens(asked: int | None, preferred: int, hardware: str) -> Decision:
     return Decision("step token budget", str(preferred), f"preferred by {hardware}")
 
 
-def _prefix_cache(settings: Settings, spec: ModelSpec, catalog: Catalog) -> Choice:
+def _prefix_cache(settings: Settings, spec: ModelSpec, catalog: Catalog, *, parent: bool) -> Choice:
     cache = settings.cache
-    explicit = "prefix_cache" in cache.model_fields_set
+    # Settings that crossed a process boundary no longer know which fields were given. A child needs no such
+    # knowledge: the parent has made the check, and the lock set tells whether the child chose the same.
+    explicit = parent and "prefix_cache" in cache.model_fields_set
     if not cache.disable_radix_cache:
         return choose_prefix_cache(cache.prefix_cache, explicit, spec, catalog)
     if explicit and cache.prefix_cache != NO_PLUGIN:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from core.interfaces.kinds import RESERVED_KINDS, Kind
 from core.registry.manifest import MANIFEST_NAME, Manifest, ManifestEntry, ManifestError, read_manifest
-from core.registry.records import PluginRecord, api_mismatch, canonical, missing_requirements
+from core.registry.records import PluginRecord, api_mismatch, canonical, missing_requirements, outdated_api
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,8 @@ def _record(
             kind, name, source.distribution, source.version, target,
             state="unavailable", reason=problem or mismatch, api_mismatch=mismatch,
         )  # fmt: skip
-    reason = problem or mismatch or missing_requirements(entry.requires.packages)
+    unusable = problem or mismatch or missing_requirements(entry.requires.packages)
+    warning = outdated_api(entry.api, kinds[kind]) if kind in kinds else ""
     return PluginRecord(
         kind=kind,
         name=name,
@@ -150,7 +151,7 @@ def _record(
         stability=entry.stability,
         requires_packages=entry.requires.packages,
         requires_hardware=entry.requires.hardware,
-        state="unavailable" if reason else "available",
-        reason=reason,
+        state="unavailable" if unusable else "available",
+        reason=unusable or warning,
         api_mismatch=mismatch,
     )

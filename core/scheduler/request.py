@@ -20,8 +20,9 @@ class Request:
     generated. seed: resolved. namespace: `Namespace.encode()`. priority: higher runs earlier.
     eos_token_ids: end the text unless `sampling.ignore_eos`.
 
-    The rest is the scheduler's: order, its place in line; slot, -1 while waiting; cached_tokens, prompt tokens
-    found in the prefix cache at first admission, -1 before it; bypasses, later requests admitted earlier.
+    The rest is the scheduler's. order: place in line. slot: -1 while waiting. cached_tokens: prompt tokens found in
+    the prefix cache at first admission, -1 before it. bypasses: later requests admitted earlier. leader_id: the
+    request whose prefill it has waited for.
     """
 
     id: int
@@ -40,6 +41,7 @@ class Request:
     cached_tokens: int = field(init=False, default=-1)
     preemptions: int = field(init=False, default=0)
     bypasses: int = field(init=False, default=0)
+    leader_id: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.tokens = np.ascontiguousarray(self.tokens, np.int32)
@@ -56,5 +58,5 @@ class Request:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Every id that ends the text."""
-        return tuple(dict.fromkeys((*self.eos_in_effect, *self.sampling.stop_token_ids)))
+        """Every id that ends the text and that a token can have (int32)."""
+        return tuple({t: None for t in (*self.eos_in_effect, *self.sampling.stop_token_ids) if 0 <= t < 2**31})

@@ -24,6 +24,7 @@ from core.scheduler.plan import Flight, Int32, PlanBuilder
 from core.scheduler.policy import make_policy
 from core.scheduler.queue import WaitingQueue
 from core.scheduler.request import Request
+from core.scheduler.sharing import MAX_HELD, PromptSharing
 from core.scheduler.table import DECODE, PREFILL, RequestTable
 
 NOT_FINITE = "the model's output was not finite; this request cannot go on"
@@ -55,6 +56,7 @@ class Scheduler:
         self.table = RequestTable(facts.max_running, memory.page_table, self.max_len)
         self.queue = WaitingQueue()
         self.policy = make_policy(settings.schedule_policy, seed)
+        self.sharing = PromptSharing(facts.page_size)
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._prefilling: dict[int, None] = {}  # slots with a prompt under way, first admitted first
@@ -84,6 +86,8 @@ class Scheduler:
                 code="context_length_exceeded",
                 hint=f"send at most {limit - 1} tokens",
             )
+        if not -(2**31) <= request.priority < 2**31:
+            raise RequestError(f"priority is {request.priority}; it must be a 32-bit integer", param="priority")
         need = self.memory.num_pages_for(length + 1)
         if need > self.memory.capacity:
             raise RequestError(
@@ -137,11 +141,9 @@ class Scheduler:
         if not self._requests:
             return None
         plan = PlanBuilder(self._step, self.facts.chunk_tokens, self.facts.num_groups)
-        preempted = self._counters["preemptions"]
         self._plan_decodes(plan)
         self._plan_chunks(plan)
-        if plan.empty or self._counters["preemptions"] == preempted:
-            self._plan_admissions(plan)
+        self._plan_admissions(plan)
         if plan.empty:
             return None
         built = plan.build()
@@ -155,11 +157,10 @@ class Scheduler:
 
     def _plan_decodes(self, plan: PlanBuilder) -> None:
         table = self.table
-        # A row whose last allowed token is already under way has nothing more to do.
+        # A row whose last allowed token is already under way has nothing more to do. The rest fit the budget: a
+        # request is admitted with what is left after one token for everybody that runs.
         ready = (table.state == DECODE) & (table.seq_len + 1 < table.max_len)
         slots = np.flatnonzero(ready).astype(np.int32)
-        if len(slots) > plan.budget:  # share the budget: longest unserved first
-            slots = np.sort(slots[np.argsort(table.last_step[slots], kind="stable")[: plan.budget]])
         if not len(slots):
             return
         lens = table.seq_len[slots] + 1
@@ -199,7 +200,6 @@ class Scheduler:
         request.tokens = self.table.known(slot)
         self._release(request, publish=True)
         request.preemptions += 1
-        request.bypasses = 0
         self._counters["preemptions"] += 1
         self.queue.push(request)
 
@@ -229,13 +229,29 @@ class Scheduler:
         if self._still_blocked():
             return
         self._blocked = None
+        held = 0
         for request in self.policy.order(self.queue, self.memory.match):
-            if plan.budget <= 0 or not self.table.num_free:
+            if plan.budget <= 0 or not self.table.num_free or held == MAX_HELD:
                 return
+            if self._waits_for_leader(request):
+                held += 1
+                continue
             if not self._admit(plan, request):
                 # Nobody overtakes: else a large request would wait for ever.
                 self._blocked = self._circumstances()
                 return
+
+    def _waits_for_leader(self, request: Request) -> bool:
+        """Whether half of what `request` has to compute, or more, is being computed for another right now."""
+        leader = self.sharing.leader(request) if self.memory.keeps_prefixes else None
+        if leader is None:
+            return False
+        gain = self.sharing.gain(request, leader)
+        cached = self.memory.match(request.key).num_tokens
+        if 2 * (gain - cached) < len(request.tokens) - cached:
+            return False
+        request.leader_id = leader.id
+        return True
 
     def _circumstances(self) -> tuple[int, int, int, int]:
         return self.memory.available, self.table.num_running, self.queue.version, self.memory.version
@@ -275,6 +291,7 @@ class Scheduler:
             )
         )
         plan.update(self.memory.row(slot))
+        self.sharing.started(request)
         self._plan_chunk(plan, slot)
         return True
 
@@ -320,9 +337,10 @@ class Scheduler:
         for i in np.flatnonzero(total == table.prompt_len[slots] + 1).tolist():
             events.first[i] = self._request(slots[i]).cached_tokens
         for i in np.flatnonzero((total == table.prefill_len[slots] + 1) & (finish == Finish.NONE)).tolist():
-            lease = self._request(slots[i]).lease
-            assert lease is not None
-            self.memory.publish(lease, table.verified(int(slots[i])))
+            request = self._request(slots[i])
+            assert request.lease is not None
+            self.memory.publish(request.lease, table.verified(int(slots[i])))
+            self.sharing.ended(request)
         for i in np.flatnonzero(finish).tolist():
             request = self._request(slots[i])
             if failed[i]:
@@ -347,6 +365,7 @@ class Scheduler:
         else:
             lease.release(fence)
         request.lease = None
+        self.sharing.ended(request)
         self._prefilling.pop(slot, None)
         self.table.release(slot, self._passed)
 

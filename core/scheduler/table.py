@@ -86,7 +86,7 @@ class RequestTable:
         self.seq_len[slot] = cached
         self.verified_len[slot] = cached
         self.max_len[slot] = request.max_len
-        self.min_len[slot] = min(request.num_prompt + sampling.min_tokens, request.max_len)
+        self.min_len[slot] = min(request.num_prompt + sampling.min_tokens, request.max_len + 1)
         self.last_step[slot] = step
         self._set_stops(slot, request.stop_ids)
         return slot

@@ -110,7 +110,20 @@ def test_a_long_history_is_merged_with_the_chunk(
     check(made, [(0, 30)])
     check(made, [(0, 11)])
     (plan,) = made.backend._plans.values()  # type: ignore[attr-defined]
-    assert bool(plan.causal) == (softcap is None)
+    assert bool(plan.causal) == (softcap is None and head_dims == (16, 0))
+
+
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_devices_without_a_fused_log_sum_exp(has_sinks: bool, masked: bool) -> None:
+    made = world(has_sinks=has_sinks)
+    made.backend._rules = {3: planning.Rule(None, masked=masked, merges=False)}  # type: ignore[attr-defined]
+    made.new()
+    check(made, [(0, 30)])
+    check(made, [(0, 11)])
+    (plan,) = made.backend._plans.values()  # type: ignore[attr-defined]
+    assert plan.masked
+    check(made, [(0, 1)])
 
 
 @pytest.mark.parametrize("window", [None, 5, 40])

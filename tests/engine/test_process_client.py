@@ -368,6 +368,15 @@ async def test_malformed_messages_do_not_end_the_child() -> None:
         assert client.num_restarts == 0
 
 
+async def test_the_socket_has_no_name_once_it_is_connected() -> None:
+    process = EngineProcess.spawn("engine_fakes:build")
+    folder = Path(process.address.removeprefix("ipc://")).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    async with running(process=process) as client:
+        assert not folder.exists()
+        assert (await collect(client, request([2], seed=2, max_tokens=5)))[0] == expected([2], 2, 5)
+
+
 async def test_two_engines_in_one_process() -> None:
     async with running() as one, running() as other:
         assert one.pid != other.pid

@@ -62,7 +62,7 @@ async def test_tokens_before_a_death_are_not_lost() -> None:
     table.feed(outputs([stream.id, 99], [5, 6], [0, 0], first={0: 2}))
     table.feed(outputs([stream.id], [8], [0]))
     table.fail_all(lambda: EngineDead("gone"))
-    reader = table.read(stream, frozenset())
+    reader = table.read(lambda: (stream, frozenset()))
     chunk = await anext(reader)
     assert (chunk.tokens, chunk.cached_tokens, chunk.finish_reason) == ([5, 8], 2, None)
     with pytest.raises(EngineDead, match="gone"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,7 @@ class ParityCase:
     """A transformers model and the plugin's, side by side, in float32 on the CPU.
 
     folder: where the checkpoint is written (unless not `save`: then it is there). tp: this rank's communicator.
+    backend, ops: what the plugin's model computes with.
     context_length: of the plugin's model; None takes the spec's.
     """
 
@@ -179,6 +181,8 @@ class ParityCase:
         seed: int = 0,
         save: bool = True,
         tp: Any = None,
+        backend: type[AttentionBackend] = DenseAttention,
+        ops: Mapping[str, Callable[..., Any]] = REFERENCES,
     ) -> None:
         if save:
             randomise(hf_model, seed)
@@ -188,11 +192,11 @@ class ParityCase:
         self.num_pages = num_pages
         self.config = json.loads((folder / "config.json").read_text())
         self.spec = arch.spec(self.config)
-        self.ctx = build_context(context_length=context_length or self.spec.context_length, tp=tp or OneRank())
+        self.ctx = build_context(context_length=context_length or self.spec.context_length, tp=tp or OneRank(), ops=ops)
         self.model: Any = arch.build(self.spec, self.ctx)
         self.report: LoadReport = load_weights(self.model, arch.weights(self.spec), folder, threads=2)
         self.rng = np.random.default_rng(seed)
-        self.attention = tuple(self._backend(g) for g in range(len(self.spec.cache_groups)))
+        self.attention = tuple(self._backend(g, backend) for g in range(len(self.spec.cache_groups)))
         buffers: dict[int, tuple[torch.Tensor, ...]] = {}
         for backend in self.attention:
             buffers.update(backend.allocate())
@@ -200,7 +204,7 @@ class ParityCase:
         # Page 0 is the null page.
         self.free = [list(self.rng.permutation(np.arange(1, num_pages))) for _ in self.attention]
 
-    def _backend(self, g: int) -> DenseAttention:
+    def _backend(self, g: int, backend: type[AttentionBackend]) -> AttentionBackend:
         group, first = self.spec.cache_groups[g], self.spec.layers
         layers = {i: first[i].attention for i in group.layers}
         config = AttentionConfig(
@@ -216,7 +220,7 @@ class ParityCase:
             max_tokens=512,
             context_length=self.ctx.context_length,
         )
-        return DenseAttention(config, PluginContext())
+        return backend(config, PluginContext())
 
     def tokens(self, count: int) -> list[int]:
         return [int(t) for t in self.rng.integers(0, self.spec.vocab_size, count)]
@@ -253,7 +257,18 @@ class ParityCase:
             page = table[owner, positions // self.page_size].astype(np.int64)
             slots = torch.from_numpy(page * self.page_size + positions % self.page_size)
             num_decodes = int((q_lens == 1).sum())
-            layout = BatchLayout(self.page_size, num_decodes, q_lens, seq_lens, cu_q_lens, table, slots)
+            layout = BatchLayout(
+                self.page_size,
+                num_decodes,
+                q_lens,
+                seq_lens,
+                cu_q_lens,
+                table,
+                slots,
+                device_page_table=torch.from_numpy(table),
+                device_seq_lens=torch.from_numpy(seq_lens),
+                device_cu_q_lens=torch.from_numpy(cu_q_lens),
+            )
             backend.plan(layout)
             layouts.append(layout)
         batch = ForwardBatch(

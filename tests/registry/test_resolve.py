@@ -24,6 +24,7 @@ from registry_fakes import (
     write_checkpoint,
 )
 
+from core.config.sections import Settings
 from core.interfaces.errors import (
     CheckpointError,
     ConfigError,
@@ -116,6 +117,16 @@ class TestCheckpoint:
         assert resolve(settings("tiny"), catalog).checkpoint_choice.name == "tiny"
         assert ("checkpoints", "tiny") in {(p.kind, p.name) for p in by_default.lock().plugins}
 
+    def test_folder_of_the_same_name_without_a_checkpoint_does_not_hide_it(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "tiny").mkdir()
+        catalog = swap(records(), self.bundle("tiny", folder))
+        assert resolve(settings("tiny"), catalog).checkpoint == folder
+        write_checkpoint(tmp_path / "tiny")
+        assert resolve(settings("tiny"), catalog).checkpoint == tmp_path / "tiny"
+
     def test_no_default(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match="--model") as caught:
             resolve(settings(None), swap(records(), self.bundle("other", folder)))
@@ -191,6 +202,11 @@ class TestModel:
         old = replace(records()[0], state="unavailable", reason="old", api_mismatch="the plugin is too old")
         with pytest.raises(PluginApiError, match="too old"):
             resolve(settings(folder), swap(records(), old))
+
+    def test_model_that_needs_another_device(self, folder: Path) -> None:
+        elsewhere = replace(records()[0], requires_hardware=("gpu",))
+        with pytest.raises(ConfigError, match=r"'XForCausalLM'.*needs gpu, the device is host"):
+            resolve(settings(folder), swap(records(), elsewhere))
 
     def test_exception_in_the_plugin_names_it(self, folder: Path) -> None:
         with pytest.raises(CheckpointError, match=r"dummy 1\.0.*KeyError: 'hidden_size'"):
@@ -396,6 +412,7 @@ class TestQuantization:
         catalog = swap(records(), record("quant", "four", quant("q4")), record("quant", "eight", quant("q8")))
         choice = resolve(settings(folder), catalog).quant
         assert choice.name == "four"
+        assert resolve(settings(folder), catalog).quant_config == {"quant_method": "q4"}
         assert "quant_method 'q4'" in choice.reason
         assert set(rejected(choice)) == {"eight", "none"}
 
@@ -449,6 +466,14 @@ class TestPrefixCache:
         with pytest.raises(ConfigError, match="recurrent") as caught:
             resolve(settings(folder, prefix_cache="radix"), catalog)
         assert "--prefix-cache none" in (caught.value.hint or "")
+
+    def test_child_agrees_though_settings_that_were_sent_look_explicit(self, folder: Path) -> None:
+        both = attention(state_kinds=frozenset({StateKind.FULL, StateKind.RECURRENT}))
+        catalog = swap(records(make_spec(StateKind.FULL, StateKind.RECURRENT)), record("attention", "plain", both))
+        parent = settings(folder)
+        child = Settings.model_validate_json(parent.model_dump_json())
+        assert "prefix_cache" in child.cache.model_fields_set
+        assert resolve(child, catalog, resolve(parent, catalog).lock()).prefix_cache.name == "none"
 
     def test_off(self, folder: Path) -> None:
         assert resolve(settings(folder, disable_radix_cache=True), swap(records())).prefix_cache.name == "none"

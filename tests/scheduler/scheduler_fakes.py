@@ -233,8 +233,9 @@ class Bench:
         if self.runner.in_flight and (len(self.runner.in_flight) > depth or not launched):
             self.complete(failed)
             return True
-        self.take(self.scheduler.take_events())
-        return launched
+        events = self.scheduler.take_events()
+        self.take(events)
+        return launched or events is not None
 
     def drain(self, depth: int = 0) -> None:
         for _ in range(100_000):

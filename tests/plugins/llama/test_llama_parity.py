@@ -12,6 +12,10 @@ from hypothesis import strategies as st
 from parity import ParityCase, check_ranks
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from core.attention.torch_native import TorchNativeAttention
+from core.hardware.cpu import CpuBackend
+from core.interfaces.context import PluginContext
+from core.ops.table import build_ops
 from plugin_llama.arch import LlamaArch, MistralArch
 
 BASE: dict[str, Any] = {
@@ -48,6 +52,14 @@ def llama(folder: Path, page_size: int = 4, seed: int = 0, **changes: Any) -> Pa
 def mistral(folder: Path, page_size: int = 4, seed: int = 0, **changes: Any) -> ParityCase:
     config = MistralConfig(**{**BASE, **changes})
     return ParityCase(MistralForCausalLM(config), folder, MistralArch, page_size=page_size, seed=seed)
+
+
+def test_with_cores_own_attention_and_cpu_operations(tmp_path: Path) -> None:
+    reference = llama(tmp_path)
+    ops = build_ops(CpuBackend(PluginContext()).ops())
+    case = ParityCase(reference.hf, tmp_path, LlamaArch, save=False, backend=TorchNativeAttention, ops=ops)
+    check_all(case)
+    case.check_greedy(17)
 
 
 def check_all(case: ParityCase) -> None:

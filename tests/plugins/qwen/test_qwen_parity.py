@@ -21,6 +21,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from core.attention.torch_native import TorchNativeAttention
+from core.hardware.cpu import CpuBackend
+from core.interfaces.context import PluginContext
+from core.ops.table import build_ops
 from plugin_qwen.arch import Qwen2Arch, Qwen3Arch, Qwen3MoeArch
 
 BASE: dict[str, Any] = {
@@ -58,6 +62,14 @@ def qwen3(folder: Path, page_size: int = 4, seed: int = 0, **changes: Any) -> Pa
 def qwen3_moe(folder: Path, page_size: int = 4, seed: int = 0, **changes: Any) -> ParityCase:
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**BASE, **MOE, **changes}))
     return ParityCase(model, folder, Qwen3MoeArch, page_size=page_size, seed=seed)
+
+
+def test_with_cores_own_attention_and_cpu_operations(tmp_path: Path) -> None:
+    split = qwen3_moe(tmp_path, use_sliding_window=True, sliding_window=4)
+    ops = build_ops(CpuBackend(PluginContext()).ops())
+    case = ParityCase(split.hf, tmp_path, Qwen3MoeArch, save=False, backend=TorchNativeAttention, ops=ops)
+    check_all(case)
+    case.check_greedy(17)
 
 
 def check_all(case: ParityCase) -> None:
