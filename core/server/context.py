@@ -8,23 +8,21 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from core.config.sections import ServerSettings
 from core.engine.client import EngineClient, EngineRequest
 from core.engine.messages import Hello
 from core.frontend.chat import ChatRenderer, Prompt
-from core.frontend.parameters import Dialect, build
+from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
+from core.frontend.rules import RequestRules, samples
 from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
 from core.metrics.prometheus import ServerMetrics
 from core.server.errors import NotReady
-
-DEFAULT_MAX_TOKENS = {Dialect.CHAT: None, Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
 
 
 class Phase(StrEnum):
@@ -68,31 +66,22 @@ class ModelService:
         self, given: Mapping[str, Any], dialect: Dialect, *, max_n: int, logprobs: int | None = None
     ) -> SamplingParams:
         """Request over checkpoint's recommendation over built-in default. Raises RequestError."""
-        defaults = {**self.defaults, "max_tokens": DEFAULT_MAX_TOKENS[dialect]}
-        sampling = build(given, dialect, defaults=defaults, logprobs=logprobs)
-        sampling.check_vocabulary(self.hello.vocab_size)
+        sampling = self.rules.sampling(given, dialect, logprobs=logprobs)
         if sampling.n > max_n:
             raise RequestError(f"n is {sampling.n}; this server allows at most {max_n}", param="n")
-        unknown_ends = [t for t in self.tokenizer.eos_token_ids if t not in self.hello.eos_token_ids]
-        if unknown_ends and not sampling.ignore_eos:
-            ends = tuple(dict.fromkeys((*sampling.stop_token_ids, *unknown_ends)))
-            sampling = msgspec.structs.replace(sampling, stop_token_ids=ends)
         return sampling
 
-    def check_length(self, num_prompt: int, sampling: SamplingParams, param: str = "messages") -> None:
-        """Raises RequestError if prompt and answer do not fit the context."""
-        limit = min(self.hello.max_prompt_tokens, self.hello.context_length - 1)
-        total = num_prompt + (sampling.max_tokens or 1)
-        if num_prompt > limit:
-            told = f"the prompt has {num_prompt} tokens and this model takes at most {limit}"
-        elif total > self.hello.context_length:
-            told = (
-                f"the prompt has {num_prompt} tokens and the answer may have {sampling.max_tokens}: "
-                f"together {total}, and the context has {self.hello.context_length}"
-            )
-        else:
-            return
-        raise RequestError(told, param=param, code="context_length_exceeded", hint="shorten the prompt or max_tokens")
+    @property
+    def rules(self) -> RequestRules:
+        """What is checked of every request."""
+        return RequestRules(
+            vocab_size=self.hello.vocab_size,
+            context_length=self.hello.context_length,
+            max_prompt_tokens=self.hello.max_prompt_tokens,
+            engine_eos=tuple(self.hello.eos_token_ids),
+            tokenizer_eos=self.tokenizer.eos_token_ids,
+            defaults=self.defaults,
+        )
 
     def answers(
         self,
@@ -108,15 +97,13 @@ class ModelService:
 
         sampling: one per prompt, all with the same n. Raises RequestError if one does not fit the context.
         """
+        rules, namespace = self.rules, Namespace(salt=salt)
         streams, stages = [], []
         for prompt, wanted in zip(prompts, sampling, strict=True):
-            self.check_length(len(prompt.token_ids), wanted, param)
+            rules.check_length(len(prompt.token_ids), wanted, param)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
-            single = msgspec.structs.replace(wanted, n=1)
-            for sample in range(wanted.n):
-                seed = None if wanted.seed is None else (wanted.seed + sample) % 2**63
-                request = EngineRequest(tokens, single, Namespace(salt=salt), priority, seed)
-                streams.append(self.engine.generate(request))
+            for single, seed in samples(wanted):
+                streams.append(self.engine.generate(EngineRequest(tokens, single, namespace, priority, seed)))
                 stages.append(prompt.stage(single, align_logprobs=align_logprobs))
         total = sum(len(prompt.token_ids) for prompt in prompts)
         return Answers(streams, stages, total, samples=sampling[0].n)
