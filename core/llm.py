@@ -99,7 +99,9 @@ class LLM:
         given = {**settings, **({"model": os.fspath(model)} if model is not None else {})}
         resolved = load_settings(given, os.environ, origin="argument").settings
         resolution = resolve(resolved, Catalog.scan())
-        renderer = load_renderer(resolved, resolution)
+        renderer = load_renderer(
+            resolved.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
+        )
         self._engine = OfflineEngine(build_engine(resolved, resolution), resolved.engine.random_seed)
         self._prepare(renderer)
 

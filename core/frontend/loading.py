@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
-from core.config.sections import Settings
+from core.config.sections import ModelSettings
 from core.frontend.chat import ChatRenderer
 from core.frontend.parameters import generation_defaults
 from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import CheckpointError, PluginLoadError, RequestError
-from core.registry import Choice, Resolution
+from core.interfaces.parsers import ReasoningParser, ToolParser
+
+T = TypeVar("T")
 
 
-def load_renderer(settings: Settings, resolution: Resolution) -> ChatRenderer:
-    """Tokenizer and parsers. Raises CheckpointError, ConfigError or PluginLoadError."""
+def load_renderer(
+    settings: ModelSettings,
+    checkpoint: Path,
+    tool_parser: Callable[[], ToolParser] | None = None,
+    reasoning_parser: Callable[[], ReasoningParser] | None = None,
+) -> ChatRenderer:
+    """Tokenizer and parsers. checkpoint: folder. The parsers are the resolved plugins' classes; None is off.
+
+    Raises CheckpointError, ConfigError or PluginLoadError.
+    """
     tokenizer = Tokenizer.load(
-        settings.model.tokenizer or resolution.checkpoint,
-        chat_template=settings.model.chat_template,
-        trust_remote_code=settings.model.trust_remote_code,
+        settings.tokenizer or checkpoint,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
     )
-    return ChatRenderer(tokenizer, _parser(resolution.tool_parser), _parser(resolution.reasoning_parser))
+    return ChatRenderer(tokenizer, _made(tool_parser), _made(reasoning_parser))
 
 
 def recommended_sampling(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -30,10 +42,10 @@ def recommended_sampling(tokenizer: Tokenizer) -> dict[str, Any]:
         raise CheckpointError(error.message, hint="correct generation_config.json") from error
 
 
-def _parser(choice: Choice) -> Any:
-    if choice.target is None:
+def _made(parser: Callable[[], T] | None) -> T | None:
+    if parser is None:
         return None
     try:
-        return choice.target()
+        return parser()
     except Exception as error:
-        raise PluginLoadError(f"the parser {choice.name} cannot be made: {error}") from error
+        raise PluginLoadError(f"the parser {parser!r} cannot be made: {error}") from error

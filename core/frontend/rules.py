@@ -50,7 +50,10 @@ class RequestRules:
         limit = min(self.max_prompt_tokens, self.context_length - 1)
         total = num_prompt + (sampling.max_tokens or 1)
         if num_prompt > limit:
-            told = f"the prompt has {num_prompt} tokens and this model takes at most {limit}"
+            told = (
+                f"the prompt has {num_prompt} tokens and this model takes at most {limit} "
+                f"(context length {self.context_length})"
+            )
         elif total > self.context_length:
             told = (
                 f"the prompt has {num_prompt} tokens and the answer may have {sampling.max_tokens}: "

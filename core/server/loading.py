@@ -17,7 +17,9 @@ def load_service(
     settings: Settings, resolution: Resolution, name: str
 ) -> Callable[[EngineClient, Hello], ModelService]:
     """All that does not need the engine, done; call the result once the engine is there."""
-    renderer = load_renderer(settings, resolution)
+    renderer = load_renderer(
+        settings.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
+    )
     defaults = recommended_sampling(renderer.tokenizer)
 
     def service(engine: EngineClient, hello: Hello) -> ModelService:
