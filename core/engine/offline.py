@@ -15,7 +15,7 @@ from core.engine.messages import FINISH_REASONS, AddRequest, StepOutputs
 from core.engine.wire_errors import restore
 from core.interfaces.errors import EngineDead, Overloaded
 
-Progress = Callable[[int, TokenChunk], None]
+Progress = Callable[[int, TokenChunk], bool | None]
 
 
 class OfflineEngine:
@@ -33,7 +33,7 @@ class OfflineEngine:
         """Run all; returns one whole TokenChunk per request, in order. A refused request is a chunk with
         finish_reason "error" and the message, so that one bad request costs no other its answer.
 
-        on_progress(index, chunk): called with each request's new tokens as they come.
+        on_progress(index, chunk): called with each request's new tokens as they come; True ends that request.
         Raises EngineDead if the engine gives up. On any exception (Ctrl-C too) what runs is cancelled and freed.
         """
         results = [TokenChunk([]) for _ in requests]
@@ -54,6 +54,8 @@ class OfflineEngine:
                     raise EngineDead(f"the engine gave up: {error}") from error
                 for outputs in turn:
                     self._feed(outputs, requests, results, running, waiting, on_progress)
+            while self.engine.has_work:  # requests that on_progress ended still have to give back what they hold
+                self.engine.step()
         finally:
             if running:
                 self._abandon(running)
@@ -102,8 +104,9 @@ class OfflineEngine:
             _append(results[index], chunk)
             if finish:
                 del running[request_id]
-            if on_progress is not None:
-                on_progress(index, chunk)
+            if on_progress is not None and on_progress(index, chunk) and not finish:
+                del running[request_id]
+                self.engine.cancel(request_id)
 
     def _stops(self, token: int, request: EngineRequest) -> bool:
         sampling = request.sampling

@@ -1,5 +1,5 @@
-"""Text to tokens and back.
+"""Text to tokens and back: chat templates, tokenizer, incremental decoding, stop strings, parsers; one output stage.
 
-What lives here: chat templates, tokenizer, and the ONE output stage (incremental detokenizer, stop strings,
-parsers applied). What does not: HTTP, the engine.
+What lives here: all that the doors (HTTP, command line, `LLM`) do to text, the same for each of them.
+What does not: HTTP, the engine, anything that computes. Importing it loads neither torch nor transformers.
 """

@@ -1,0 +1,242 @@
+"""The one output stage: tokens -> text -> stop strings -> reasoning -> tool calls.
+
+Streaming feeds it chunk by chunk; a whole answer is the stream joined. For every way of cutting the tokens into chunks
+the joined result is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from core.frontend.scanner import Remover, Scanner
+from core.frontend.tokenizer import Tokenizer
+from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
+from core.interfaces.params import SamplingParams
+from core.interfaces.parsers import ParsedDelta, ParserStream
+
+
+class TopEntry(Protocol):
+    """One token's log-probability and the best alternatives, descending."""
+
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def logprobs(self) -> Sequence[float]: ...
+
+
+class Chunk(Protocol):
+    """What an engine says of one request (`core.engine.client.TokenChunk`)."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def stop_token(self) -> int | None: ...
+    @property
+    def cached_tokens(self) -> int | None: ...
+    @property
+    def logprobs(self) -> Sequence[TopEntry] | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token that has become text. top: (id, log-probability), descending. text_offset: where the token's text
+    begins in the answer, in characters."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    text_offset: int
+
+
+@dataclass(slots=True)
+class OutputDelta:
+    """What a chunk turned into.
+
+    text: the answer. reasoning: what came before it. token_ids: tokens that count as generated.
+    finish_reason: None while running, else "stop" | "length" | "tool_calls" | "abort" | "error".
+    matched_stop: the token id or the string that ended the text. After a string matched, the engine does not know yet:
+    the caller closes the engine's iterator.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallPiece] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    matched_stop: int | str | None = None
+    cached_tokens: int | None = None
+    error: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing for a client to see."""
+        return not (self.text or self.reasoning or self.tool_calls or self.logprobs or self.finish_reason)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A token with log-probabilities whose text is not out yet. start, end: in decoded characters; end is None while
+    its character is incomplete."""
+
+    entry: TokenLogprob
+    start: int
+    end: int | None
+
+
+class OutputStage:
+    """State of one answer."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        *,
+        context: Sequence[int] = (),
+        reasoning: ParserStream | None = None,
+        tools: ParserStream | None = None,
+        policy: ToolPolicy | None = None,
+        align_logprobs: bool = True,
+    ) -> None:
+        """context: the prompt's last ids. reasoning, tools: parsers; `policy` goes with `tools`.
+
+        align_logprobs: give a token's log-probability out with its text, and none for text that a stop string cut;
+        otherwise with the token.
+        """
+        self._sampling = sampling
+        self._reasoning = reasoning
+        self._tools = tools
+        self._policy = policy if policy is not None else ToolPolicy(())
+        # Markers that parsers look for may be special tokens, so parsers see all of the text, and what they leave
+        # of special tokens is taken out after them.
+        parsing = reasoning is not None or tools is not None
+        remove = parsing and sampling.skip_special_tokens and tokenizer.special_texts
+        self._removers = (Remover(tokenizer.special_texts), Remover(tokenizer.special_texts)) if remove else None
+        self._decoder = tokenizer.decode_stream(sampling.skip_special_tokens and not parsing, context)
+        self._scanner = Scanner(sampling.stop) if sampling.stop else None
+        self._align = align_logprobs
+        self._waiting: list[_Waiting] = []
+        self._decoded = 0  # characters that came out of the decoder
+        self.num_tokens = 0
+        self.finished = False
+
+    def feed(self, chunk: Chunk) -> OutputDelta:
+        """Take the engine's next chunk. After `finish_reason` was given, nothing more may be fed."""
+        delta = OutputDelta(cached_tokens=chunk.cached_tokens, error=chunk.error)
+        pieces: list[str] = []
+        last = len(chunk.tokens) - 1
+        for position, token in enumerate(chunk.tokens):
+            self.num_tokens += 1
+            delta.token_ids.append(token)
+            ends = position == last and chunk.stop_token is not None and token == chunk.stop_token
+            hidden = ends and not self._sampling.include_stop_str_in_output
+            piece = "" if hidden else self._decoder.step(token)
+            if chunk.logprobs is not None and not (hidden and self._align):
+                self._note(token, chunk.logprobs[position], len(piece))
+            self._decoded += len(piece)
+            if self._scan(piece, pieces, delta):
+                break
+        if not self.finished and chunk.finish_reason is not None:
+            self._end(chunk, pieces, delta)
+        self._release(delta)
+        self._parse("".join(pieces), delta)
+        return delta
+
+    def _scan(self, piece: str, pieces: list[str], delta: OutputDelta) -> bool:
+        """Add the part of `piece` that is safe to show; True if a stop string ended the text."""
+        if self._scanner is None:
+            pieces.append(piece)
+            return False
+        if not piece:
+            return False
+        safe, found, rest = self._scanner.feed(piece, armed=self.num_tokens > self._sampling.min_tokens)
+        pieces.append(safe)
+        if found is None:
+            return False
+        cut = self._decoded - len(rest) - len(found)
+        if self._sampling.include_stop_str_in_output:
+            pieces.append(found)
+            cut += len(found)
+        self._waiting = [waiting for waiting in self._waiting if waiting.start < cut]
+        for waiting in self._waiting:
+            waiting.end = min(cut, waiting.end or cut)
+        self._decoded = cut
+        self.finished = True
+        delta.finish_reason, delta.matched_stop = "stop", found
+        return True
+
+    def _end(self, chunk: Chunk, pieces: list[str], delta: OutputDelta) -> None:
+        """The engine says that this was the last chunk."""
+        tail = self._decoder.flush()
+        self._decoded += len(tail)
+        if self._scan(tail, pieces, delta):
+            return
+        if self._scanner is not None:
+            pieces.append(self._scanner.flush())
+        self.finished = True
+        delta.finish_reason, delta.matched_stop = chunk.finish_reason, chunk.stop_token
+
+    def _parse(self, text: str, delta: OutputDelta) -> None:
+        """Reasoning, then tool calls, of the text that is safe to show."""
+        parsed = [_through(self._reasoning, text, self.finished)]
+        delta.reasoning = parsed[0].reasoning
+        answer = _through(self._tools, parsed[0].content, self.finished)
+        delta.reasoning += answer.reasoning
+        delta.text = answer.content
+        delta.tool_calls = self._policy.apply(answer.tool_calls)
+        if self._removers is not None:
+            delta.text = self._removers[0].feed(delta.text)
+            delta.reasoning = self._removers[1].feed(delta.reasoning)
+            if self.finished:
+                delta.text += self._removers[0].flush()
+                delta.reasoning += self._removers[1].flush()
+        if self.finished:
+            delta.text += self._policy.finish()
+            if self._policy.num_calls and delta.finish_reason == "stop":
+                delta.finish_reason = "tool_calls"
+
+    def _note(self, token: int, top: TopEntry, characters: int) -> None:
+        """Remember a token's log-probability until its text is out."""
+        entry = TokenLogprob(token, top.logprob, tuple(zip(top.ids, top.logprobs, strict=True)), self._decoded)
+        end = self._decoded + characters if characters else None
+        if end is not None:
+            for waiting in self._waiting:
+                waiting.end = waiting.end if waiting.end is not None else end
+        self._waiting.append(_Waiting(entry, self._decoded, end))
+
+    def _release(self, delta: OutputDelta) -> None:
+        """Give out log-probabilities of tokens whose text is out."""
+        if not self._waiting:
+            return
+        if self.finished or not self._align:
+            ready = len(self._waiting)
+        else:
+            shown = self._decoded - (len(self._scanner.held) if self._scanner is not None else 0)
+            ready = 0
+            for waiting in self._waiting:
+                if waiting.end is None or waiting.end > shown:
+                    break
+                ready += 1
+        delta.logprobs = [waiting.entry for waiting in self._waiting[:ready]]
+        del self._waiting[:ready]
+
+
+def _through(parser: ParserStream | None, text: str, final: bool) -> ParsedDelta:
+    """`text` through one parser, with what it holds back if the text is over."""
+    if parser is None:
+        return ParsedDelta(content=text)
+    parsed = parser.feed(text) if text else ParsedDelta()
+    if final:
+        rest = parser.finish()
+        parsed.content += rest.content
+        parsed.reasoning += rest.reasoning
+        parsed.tool_calls = [*parsed.tool_calls, *rest.tool_calls]
+    return parsed

@@ -1,0 +1,118 @@
+"""From an engine's chunks to output deltas: one or several answers, merged, with usage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.frontend.output import Chunk, OutputDelta, OutputStage
+from core.interfaces.errors import EngineDead, EngineError
+
+QUEUE_DEPTH = 32  # deltas of several answers that wait for a slow reader
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one HTTP request. cached_tokens: prompt tokens that the first sample of each prompt found cached."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Answers:
+    """The answers to one or several prompts as they come.
+
+    Iterate over `deltas()`; close it (or let it end) and every engine request behind it is finished or cancelled.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[AsyncIterator[Chunk]],
+        stages: Sequence[OutputStage],
+        prompt_tokens: int,
+        samples: int = 1,
+    ) -> None:
+        """streams: an engine's chunks, one per answer, not started. stages: one per answer.
+
+        prompt_tokens: of all prompts together. samples: answers per prompt; those of one prompt stand together.
+        """
+        self._samples = samples
+        self._streams = streams
+        self._stages = stages
+        self.usage = Usage(prompt_tokens)
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, OutputDelta]]:
+        """(index of the answer, delta), each answer's last with a finish_reason; empty deltas are left out.
+
+        Raises what the engine raises, EngineError if it reports an error for a request, EngineDead if it gave one up.
+        """
+        if len(self._streams) == 1:
+            single = self._one(0)
+            try:
+                async for delta in single:
+                    yield 0, delta
+            finally:
+                await single.aclose()
+            return
+        async for item in self._merged():
+            yield item
+
+    async def _one(self, index: int) -> AsyncGenerator[OutputDelta]:
+        stage, stream = self._stages[index], self._streams[index]
+        usage = self.usage
+        try:
+            async for chunk in stream:
+                delta = stage.feed(chunk)
+                usage.completion_tokens += len(delta.token_ids)
+                if delta.cached_tokens is not None and index % self._samples == 0:
+                    usage.cached_tokens += delta.cached_tokens
+                if delta.finish_reason == "error":
+                    raise EngineError(delta.error or "the engine could not go on with this request")
+                if delta.finish_reason == "abort":
+                    raise EngineDead(delta.error or "the engine gave this request up because it is stopping")
+                if not delta.empty or delta.token_ids:
+                    yield delta
+                if delta.finish_reason is not None:
+                    return
+            raise EngineDead("the engine ended the stream without a reason")
+        finally:
+            await _close(stream)
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, OutputDelta]]:
+        queue: asyncio.Queue[tuple[int, OutputDelta | None, BaseException | None]] = asyncio.Queue(QUEUE_DEPTH)
+
+        async def run(index: int) -> None:
+            source = self._one(index)
+            try:
+                async for delta in source:
+                    await queue.put((index, delta, None))
+                await queue.put((index, None, None))
+            except Exception as error:
+                await queue.put((index, None, error))
+            finally:
+                await source.aclose()
+
+        tasks = [asyncio.create_task(run(index)) for index in range(len(self._streams))]
+        try:
+            running = len(tasks)
+            while running:
+                index, delta, error = await queue.get()
+                if error is not None:
+                    raise error
+                if delta is None:
+                    running -= 1
+                else:
+                    yield index, delta
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close(stream: Any) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()

@@ -1,0 +1,72 @@
+"""What every door checks of a request before the engine sees it: parameters against the model, length, ends of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from core.frontend.parameters import Dialect, build
+from core.interfaces.errors import RequestError
+from core.interfaces.params import SamplingParams
+
+DEFAULT_MAX_TOKENS = {Dialect.CHAT: None, Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRules:
+    """Limits of one running model.
+
+    max_prompt_tokens: what memory allows. engine_eos: ids that the engine takes as end-of-text.
+    tokenizer_eos: those that the tokenizer knows. defaults: sampling that the checkpoint recommends.
+    """
+
+    vocab_size: int
+    context_length: int
+    max_prompt_tokens: int
+    engine_eos: tuple[int, ...] = ()
+    tokenizer_eos: tuple[int, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def sampling(self, given: Mapping[str, Any], dialect: Dialect, *, logprobs: int | None = None) -> SamplingParams:
+        """Request over checkpoint's recommendation over built-in default. Raises RequestError."""
+        defaults = {**self.defaults, "max_tokens": DEFAULT_MAX_TOKENS[dialect]}
+        return self.completed(build(given, dialect, defaults=defaults, logprobs=logprobs))
+
+    def completed(self, sampling: SamplingParams) -> SamplingParams:
+        """`sampling`, checked against the vocabulary, with the ends of text that the engine does not know as stop
+        ids. Raises RequestError."""
+        sampling.check_vocabulary(self.vocab_size)
+        unknown_ends = [token for token in self.tokenizer_eos if token not in self.engine_eos]
+        if unknown_ends and not sampling.ignore_eos:
+            ends = tuple(dict.fromkeys((*sampling.stop_token_ids, *unknown_ends)))
+            sampling = msgspec.structs.replace(sampling, stop_token_ids=ends)
+        return sampling
+
+    def check_length(self, num_prompt: int, sampling: SamplingParams, param: str) -> None:
+        """Raises RequestError if prompt and answer do not fit the context."""
+        limit = min(self.max_prompt_tokens, self.context_length - 1)
+        total = num_prompt + (sampling.max_tokens or 1)
+        if num_prompt > limit:
+            told = (
+                f"the prompt has {num_prompt} tokens and this model takes at most {limit} "
+                f"(context length {self.context_length})"
+            )
+        elif total > self.context_length:
+            told = (
+                f"the prompt has {num_prompt} tokens and the answer may have {sampling.max_tokens}: "
+                f"together {total}, and the context has {self.context_length}"
+            )
+        else:
+            return
+        raise RequestError(told, param=param, code="context_length_exceeded", hint="shorten the prompt or max_tokens")
+
+
+def samples(sampling: SamplingParams) -> list[tuple[SamplingParams, int | None]]:
+    """One (parameters, seed) per sample: the engine knows single samples only, and a seed gives each its own."""
+    single = msgspec.structs.replace(sampling, n=1)
+    if sampling.seed is None:
+        return [(single, None)] * sampling.n
+    return [(single, (sampling.seed + index) % 2**63) for index in range(sampling.n)]

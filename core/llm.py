@@ -1,0 +1,308 @@
+"""`LLM`: whole batches in this process. No server, no event loop; the same parameters and texts as over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from core.config.loading import load_settings
+from core.engine.build import build_engine
+from core.engine.client import EngineRequest, TokenChunk
+from core.engine.offline import OfflineEngine
+from core.frontend.chat import ChatRenderer, ChatRequest, Message, Prompt
+from core.frontend.loading import load_renderer, recommended_sampling
+from core.frontend.output import OutputStage, TokenLogprob
+from core.frontend.parameters import Dialect, spellings
+from core.frontend.rules import RequestRules, samples
+from core.frontend.tokenizer import Tokenizer
+from core.interfaces.errors import RequestError
+from core.interfaces.params import SamplingParams
+from core.interfaces.parsers import Tool
+from core.registry import Catalog
+from core.registry.resolve import resolve
+
+Sampling = SamplingParams | Mapping[str, Any]
+PromptLike = str | Sequence[int]
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A whole tool call; `arguments` is JSON text as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Completion:
+    """One answer. finish_reason: "stop" | "length" | "tool_calls" | "error" (then `error` says why).
+
+    logprobs: one per token, if asked for. matched_stop: the id or string that ended the text.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    matched_stop: int | str | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """What one prompt gave. cached_tokens: prompt tokens that the prefix cache served. The properties are those of the
+    first completion; with n > 1 the others are in `completions`."""
+
+    prompt: str
+    prompt_token_ids: list[int]
+    completions: list[Completion]
+    cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.completions[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.completions[0].token_ids
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.completions[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        return self.completions[0].logprobs
+
+
+class LLM:
+    """A model in this process.
+
+    >>> llm = LLM("path/to/checkpoint", context_length=4096)
+    >>> llm.generate(["Once upon a time"], {"max_tokens": 20})[0].text
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+        """model: folder or name; None is the bundled default. settings: any setting by name, as on the command line
+        (`context_length=4096`, `plugins={"NAME": {"key": 1}}`). Environment variables count as they do there.
+
+        Raises ConfigError for an unknown or wrong setting, and whatever stops the engine's start.
+        """
+        given = {**settings, **({"model": os.fspath(model)} if model is not None else {})}
+        resolved = load_settings(given, os.environ, origin="argument").settings
+        resolution = resolve(resolved, Catalog.scan())
+        renderer = load_renderer(
+            resolved.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
+        )
+        self._engine = OfflineEngine(build_engine(resolved, resolution), resolved.engine.random_seed)
+        self._prepare(renderer)
+
+    @classmethod
+    def from_engine(cls, engine: OfflineEngine, renderer: ChatRenderer) -> LLM:
+        """An LLM over an engine that is built already."""
+        made = cls.__new__(cls)
+        made._engine = engine
+        made._prepare(renderer)
+        return made
+
+    def _prepare(self, renderer: ChatRenderer) -> None:
+        hello = self._engine.engine.hello
+        self._renderer = renderer
+        self._rules = RequestRules(
+            vocab_size=hello.vocab_size,
+            context_length=hello.context_length,
+            max_prompt_tokens=hello.max_prompt_tokens,
+            engine_eos=tuple(hello.eos_token_ids),
+            tokenizer_eos=renderer.tokenizer.eos_token_ids,
+            defaults=recommended_sampling(renderer.tokenizer),
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._renderer.tokenizer
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: Sampling | Sequence[Sampling] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue texts or token ids; one output per prompt, in order.
+
+        sampling_params: one for all or one per prompt; SamplingParams, or a mapping with the native names.
+        progress: show a bar on stderr. Raises RequestError naming prompts[i] or the parameter.
+        """
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        items: list[Any] = [prompts] if single else list(prompts)
+        made = [self._raw_prompt(f"prompts[{index}]", item) for index, item in enumerate(items)]
+        return self._run(made, self._sampling(sampling_params, len(made), Dialect.NATIVE), progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Sampling | Sequence[Sampling] | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several; the rest as in `generate`, without a limit of tokens by default."""
+        one = not messages or isinstance(messages[0], Mapping)
+        chats: list[Any] = [messages] if one else list(messages)
+        made = [
+            self._renderer.prepare_now(
+                ChatRequest(
+                    chat,
+                    tools=tuple(tools),
+                    continue_final_message=continue_final_message,
+                    template_variables=chat_template_kwargs or {},
+                )
+            )
+            for chat in chats
+        ]
+        return self._run(made, self._sampling(sampling_params, len(made), Dialect.CHAT), progress)
+
+    def close(self) -> None:
+        """Give back what the engine holds. The LLM answers nothing after it."""
+        self._engine.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _raw_prompt(self, where: str, item: Any) -> Prompt:
+        text = item if isinstance(item, str) else ""
+        ids = self.tokenizer.encode(item) if isinstance(item, str) else [int(token) for token in item]
+        if not ids:
+            raise RequestError(f"{where} is empty", param=where)
+        wrong = next((token for token in ids if not 0 <= token < self._rules.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(
+                f"{where} holds {wrong}; token ids are below the vocabulary size {self._rules.vocab_size}", param=where
+            )
+        return Prompt(text, ids, self.tokenizer)
+
+    def _sampling(
+        self, given: Sampling | Sequence[Sampling] | None, num_prompts: int, dialect: Dialect
+    ) -> list[SamplingParams]:
+        listed = list(given) if isinstance(given, Sequence) else [given if given is not None else {}] * num_prompts
+        if len(listed) != num_prompts:
+            raise RequestError(
+                f"sampling_params lists {len(listed)} for {num_prompts} prompts", param="sampling_params"
+            )
+        return [self._one_sampling(item, dialect) for item in listed]
+
+    def _one_sampling(self, given: Sampling, dialect: Dialect) -> SamplingParams:
+        if isinstance(given, SamplingParams):
+            return self._rules.completed(given)  # complete as it stands: no recommendation is mixed in
+        known = {*spellings(Dialect.NATIVE), "logprobs"}
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            raise RequestError(
+                f"there is no sampling parameter {unknown!r}",
+                param=unknown,
+                hint=f"there are {', '.join(sorted(known))}",
+            )
+        values = {name: value for name, value in given.items() if name != "logprobs"}
+        if dialect is Dialect.CHAT and not {"max_tokens", "max_new_tokens"} & set(values):
+            return self._rules.sampling(_as_fields(values), Dialect.CHAT, logprobs=given.get("logprobs"))
+        return self._rules.sampling(values, Dialect.NATIVE, logprobs=given.get("logprobs"))
+
+    def _run(
+        self, prompts: Sequence[Prompt], sampling: Sequence[SamplingParams], progress: bool
+    ) -> list[RequestOutput]:
+        requests: list[EngineRequest] = []
+        stages: list[OutputStage] = []
+        outputs: list[RequestOutput] = []
+        owners: list[RequestOutput] = []
+        completions: list[Completion] = []
+        for index, (prompt, wanted) in enumerate(zip(prompts, sampling, strict=True)):
+            self._rules.check_length(len(prompt.token_ids), wanted, f"prompts[{index}]")
+            tokens = np.asarray(prompt.token_ids, dtype=np.int32)
+            output = RequestOutput(prompt.text, prompt.token_ids, [])
+            outputs.append(output)
+            for single, seed in samples(wanted):
+                completion = Completion(logprobs=None if wanted.logprobs is None else [])
+                output.completions.append(completion)
+                completions.append(completion)
+                owners.append(output)
+                requests.append(EngineRequest(tokens, single, seed=seed))
+                stages.append(prompt.stage(single, align_logprobs=False))
+
+        def take(index: int, chunk: TokenChunk) -> bool:
+            if stages[index].finished:
+                return True
+            if chunk.cached_tokens is not None and completions[index] is owners[index].completions[0]:
+                owners[index].cached_tokens = chunk.cached_tokens
+            _add(completions[index], stages[index], chunk)
+            if completions[index].finish_reason is not None:
+                advance()
+            return stages[index].finished
+
+        with _bar(len(requests), progress) as advance:
+            self._engine.generate(requests, take)
+        return outputs
+
+
+def _as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Native names -> names of SamplingParams (which the chat dialect knows)."""
+    known = spellings(Dialect.NATIVE)
+    return {known[name].field: value for name, value in values.items()}
+
+
+def _add(completion: Completion, stage: OutputStage, chunk: TokenChunk) -> None:
+    delta = stage.feed(chunk)
+    completion.text += delta.text
+    completion.reasoning += delta.reasoning
+    completion.token_ids += delta.token_ids
+    if completion.logprobs is not None:
+        completion.logprobs += delta.logprobs
+    for piece in delta.tool_calls:
+        if piece.name is not None:
+            completion.tool_calls.append(ToolCall(piece.id or "", piece.name))
+        completion.tool_calls[piece.index].arguments += piece.arguments
+    if delta.finish_reason is not None:
+        completion.finish_reason, completion.matched_stop = delta.finish_reason, delta.matched_stop
+        completion.error = delta.error
+
+
+class _bar:  # noqa: N801 - used like a function
+    """Context manager that gives a function to call once per finished request."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        self._total = total
+        self._shown = shown
+        self._progress: Any = None
+
+    def __enter__(self) -> Callable[[], None]:
+        if not self._shown:
+            return lambda: None
+        from rich.console import Console
+        from rich.progress import BarColumn as Bar
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("requests"), Bar(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True)
+        )
+        self._progress.start()
+        task = self._progress.add_task("requests", total=self._total)
+        return lambda: self._progress.advance(task)
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()

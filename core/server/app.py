@@ -1,0 +1,108 @@
+"""The application: every family's routes over one context, errors in one shape."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core import __version__
+from core.interfaces.errors import CoreError
+from core.server import (
+    chat,
+    completions,
+    errors,
+    generate,
+    health,
+    info,
+    metrics_route,
+    models,
+    page_route,
+    tokenize,
+)
+from core.server.auth import ApiKey
+from core.server.context import ServerContext
+from core.server.replies import error_reply, json_reply
+
+log = logging.getLogger("core.server")
+
+
+def build_app(ctx: ServerContext) -> FastAPI:
+    """The ASGI application of one server."""
+    app = FastAPI(title="core", version=__version__, docs_url=None, redoc_url=None)
+    for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
+        app.include_router(family.routes(ctx))
+    if ctx.settings.chat_page:
+        app.include_router(page_route.routes())
+    app.add_exception_handler(CoreError, _core_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(errors.ClientGone, _client_gone)
+    app.add_exception_handler(Exception, _internal_error)
+    if ctx.settings.api_key:
+        app.add_middleware(ApiKey, key=ctx.settings.api_key)
+    if ctx.settings.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(ctx.settings.cors_allow_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(_Counted, ctx=ctx)
+    return app
+
+
+async def _core_error(request: Request, error: Any) -> Response:
+    return error_reply(error)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    told = {
+        404: f"there is no route {request.url.path}",
+        405: f"{request.url.path} does not take {request.method}",
+    }.get(error.status_code, str(error.detail))
+    return json_reply(errors.body(told, error.status_code), error.status_code, error.headers)
+
+
+async def _client_gone(request: Request, error: Any) -> Response:
+    return json_reply(errors.body("the client closed the connection", 499), 499)
+
+
+async def _internal_error(request: Request, error: Any) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return json_reply(errors.body("internal error; the server's log has more", 500), 500)
+
+
+class _Counted:
+    """Counts requests by route and status."""
+
+    def __init__(self, app: ASGIApp, ctx: ServerContext) -> None:
+        self._app = app
+        self._ctx = ctx
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        start_s = time.perf_counter()
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            # Only known routes become labels: paths that clients make up would grow without bound.
+            route = getattr(scope.get("route"), "path", "other")
+            self._ctx.metrics.http(scope["method"], route, status, time.perf_counter() - start_s)

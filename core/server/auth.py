@@ -1,0 +1,37 @@
+"""The API key: one ASGI layer before all routes."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from core.server import errors
+from core.server.replies import json_reply
+
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/favicon.ico"})
+OPEN_PREFIXES = ("/page/",)
+
+
+class ApiKey:
+    """Lets a request through if its path is open or it carries the key as a bearer token."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._expected = key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._allowed(scope):
+            await self._app(scope, receive, send)
+            return
+        shape = errors.body("missing or wrong API key; send 'Authorization: Bearer KEY'", 401, code="invalid_api_key")
+        await json_reply(shape, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
+
+    def _allowed(self, scope: Scope) -> bool:
+        path = scope["path"]
+        if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES) or scope["method"] == "OPTIONS":
+            return True
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        # Compared in constant time; the key itself decides nothing before the comparison.
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._expected)

@@ -1,0 +1,70 @@
+"""Request bodies: size, JSON, types. Every mistake is a 400 that names its field (413 for size)."""
+
+from __future__ import annotations
+
+import json
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from core.interfaces.errors import RequestError
+from core.server.errors import ClientGone
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def read(request: Request, model: type[M], limit_bytes: int) -> M:
+    """The body as `model`. Raises RequestError; ClientGone if the connection closes meanwhile."""
+    raw = await _raw(request, limit_bytes)
+    try:
+        return model.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        raise _named(error, raw) from error
+
+
+async def _raw(request: Request, limit_bytes: int) -> bytes:
+    told = request.headers.get("content-length", "0")
+    parts: list[bytes] = []
+    size = int(told) if told.isdigit() and int(told) > limit_bytes else 0
+    try:
+        if not size:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit_bytes:
+                    break
+                parts.append(part)
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    if size > limit_bytes:
+        raise RequestError(f"the body is larger than {limit_bytes} bytes", code="body_too_large", status=413)
+    return b"".join(parts)
+
+
+def _named(error: ValidationError, raw: bytes) -> RequestError:
+    """The first mistake, with the field as a client would write it: messages[0].content."""
+    mistakes = error.errors(include_url=False, include_input=True)
+    # Where a field may have several types, each type complains; the complaint that got furthest tells most.
+    same_field = [mistake for mistake in mistakes if mistake["loc"][:1] == mistakes[0]["loc"][:1]]
+    first = max(same_field, key=lambda mistake: len(mistake["loc"]))
+    if first["type"] == "json_invalid":
+        try:
+            raw.decode()
+            json.loads(raw)
+        except UnicodeDecodeError as broken:
+            return RequestError(f"the body is not valid UTF-8 (byte {broken.start})", code="invalid_utf8")
+        except (ValueError, RecursionError):
+            pass
+        return RequestError(f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+    place = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part.isidentifier() and "-" not in part and part not in ("str", "list", "int"):
+            place += f".{part}" if place else part
+    if first["type"] == "missing":
+        return RequestError(f"{place} is missing", param=place)
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    where = place or "the body"
+    return RequestError(f"{where} is {shown}: {first['msg'][0].lower()}{first['msg'][1:]}", param=place or None)

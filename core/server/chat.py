@@ -1,0 +1,177 @@
+"""/v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core.frontend.chat import ChatRequest
+from core.frontend.output import OutputDelta, TokenLogprob
+from core.frontend.parameters import Dialect
+from core.frontend.pump import Answers
+from core.frontend.tool_policy import ToolCallPiece
+from core.interfaces.errors import RequestError
+from core.interfaces.params import MAX_LOGPROBS
+from core.server import bodies
+from core.server.context import ModelService, ServerContext
+from core.server.openapi import described
+from core.server.replies import EventStream, event, guarded, json_reply, while_connected
+from core.server.schemas import ChatBody, ChatFields
+from core.server.usage import UsagePolicy, begun, chat_logprobs, drained, usage_object
+
+Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+
+
+def routes(ctx: ServerContext) -> APIRouter:
+    """The router of this family."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", **described(ChatBody, "Answer a conversation"))
+    async def chat_completions(request: Request) -> Response:
+        service = ctx.ready_service()
+        body = await bodies.read(request, ChatBody, ctx.settings.max_body_bytes)
+        return await while_connected(request, _answer(ctx, service, body))
+
+    return router
+
+
+async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
+    service.check_model(body.model)
+    body.refuse_unsupported()
+    sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
+    prompt = await service.renderer.prepare(_chat_request(body))
+    answers = service.answers(
+        [prompt], [sampling], param="messages", priority=body.priority or 0, salt=body.cache_salt or ""
+    )
+    reply = _Reply(service, body.top_logprobs or 0, bool(body.logprobs))
+    deltas = answers.deltas()
+    if body.stream:
+        started = await begun(deltas)
+        return EventStream(guarded(reply.events(started, answers, UsagePolicy(body.stream_options))))
+    return json_reply(reply.whole(await drained(deltas), answers, sampling.n))
+
+
+def _num_logprobs(body: ChatFields) -> int | None:
+    if body.top_logprobs and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    if (body.top_logprobs or 0) > MAX_LOGPROBS:
+        raise RequestError(f"top_logprobs is {body.top_logprobs}; at most {MAX_LOGPROBS}", param="top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _chat_request(body: ChatFields) -> ChatRequest:
+    variables = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    return ChatRequest(
+        messages=body.messages,
+        tools=tuple(body.tools or ()),
+        tool_choice=body.tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        parse_reasoning=body.separate_reasoning is not False,
+        template_variables=variables,
+    )
+
+
+class _Reply:
+    """Writes one reply, streamed or whole."""
+
+    def __init__(self, service: ModelService, num_top: int, logprobs: bool) -> None:
+        self._service = service
+        self._num_top = num_top
+        self._logprobs = logprobs
+        self._envelope = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": service.name,
+        }
+
+    async def events(self, deltas: Deltas, answers: Answers, policy: UsagePolicy) -> AsyncGenerator[bytes]:
+        """The stream, without its [DONE]."""
+        envelope = {**self._envelope, "object": "chat.completion.chunk"}
+        begun_indices: set[int] = set()
+        try:
+            async for index, delta in deltas:
+                if index not in begun_indices:
+                    begun_indices.add(index)
+                    first = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+                    yield event(policy.on({**envelope, "choices": [first]}, answers.usage))
+                if delta.empty:
+                    continue
+                choice: dict[str, Any] = {
+                    "index": index,
+                    "delta": _message_delta(delta),
+                    "finish_reason": delta.finish_reason,
+                }
+                if self._logprobs:
+                    choice["logprobs"] = self._logprobs_object(delta.logprobs)
+                if delta.matched_stop is not None:
+                    choice["matched_stop"] = delta.matched_stop
+                yield event(policy.on({**envelope, "choices": [choice]}, answers.usage))
+            last = policy.last(envelope, answers.usage)
+            if last is not None:
+                yield event(last)
+        finally:
+            await deltas.aclose()
+
+    def whole(self, deltas: Sequence[tuple[int, OutputDelta]], answers: Answers, num_choices: int) -> dict[str, Any]:
+        """The reply in one piece: the stream joined."""
+        choices = [self._choice(index, [delta for at, delta in deltas if at == index]) for index in range(num_choices)]
+        return {**self._envelope, "choices": choices, "usage": usage_object(answers.usage)}
+
+    def _choice(self, index: int, deltas: Sequence[OutputDelta]) -> dict[str, Any]:
+        text = "".join(delta.text for delta in deltas)
+        reasoning = "".join(delta.reasoning for delta in deltas)
+        calls = _joined(piece for delta in deltas for piece in delta.tool_calls)
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        entries = [entry for delta in deltas for entry in delta.logprobs]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs_object(entries) if self._logprobs else None,
+            "finish_reason": deltas[-1].finish_reason,
+            "matched_stop": deltas[-1].matched_stop,
+        }
+
+    def _logprobs_object(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return chat_logprobs(self._service.tokenizer, entries, self._num_top)
+
+
+def _message_delta(delta: OutputDelta) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if delta.text:
+        made["content"] = delta.text
+    if delta.reasoning:
+        made["reasoning_content"] = delta.reasoning
+    if delta.tool_calls:
+        made["tool_calls"] = [_call_delta(piece) for piece in delta.tool_calls]
+    return made
+
+
+def _call_delta(piece: ToolCallPiece) -> dict[str, Any]:
+    function: dict[str, Any] = {"arguments": piece.arguments}
+    if piece.name is None:
+        return {"index": piece.index, "function": function}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": {"name": piece.name, **function}}
+
+
+def _joined(pieces: Any) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+    for piece in pieces:
+        if piece.name is not None:
+            calls.append({"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": ""}})
+        calls[piece.index]["function"]["arguments"] += piece.arguments
+    return calls

@@ -1,0 +1,133 @@
+"""What the routes share: passed to each of them, no globals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from core.config.sections import ServerSettings
+from core.engine.client import EngineClient, EngineRequest
+from core.engine.messages import Hello
+from core.frontend.chat import ChatRenderer, Prompt
+from core.frontend.parameters import Dialect
+from core.frontend.pump import Answers
+from core.frontend.rules import RequestRules, samples
+from core.frontend.tokenizer import Tokenizer
+from core.interfaces.errors import RequestError
+from core.interfaces.params import SamplingParams
+from core.interfaces.prefix_cache import Namespace
+from core.metrics.prometheus import ServerMetrics
+from core.server.errors import NotReady
+
+
+class Phase(StrEnum):
+    """Where the server stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelService:
+    """One model that answers. Exists once engine and tokenizer are ready.
+
+    name: in replies. path: the checkpoint. hello: the engine's facts.
+    defaults: sampling that the checkpoint recommends. facts: shown by /server_info and /model_info.
+    """
+
+    name: str
+    path: str
+    engine: EngineClient
+    tokenizer: Tokenizer
+    renderer: ChatRenderer
+    hello: Hello
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Raises RequestError (404) if `name` is another model's."""
+        if name is not None and name != self.name:
+            raise RequestError(
+                f"the model {name!r} does not exist; this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+                status=404,
+            )
+
+    def sampling(
+        self, given: Mapping[str, Any], dialect: Dialect, *, max_n: int, logprobs: int | None = None
+    ) -> SamplingParams:
+        """Request over checkpoint's recommendation over built-in default. Raises RequestError."""
+        sampling = self.rules.sampling(given, dialect, logprobs=logprobs)
+        if sampling.n > max_n:
+            raise RequestError(f"n is {sampling.n}; this server allows at most {max_n}", param="n")
+        return sampling
+
+    @property
+    def rules(self) -> RequestRules:
+        """What is checked of every request."""
+        return RequestRules(
+            vocab_size=self.hello.vocab_size,
+            context_length=self.hello.context_length,
+            max_prompt_tokens=self.hello.max_prompt_tokens,
+            engine_eos=tuple(self.hello.eos_token_ids),
+            tokenizer_eos=self.tokenizer.eos_token_ids,
+            defaults=self.defaults,
+        )
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sequence[SamplingParams],
+        *,
+        param: str,
+        priority: int = 0,
+        salt: str = "",
+        align_logprobs: bool = True,
+    ) -> Answers:
+        """`n` answers to each prompt, one engine request each; nothing runs until they are iterated.
+
+        sampling: one per prompt, all with the same n. Raises RequestError if one does not fit the context.
+        """
+        rules, namespace = self.rules, Namespace(salt=salt)
+        streams, stages = [], []
+        for prompt, wanted in zip(prompts, sampling, strict=True):
+            rules.check_length(len(prompt.token_ids), wanted, param)
+            tokens = np.asarray(prompt.token_ids, dtype=np.int32)
+            for single, seed in samples(wanted):
+                streams.append(self.engine.generate(EngineRequest(tokens, single, namespace, priority, seed)))
+                stages.append(prompt.stage(single, align_logprobs=align_logprobs))
+        total = sum(len(prompt.token_ids) for prompt in prompts)
+        return Answers(streams, stages, total, samples=sampling[0].n)
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """The server's state. `service` is set once, when the model is ready.
+
+    engine: known from the start, for liveness. problem: why the start failed, in words.
+    """
+
+    settings: ServerSettings
+    metrics: ServerMetrics
+    engine: EngineClient | None = None
+    service: ModelService | None = None
+    phase: Phase = Phase.STARTING
+    problem: str = ""
+    started_s: float = field(default_factory=time.monotonic)
+
+    def ready_service(self) -> ModelService:
+        """The model. Raises NotReady while there is none that takes requests."""
+        if self.service is None or self.phase is Phase.STARTING:
+            raise NotReady(self.problem or "the model is still loading", hint="ask /ready, and retry then")
+        if self.phase is Phase.DRAINING:
+            raise NotReady("the server is shutting down", hint="send the request to another server")
+        return self.service

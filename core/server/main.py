@@ -1,0 +1,252 @@
+"""`core serve`: the server's life, from the port to the last request.
+
+The port is taken first (a port in use is known before anything is loaded), then the engine's process is started, so
+that it loads while this process imports its own half and reads the tokenizer. The server answers /health and /ready
+from early on. The first SIGTERM or Ctrl-C drains, the second leaves at once; the engine's process never stays behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from core.config.loading import ResolvedSettings
+from core.config.sections import ServerSettings
+from core.engine.child import EngineProcess
+from core.engine.process_client import DEFAULT_FACTORY, ProcessClient
+from core.interfaces.errors import ConfigError, CoreError
+from core.registry import Catalog, Resolution
+from core.registry.resolve import resolve
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from core.server.context import ServerContext
+
+log = logging.getLogger("core.server")
+BACKLOG = 4096
+FATAL_DRAIN_S = 2  # clients of a dead engine have their errors by then
+
+
+def serve(resolved: ResolvedSettings) -> int:
+    """Serve until told to stop; returns the exit code (0 after a drain).
+
+    Raises ConfigError if the port is taken or a setting is wrong, and the CoreError that stopped the engine's start.
+    """
+    started_s = time.monotonic()
+    settings = resolved.settings
+    _log_to_stderr(settings.server.log_level)
+    listener = bind(settings.server)
+    with listener:
+        process = EngineProcess.spawn(DEFAULT_FACTORY)
+        try:
+            resolution = resolve(settings, Catalog.scan())
+            life = _Life(resolved, resolution, process, listener, started_s)
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                return runner.run(life.run())
+        finally:
+            process.kill()
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """A socket on the configured address. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OverflowError as error:
+        raise ConfigError(f"port {settings.port}: {error}", field="server.port", value=settings.port) from error
+    except OSError as error:
+        taken = "is in use" in str(error) or error.errno in (98, 48)
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            field="server.port" if taken else "server.host",
+            value=settings.port if taken else settings.host,
+            hint="stop the other server, or choose another port with --port (0 picks a free one)"
+            if taken
+            else "check --host and --port",
+        ) from error
+
+
+class _Life:
+    """One run of the server."""
+
+    def __init__(
+        self,
+        resolved: ResolvedSettings,
+        resolution: Resolution,
+        process: EngineProcess,
+        listener: socket.socket,
+        started_s: float,
+    ) -> None:
+        self._resolved = resolved
+        self._settings = resolved.settings
+        self._resolution = resolution
+        self._process = process
+        self._listener = listener
+        self._started_s = started_s
+        self._exit_code = 0
+        self._num_signals = 0
+        self._server: uvicorn.Server | None = None
+        self._ctx: ServerContext | None = None
+        self._loading: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """From here to the exit code."""
+        from core.metrics.prometheus import ServerMetrics
+
+        settings = self._settings
+        metrics = ServerMetrics(self._name)
+        engine = ProcessClient(
+            settings,
+            msgspec.msgpack.encode(self._resolution.lock()),
+            process=self._process,
+            on_fatal=self._fatal,
+            observer=metrics,
+        )
+        with self._signals():
+            starting = asyncio.create_task(engine.start())
+            await asyncio.sleep(0)  # the engine has its orders before this process is busy importing
+            try:
+                # Imports take a while and hold the interpreter; the engine's process does not wait for them.
+                from core.server.context import ServerContext
+
+                ctx = self._ctx = ServerContext(settings.server, metrics, engine=engine, started_s=self._started_s)
+                self._server = _uvicorn(ctx)
+                serving = asyncio.create_task(self._server.serve([self._listener]))
+                self._loading = asyncio.create_task(self._become_ready(ctx, starting, engine))
+                await asyncio.wait({serving, self._loading}, return_when=asyncio.FIRST_COMPLETED)
+                if self._loading.done() and not self._loading.cancelled() and self._loading.exception() is not None:
+                    self._server.should_exit = True
+                await serving
+                if not self._loading.done():
+                    self._loading.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._loading
+            finally:
+                starting.cancel()
+                await engine.stop(drain=False, timeout_s=0)
+                await asyncio.gather(starting, return_exceptions=True)
+        return self._exit_code
+
+    @property
+    def _name(self) -> str:
+        model = self._settings.model
+        return model.served_model_name or model.model or self._resolution.checkpoint_choice.name
+
+    async def _become_ready(self, ctx: ServerContext, starting: asyncio.Task[Any], engine: ProcessClient) -> None:
+        """Load what this process needs, wait for the engine, say so."""
+        from core.server.context import Phase
+        from core.server.loading import load_service
+
+        service_of = await asyncio.to_thread(load_service, self._settings, self._resolution, self._name)
+        hello = await starting
+        ctx.service = service_of(engine, hello)
+        if ctx.phase is Phase.STARTING:
+            ctx.phase = Phase.READY
+            self._announce()
+
+    def _announce(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{port}"
+        page = f"chat at {url}/ · " if self._settings.server.chat_page else ""
+        seconds = time.monotonic() - self._started_s
+        print(f"{self._name} is ready after {seconds:.1f} s: {page}OpenAI API at {url}/v1", flush=True)
+
+    # Ends
+
+    def _fatal(self, error: CoreError) -> None:
+        """The engine is gone for good."""
+        from core.server.context import Phase
+
+        log.error("the engine is gone: %s", error)
+        self._exit_code = 1
+        if self._ctx is not None:
+            self._ctx.phase, self._ctx.problem = Phase.FAILED, error.message
+        if self._server is not None:
+            self._server.config.timeout_graceful_shutdown = FATAL_DRAIN_S
+            self._server.should_exit = True
+
+    def _signalled(self, number: int) -> None:
+        from core.server.context import Phase
+
+        self._num_signals += 1
+        if self._num_signals > 1:
+            log.warning("leaving at once")
+            self._exit_code = 128 + number
+            if self._server is not None:
+                self._server.should_exit = self._server.force_exit = True
+            self._process.kill()
+            return
+        if self._ctx is None or self._server is None:  # nothing runs yet
+            raise SystemExit(128 + number)
+        log.info("draining for at most %g s; Ctrl-C leaves at once", self._settings.server.drain_timeout_s)
+        if self._ctx.phase is Phase.STARTING and self._loading is not None:
+            self._loading.cancel()
+        self._ctx.phase = Phase.DRAINING
+        self._server.should_exit = True
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def _uvicorn(ctx: ServerContext) -> uvicorn.Server:
+    import uvicorn
+
+    from core.server.app import build_app
+
+    class Server(uvicorn.Server):
+        """Signals are handled by `_Life`."""
+
+        def capture_signals(self) -> Any:
+            return contextlib.nullcontext()
+
+    debug = ctx.settings.log_level == "debug"
+    config = uvicorn.Config(
+        build_app(ctx),
+        log_config=None,
+        access_log=debug,
+        lifespan="off",
+        ws="none",
+        backlog=BACKLOG,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=ctx.settings.drain_timeout_s,  # type: ignore[arg-type]
+    )
+    return Server(config)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _log_to_stderr(level: str) -> None:
+    logger = logging.getLogger("core")
+    logger.setLevel(level.upper())
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    for noisy in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.DEBUG if level == "debug" else logging.ERROR)

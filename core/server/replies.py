@@ -1,0 +1,105 @@
+"""Replies: JSON, and event streams that end with their client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from core.interfaces.errors import CoreError
+from core.server import errors
+
+T = TypeVar("T")
+log = logging.getLogger("core.server")
+_encode = msgspec.json.Encoder().encode
+DONE = b"data: [DONE]\n\n"
+
+
+def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`value` as JSON."""
+    return Response(_encode(value), status, headers=dict(headers or {}), media_type="application/json")
+
+
+def error_reply(error: CoreError) -> Response:
+    """An error in OpenAI's shape."""
+    status, shape, headers = errors.describe(error)
+    return json_reply(shape, status, headers)
+
+
+def event(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+async def guarded(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """`events`, then [DONE]; an error on the way becomes an error event, so that a client always learns the end."""
+    try:
+        async for item in events:
+            yield item
+    except CoreError as error:
+        yield event(errors.describe(error)[1])
+    except Exception:
+        log.exception("a stream failed")
+        yield event(errors.body("internal error; the server's log has more", 500))
+    finally:
+        await events.aclose()
+    yield DONE
+
+
+class EventStream(Response):
+    """A stream of server-sent events. When the client goes, the generator is closed at once, wherever it waits."""
+
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(
+            media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+        )
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _end(sending, gone)
+
+    async def _send(self, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for item in self._events:
+                await send({"type": "http.response.body", "body": item, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await self._events.aclose()
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`; if the client goes first, `work` is cancelled. Raises ClientGone then."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise errors.ClientGone
+    finally:
+        await _end(working, gone)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Returns when the client is gone. Only after the body was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,109 @@
+"""Messages to prompts: normalisation, roles, tools, and where reasoning begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_tokenizers import byte_level_folder
+from tiny_parsers import CallParser, ThinkParser
+
+from core.frontend.chat import ChatRenderer, ChatRequest, check_messages
+from core.frontend.parameters import generation_defaults
+from core.frontend.tokenizer import Tokenizer
+from core.interfaces.errors import RequestError
+
+HI = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.fixture(scope="module")
+def renderer(byte_level: Path) -> ChatRenderer:
+    return ChatRenderer(Tokenizer.load(byte_level), CallParser(), ThinkParser())
+
+
+def test_prompt_ids_have_no_second_begin_of_text(metaspace: Path) -> None:
+    tokenizer = Tokenizer.load(metaspace)
+    prompt = ChatRenderer(tokenizer).prepare_now(ChatRequest([HI]))
+    assert prompt.token_ids.count(1) == 1  # the template writes it, so encoding must not
+
+
+def test_text_parts_are_joined() -> None:
+    (message,) = check_messages([{"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b")]}])
+    assert message["content"] == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [('{"a": 1}', {"a": 1}), ("", ""), ("{broken", "{broken"), ({"a": 1}, {"a": 1}), (None, {}), ("[1]", "[1]")],
+)
+def test_tool_call_arguments_are_opened(arguments: Any, expected: Any) -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
+    (message,) = check_messages([{"role": "assistant", "content": None, "tool_calls": [call]}])
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": expected}
+    assert message["content"] == ""
+
+
+def test_the_callers_messages_are_left_alone(renderer: ChatRenderer) -> None:
+    messages = [{"role": "developer", "content": "x", "name": None}, {**HI, "reasoning": "r"}]
+    copy = [dict(message) for message in messages]
+    renderer.render(ChatRequest(messages))
+    assert messages == copy
+
+
+def test_developer_is_system_where_the_template_does_not_know_it(tmp_path: Path, renderer: ChatRenderer) -> None:
+    chat = ChatRequest([{"role": "developer", "content": "x"}, HI])
+    assert "<|im_start|>system\nx" in renderer.render(chat)
+    knows = "{% for m in messages %}{{ m.role }},{% endfor %}{# developer #}"
+    other = ChatRenderer(Tokenizer.load(byte_level_folder(tmp_path, chat_template=knows)))
+    assert other.render(chat) == "developer,user,"
+
+
+@pytest.mark.parametrize(
+    ("last", "variables", "going_on", "opens"),
+    [
+        (HI, {}, False, False),
+        (HI, {"open_thinking": True}, False, True),
+        ({"role": "user", "content": "<think>"}, {}, False, False),  # what a user writes decides nothing
+        ({"role": "assistant", "content": "<think>hm"}, {}, True, True),
+        ({"role": "assistant", "content": "<think>hm</think>so"}, {}, True, False),
+        ({"role": "assistant", "content": "so"}, {}, True, False),
+    ],
+)
+def test_where_reasoning_begins(
+    renderer: ChatRenderer, last: dict, variables: dict, going_on: bool, opens: bool
+) -> None:
+    request = ChatRequest([HI, last], template_variables=variables, continue_final_message=going_on)
+    assert renderer.prepare_now(request).opens_reasoning is opens
+
+
+def test_tools_without_a_parser_are_shown_to_the_model_only(byte_level: Path) -> None:
+    plain = ChatRenderer(Tokenizer.load(byte_level))
+    prompt = plain.prepare_now(ChatRequest([HI], tools=[TOOL]))
+    assert "You may call" in prompt.text
+    assert prompt.tools == ()
+
+
+def test_continuing_needs_the_assistants_message(renderer: ChatRenderer) -> None:
+    with pytest.raises(RequestError, match="last message of the assistant"):
+        renderer.render(ChatRequest([HI], continue_final_message=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, {}),
+        ({"temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": True, "eos_token_id": 1, "max_length": 20},
+         {"temperature": 0.6, "top_p": 0.9, "top_k": 20}),
+        ({"top_k": 0, "repetition_penalty": None}, {"top_k": -1}),
+        ({"do_sample": False, "top_k": 50, "repetition_penalty": 1.1}, {"temperature": 0.0, "repetition_penalty": 1.1}),
+    ],
+)  # fmt: skip
+def test_recommended_sampling(config: dict, expected: dict) -> None:
+    assert generation_defaults(config) == expected
+
+
+def test_recommended_sampling_out_of_range() -> None:
+    with pytest.raises(RequestError, match=r"generation_config\.json: temperature"):
+        generation_defaults({"temperature": -2})
