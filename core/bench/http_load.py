@@ -13,6 +13,7 @@ import httpx
 
 from core.bench.datasets import Conversation
 from core.bench.report import RequestRecord
+from core.interfaces.errors import EngineError
 
 
 async def run_load(
@@ -51,6 +52,20 @@ async def run_load(
                 delay_s += rng.expovariate(request_rate)
         await asyncio.gather(*tasks)
         return records, time.perf_counter() - begin
+
+
+async def model_of(base_url: str, api_key: str | None = None) -> str:
+    """The first model that a server lists. Raises EngineError if it does not answer or lists none."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=30.0) as client:
+            reply = await client.get("/v1/models")
+            reply.raise_for_status()
+            return str(reply.json()["data"][0]["id"])
+    except (httpx.HTTPError, LookupError, ValueError) as error:
+        raise EngineError(
+            f"{base_url}/v1/models gave no model: {error}", hint="is the server running, and is --api-key right?"
+        ) from error
 
 
 async def _converse(

@@ -21,6 +21,9 @@ class CommandSpec(NamedTuple):
 
 COMMANDS: tuple[CommandSpec, ...] = (
     CommandSpec("serve", "core.cli.serve:command", "Start the HTTP server."),
+    CommandSpec("generate", "core.cli.generate:command", "Answer prompts in this process."),
+    CommandSpec("chat", "core.cli.chat:command", "Talk in the terminal."),
+    CommandSpec("bench", "core.cli.bench:command", "Measure latency and throughput."),
     CommandSpec("plugins", "core.cli.plugins:command", "What is installed, what would be chosen, and why."),
     CommandSpec("config", "core.cli.config:command", "The settings in effect and who decided each."),
     CommandSpec("completion", "core.cli.completion:command", "Print the completion script of a shell."),
