@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core import __version__
 from core.interfaces.errors import CoreError
 from core.server import (
     chat,
@@ -36,7 +36,7 @@ log = logging.getLogger("core.server")
 
 def build_app(ctx: ServerContext) -> FastAPI:
     """The ASGI application of one server."""
-    app = FastAPI(title="core", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
         app.include_router(family.routes(ctx))
     if ctx.settings.chat_page:

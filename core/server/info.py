@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from core import __version__
 from core.interfaces.errors import EngineError, RequestError
 from core.server.context import ModelService, ServerContext
 from core.server.replies import json_reply
@@ -26,7 +26,7 @@ def routes(ctx: ServerContext) -> APIRouter:
         settings = ctx.settings.model_dump(mode="json", exclude={"api_key"})
         return json_reply(
             {
-                "version": __version__,
+                "version": version("core"),
                 "uptime_s": time.monotonic() - ctx.started_s,
                 "model": _model(service),
                 "engine": msgspec.to_builtins(service.hello),

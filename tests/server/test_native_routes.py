@@ -135,7 +135,10 @@ def test_information(launch) -> None:
         assert (model["served_model_name"], model["model_path"]) == ("tiny", "/models/tiny")
         assert httpx.post(f"{server.url}/flush_cache", headers=header).json() == {"success": True}
         assert server.engine.flushed == 1
-        assert "paths" in httpx.get(f"{server.url}/openapi.json", headers=header).json()
+        described = httpx.get(f"{server.url}/openapi.json", headers=header).json()["paths"]
+        (content,) = described["/v1/chat/completions"]["post"]["requestBody"]["content"].values()
+        assert {"messages", "temperature", "stream_options"} <= set(content["schema"]["properties"])
+        assert "$ref" not in str(content)
 
 
 def test_engine_reports_an_error_for_one_request(launch) -> None:
