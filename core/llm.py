@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from core.config.loading import load_settings
+from core.config.sections import Settings
 from core.engine.build import build_engine
 from core.engine.client import EngineRequest, TokenChunk
 from core.engine.offline import OfflineEngine
 from core.frontend.chat import ChatRenderer, ChatRequest, Message, Prompt
 from core.frontend.loading import load_renderer, recommended_sampling
-from core.frontend.output import OutputStage, TokenLogprob
+from core.frontend.output import OutputDelta, OutputStage, TokenLogprob
 from core.frontend.parameters import Dialect, spellings
 from core.frontend.rules import RequestRules, samples
 from core.frontend.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ from core.registry.resolve import resolve
 
 Sampling = SamplingParams | Mapping[str, Any]
 PromptLike = str | Sequence[int]
+OnDelta = Callable[[int, OutputDelta], None]
 
 
 @dataclass(slots=True)
@@ -97,12 +99,21 @@ class LLM:
         Raises ConfigError for an unknown or wrong setting, and whatever stops the engine's start.
         """
         given = {**settings, **({"model": os.fspath(model)} if model is not None else {})}
-        resolved = load_settings(given, os.environ, origin="argument").settings
-        resolution = resolve(resolved, Catalog.scan())
+        self._start(load_settings(given, os.environ, origin="argument").settings)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> LLM:
+        """An LLM from settings that are loaded already. Raises whatever stops the engine's start."""
+        made = cls.__new__(cls)
+        made._start(settings)
+        return made
+
+    def _start(self, settings: Settings) -> None:
+        resolution = resolve(settings, Catalog.scan())
         renderer = load_renderer(
-            resolved.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
+            settings.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
         )
-        self._engine = OfflineEngine(build_engine(resolved, resolution), resolved.engine.random_seed)
+        self._engine = OfflineEngine(build_engine(settings, resolution), settings.engine.random_seed)
         self._prepare(renderer)
 
     @classmethod
@@ -136,16 +147,18 @@ class LLM:
         sampling_params: Sampling | Sequence[Sampling] | None = None,
         *,
         progress: bool = False,
+        on_delta: OnDelta | None = None,
     ) -> list[RequestOutput]:
         """Continue texts or token ids; one output per prompt, in order.
 
         sampling_params: one for all or one per prompt; SamplingParams, or a mapping with the native names.
-        progress: show a bar on stderr. Raises RequestError naming prompts[i] or the parameter.
+        progress: show a bar on stderr. on_delta(index, delta): called with each piece of each answer as it comes,
+        answers counted over all prompts and samples. Raises RequestError naming prompts[i] or the parameter.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         items: list[Any] = [prompts] if single else list(prompts)
         made = [self._raw_prompt(f"prompts[{index}]", item) for index, item in enumerate(items)]
-        return self._run(made, self._sampling(sampling_params, len(made), Dialect.NATIVE), progress)
+        return self._run(made, self._sampling(sampling_params, len(made), Dialect.NATIVE), progress, on_delta)
 
     def chat(
         self,
@@ -156,6 +169,7 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         progress: bool = False,
+        on_delta: OnDelta | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several; the rest as in `generate`, without a limit of tokens by default."""
         one = not messages or isinstance(messages[0], Mapping)
@@ -171,7 +185,7 @@ class LLM:
             )
             for chat in chats
         ]
-        return self._run(made, self._sampling(sampling_params, len(made), Dialect.CHAT), progress)
+        return self._run(made, self._sampling(sampling_params, len(made), Dialect.CHAT), progress, on_delta)
 
     def close(self) -> None:
         """Give back what the engine holds. The LLM answers nothing after it."""
@@ -224,7 +238,11 @@ class LLM:
         return self._rules.sampling(values, Dialect.NATIVE, logprobs=given.get("logprobs"))
 
     def _run(
-        self, prompts: Sequence[Prompt], sampling: Sequence[SamplingParams], progress: bool
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sequence[SamplingParams],
+        progress: bool,
+        on_delta: OnDelta | None,
     ) -> list[RequestOutput]:
         requests: list[EngineRequest] = []
         stages: list[OutputStage] = []
@@ -249,7 +267,9 @@ class LLM:
                 return True
             if chunk.cached_tokens is not None and completions[index] is owners[index].completions[0]:
                 owners[index].cached_tokens = chunk.cached_tokens
-            _add(completions[index], stages[index], chunk)
+            delta = _add(completions[index], stages[index], chunk)
+            if on_delta is not None and not delta.empty:
+                on_delta(index, delta)
             if completions[index].finish_reason is not None:
                 advance()
             return stages[index].finished
@@ -265,7 +285,7 @@ def _as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {known[name].field: value for name, value in values.items()}
 
 
-def _add(completion: Completion, stage: OutputStage, chunk: TokenChunk) -> None:
+def _add(completion: Completion, stage: OutputStage, chunk: TokenChunk) -> OutputDelta:
     delta = stage.feed(chunk)
     completion.text += delta.text
     completion.reasoning += delta.reasoning
@@ -279,6 +299,7 @@ def _add(completion: Completion, stage: OutputStage, chunk: TokenChunk) -> None:
     if delta.finish_reason is not None:
         completion.finish_reason, completion.matched_stop = delta.finish_reason, delta.matched_stop
         completion.error = delta.error
+    return delta
 
 
 class _bar:  # noqa: N801 - used like a function

@@ -23,15 +23,16 @@ _HELP = "/new starts over, /system TEXT sets the system message, /quit or Ctrl-D
 
 def _chat(
     resolved: ResolvedSettings, url: str | None, api_key: str | None, system: str | None, **own: Any
-) -> int | None:
+) -> None:
     sampling = given_sampling(own)
     if url is not None:
-        return converse(remote(url, api_key, sampling), f"talking to {url}", system)
+        converse(remote(url, api_key, sampling), f"talking to {url}", system)
+        return
     from core.llm import LLM
 
     with LLM.from_settings(resolved.settings) as llm:
         name = resolved.settings.model.model or "the bundled model"
-        return converse(local(llm, sampling), f"talking to {name}", system)
+        converse(local(llm, sampling), f"talking to {name}", system)
 
 
 def converse(answer: Answer, title: str, system: str | None) -> None:

@@ -26,9 +26,9 @@ def build() -> click.Group:
 
     def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value:
-            from core import __version__
+            from importlib.metadata import version
 
-            click.echo(f"core {__version__}")
+            click.echo(f"core {version('core')}")
             ctx.exit()
 
     return LazyGroup(

@@ -7,7 +7,6 @@ from importlib import metadata
 
 import click
 
-from core import __version__
 from core.cli.output import json_option, print_json
 
 _SHOWN = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "msgspec")
@@ -15,7 +14,7 @@ _SHOWN = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "msg
 
 def _version(as_json: bool) -> None:
     """Versions as installed, read from metadata; nothing is imported."""
-    versions = {"core": __version__, "python": platform.python_version()}
+    versions = {"core": metadata.version("core"), "python": platform.python_version()}
     for name in _SHOWN:
         try:
             versions[name] = metadata.version(name)

@@ -15,7 +15,7 @@ from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.candidates import wrong_hardware
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
-from core.registry.checkpoint import find_checkpoint, quantization_of, read_hf_config
+from core.registry.checkpoint import FoundCheckpoint, find_checkpoint, quantization_of, read_hf_config
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, Resolution
@@ -81,6 +81,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
     ops, ops_rejected = choose_ops(hardware.name, catalog)
     chunk = _chunk_tokens(settings.scheduler.chunked_prefill_size, hardware.capabilities.chunk_tokens, hardware.name)
     overlap = choose_overlap(settings.engine.overlap, hardware)
+    wishes = _parser_wishes(found, defaults)
     resolution = Resolution(
         checkpoint=found.folder,
         checkpoint_choice=checkpoint,
@@ -96,11 +97,11 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         moe=choose_moe(settings.engine.moe_backend, hardware.name, catalog),
         ops=ops,
         tool_parser=choose_parser(
-            "tool_parsers", "model.tool_call_parser", settings.model.tool_call_parser, defaults.tool_parser, catalog
+            "tool_parsers", "model.tool_call_parser", settings.model.tool_call_parser, wishes["tool_parser"], catalog
         ),
         reasoning_parser=choose_parser(
-            "reasoning_parsers", "model.reasoning_parser", settings.model.reasoning_parser, defaults.reasoning_parser,
-            catalog,
+            "reasoning_parsers", "model.reasoning_parser", settings.model.reasoning_parser,
+            wishes["reasoning_parser"], catalog,
         ),
         dtype=dtype.value,
         page_size=int(page_size.value),
@@ -116,6 +117,16 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
     if lock is not None:
         lock.check_same(resolution.lock())
     return resolution
+
+
+def _parser_wishes(found: FoundCheckpoint, defaults: ModelDefaults) -> dict[str, str | None]:
+    """Parsers that the checkpoint's package names in its manifest, else those that the architecture prefers.
+
+    Only a package that the operator installed may name a plugin; files of a checkpoint may not.
+    """
+    stated = found.record.capabilities if found.record is not None else {}
+    wishes: dict[str, str | None] = {"tool_parser": defaults.tool_parser, "reasoning_parser": defaults.reasoning_parser}
+    return wishes | {name: stated[name] for name in wishes if isinstance(stated.get(name), str)}
 
 
 def _ask_model(model: Choice, what: str, call: Any, *args: Any) -> Any:

@@ -124,13 +124,12 @@ def _record(
     kinds: Mapping[str, Kind],
     problem: str,
 ) -> PluginRecord:
-    from core import __version__
-
+    version = importlib.metadata.version("core")
     mismatch = ""
     if kind in RESERVED_KINDS and kind not in kinds:
-        mismatch = f"core {__version__} has no interface for kind {kind!r} yet; it needs a newer core"
+        mismatch = f"core {version} has no interface for kind {kind!r} yet; it needs a newer core"
     elif entry is not None and kind in kinds:
-        mismatch = api_mismatch(entry.api, kinds[kind], __version__)
+        mismatch = api_mismatch(entry.api, kinds[kind], version)
     if entry is None:
         return PluginRecord(
             kind, name, source.distribution, source.version, target,

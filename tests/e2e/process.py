@@ -60,14 +60,17 @@ class ServerProcess:
         except httpx.HTTPError:
             return 0
 
-    def metrics(self) -> dict[str, float]:
-        """/metrics, samples without labels or with labels kept in the name."""
-        samples = {}
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels. Raises LookupError, listing what there is, if it is not exposed."""
+        samples: dict[str, float] = {}
         for line in httpx.get(self.url + "/metrics", timeout=5.0).text.splitlines():
             if line and not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                samples[name] = float(value)
-        return samples
+                sample, value = line.rsplit(" ", 1)
+                key = sample.split("{", 1)[0]
+                samples[key] = samples.get(key, 0.0) + float(value)
+        if name not in samples:
+            raise LookupError(f"{name} is not among {sorted(samples)}")
+        return samples[name]
 
     def children(self) -> list[psutil.Process]:
         """All processes below the server."""

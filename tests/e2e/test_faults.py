@@ -54,7 +54,7 @@ def test_engine_killed_mid_stream_then_restarted(checkpoint: Path, tmp_path: Pat
     with ServerProcess(checkpoint, tmp_path / "log", *FLAGS) as server:
         lines: list[str] = []
         thread = start_stream(server.url, lines)
-        wait_until(lambda: server.metrics().get("core_generation_tokens_total", 0) > 5, what="tokens")
+        wait_until(lambda: server.metric("core_decode_tokens_total") > 5, what="tokens")
         victim = server.engine()
         victim.kill()
         thread.join(10)
@@ -73,7 +73,7 @@ def test_engine_killed_with_policy_exit(checkpoint: Path, tmp_path: Path) -> Non
         server.wait_ready()
         lines: list[str] = []
         thread = start_stream(server.url, lines)
-        wait_until(lambda: server.metrics().get("core_generation_tokens_total", 0) > 5, what="tokens")
+        wait_until(lambda: server.metric("core_decode_tokens_total") > 5, what="tokens")
         server.engine().kill()
         assert server.wait_exit(5.0) != 0
         thread.join(5)
@@ -103,7 +103,7 @@ def test_sigterm_drains_then_leaves(checkpoint: Path, tmp_path: Path) -> None:
         server.wait_ready()
         lines: list[str] = []
         thread = start_stream(server.url, lines)
-        wait_until(lambda: server.metrics().get("core_generation_tokens_total", 0) > 5, what="tokens")
+        wait_until(lambda: server.metric("core_decode_tokens_total") > 5, what="tokens")
         children = server.children()
         server.process.send_signal(signal.SIGTERM)
         assert server.wait_exit(60) == 0
@@ -122,7 +122,7 @@ def test_ctrl_c_twice_leaves_at_once(checkpoint: Path, tmp_path: Path) -> None:
         server.wait_ready()
         lines: list[str] = []
         thread = start_stream(server.url, lines)
-        wait_until(lambda: server.metrics().get("core_generation_tokens_total", 0) > 5, what="tokens")
+        wait_until(lambda: server.metric("core_decode_tokens_total") > 5, what="tokens")
         children = server.children()
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.3)
@@ -152,7 +152,7 @@ async def test_two_thousand_requests_at_a_bounded_queue(checkpoint: Path, tmp_pa
         assert {reply.json()["choices"][0]["text"] for reply in by_status[200]} == {
             by_status[200][0].json()["choices"][0]["text"]
         }
-        wait_until(lambda: server.metrics()["core_running_requests"] == 0, what="idle")
+        wait_until(lambda: server.metric("core_running_requests") == 0, what="idle")
 
 
 def run_serve(*flags: str) -> subprocess.CompletedProcess[str]:

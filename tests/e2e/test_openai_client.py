@@ -123,9 +123,7 @@ def test_closing_a_stream_frees_the_request(server: ServerProcess, client: OpenA
 
 def running(server: ServerProcess) -> float:
     """The gauge of running requests."""
-    found = [value for name, value in server.metrics().items() if name.startswith("core_running_requests")]
-    assert found, sorted(server.metrics())
-    return found[0]
+    return server.metric("core_running_requests")
 
 
 @pytest.mark.parametrize(
