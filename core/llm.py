@@ -24,6 +24,7 @@ from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.parsers import Tool
+from core.metrics.loading import LoadingBar
 from core.registry import Catalog
 from core.registry.resolve import resolve
 
@@ -113,7 +114,9 @@ class LLM:
         renderer = load_renderer(
             settings.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
         )
-        self._engine = OfflineEngine(build_engine(settings, resolution), settings.engine.random_seed)
+        with LoadingBar() as progress:
+            engine = build_engine(settings, resolution, progress)
+        self._engine = OfflineEngine(engine, settings.engine.random_seed)
         self._prepare(renderer)
 
     @classmethod

@@ -21,9 +21,7 @@ Answer = Callable[[list[Message], Callable[[str, str], None]], tuple[str, int]]
 _HELP = "/new starts over, /system TEXT sets the system message, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
-def _chat(
-    resolved: ResolvedSettings, url: str | None, api_key: str | None, system: str | None, **own: Any
-) -> None:
+def _chat(resolved: ResolvedSettings, url: str | None, api_key: str | None, system: str | None, **own: Any) -> None:
     sampling = given_sampling(own)
     if url is not None:
         converse(remote(url, api_key, sampling), f"talking to {url}", system)

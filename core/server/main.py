@@ -24,6 +24,7 @@ from core.config.sections import ServerSettings
 from core.engine.child import EngineProcess
 from core.engine.process_client import DEFAULT_FACTORY, ProcessClient
 from core.interfaces.errors import ConfigError, CoreError
+from core.metrics.loading import LoadingBar
 from core.registry import Catalog, Resolution
 from core.registry.resolve import resolve
 
@@ -95,6 +96,7 @@ class _Life:
         self._started_s = started_s
         self._exit_code = 0
         self._num_signals = 0
+        self._bar = LoadingBar()
         self._server: uvicorn.Server | None = None
         self._ctx: ServerContext | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -110,6 +112,7 @@ class _Life:
             msgspec.msgpack.encode(self._resolution.lock()),
             process=self._process,
             on_fatal=self._fatal,
+            on_progress=self._bar,
             observer=metrics,
         )
         with self._signals():
@@ -148,7 +151,10 @@ class _Life:
         from core.server.loading import load_service
 
         service_of = await asyncio.to_thread(load_service, self._settings, self._resolution, self._name)
-        hello = await starting
+        try:
+            hello = await starting
+        finally:
+            self._bar.close()
         ctx.service = service_of(engine, hello)
         if ctx.phase is Phase.STARTING:
             ctx.phase = Phase.READY
