@@ -1,0 +1,50 @@
+"""The documentation keeps up with the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.cli.commands import COMMANDS
+from core.config.fields import by_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+
+
+def test_the_configuration_page_is_generated_from_the_sections() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "configuration-page"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_and_flags_exist(page: Path) -> None:
+    commands = {spec.name for spec in COMMANDS}
+    for line in re.findall(r"^(?:    |.*`)(core [a-z][^`\n#]*)", page.read_text(), flags=re.MULTILINE):
+        words = line.split()
+        if words[1] == "plugin-llama" or not words[1].isidentifier():
+            continue
+        assert words[1] in commands, line
+        if words[1] in ("serve", "config"):
+            for flag in (word for word in words if word.startswith("--")):
+                name = flag[2:].split("=")[0].replace("-", "_")
+                assert name in by_name() or name in ("help", "config", "set", "json"), line
+
+
+def test_modules_that_pages_name_exist() -> None:
+    for page in PAGES:
+        for path in re.findall(r"`(core/[a-z_/]+\.py)`", page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
