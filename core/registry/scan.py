@@ -56,12 +56,12 @@ def _sources(by_group: Mapping[str, str], paths: Sequence[str] | None) -> Iterab
         if not text or not any(group in text for group in by_group):
             continue
         entry_points = tuple(ep for ep in distribution.entry_points if ep.group in by_group)
-        name = distribution.metadata["Name"]
+        name = distribution.metadata.get("Name")
         # The first one on the path is the one that imports; a stale copy further down is not looked at.
         if not entry_points or not name or canonical(name) in seen:
             continue
         seen.add(canonical(name))
-        yield _Source(name, distribution.version or "0", entry_points)
+        yield _Source(name, distribution.metadata.get("Version") or "0", entry_points)
 
 
 def _records_of(

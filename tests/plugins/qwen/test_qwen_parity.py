@@ -184,7 +184,7 @@ def odd_experts(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "num_experts": experts,
         "num_experts_per_tok": draw(st.integers(1, experts)),
-        "moe_intermediate_size": draw(st.integers(1, 20)),
+        "moe_intermediate_size": draw(st.integers(2, 20)),
         "norm_topk_prob": draw(st.booleans()),
         "decoder_sparse_step": draw(st.integers(1, 3)),
         "mlp_only_layers": draw(st.lists(st.integers(0, 2), max_size=2, unique=True)),
