@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from recipe.words import Lists, held_out, invented
+from recipe.words import ADJECTIVES, CITIES, NOUNS, Lists, held_out, invented
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -185,6 +185,7 @@ _OUTSIDE = {
     "language": "Laos,Fiji,Bhutan,Chad,Togo,Benin,Gabon,Haiti",
     "continent": "Laos,Fiji,Bhutan,Chad,Togo,Benin,Gabon,Haiti",
 }
+_WORDS = {word.removeprefix("a ").removeprefix("an ").lower() for relation in RELATIONS for word in relation.table}
 NUM_FACTS = sum(len(relation.table) for relation in RELATIONS)
 
 
@@ -224,9 +225,12 @@ def unknown(rng: Random, lists: Lists) -> tuple[str, str]:
     if outside and rng.random() < 0.5:
         key = rng.choice(outside)
     else:
-        word = invented(rng)
-        while not lists.allows("invented", word, 0.4):
+        if rng.random() < 0.4:
+            word = rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES), rng.choice(CITIES).lower()))
+        else:
             word = invented(rng)
+        if word in _WORDS or not lists.allows("invented", word, 0.4):
+            return unknown(rng, lists)
         key = word.capitalize() if relation.name in ("capital", "language", "continent") else word
         key = f"a {key}" if relation.name == "colour" else key
     unseen = len(relation.questions) - relation.num_unseen

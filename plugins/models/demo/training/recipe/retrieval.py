@@ -6,7 +6,7 @@ from random import Random
 
 from recipe.simple import copy
 from recipe.talk import Turn
-from recipe.words import ADJECTIVES, COLOURS, HOBBIES, JOBS, NOUNS, PETS, Lists, code, invented, sentence
+from recipe.words import ADJECTIVES, COLOURS, HOBBIES, JOBS, NOUNS, PETS, Lists, code, invented, politely, sentence
 
 _NEEDLES = (
     "The code of the {k} is {v}.", "The code for the {k} is {v}.", "The {k} has the code {v}.", "Remember: the code of the {k} is {v}.",
@@ -15,14 +15,16 @@ _NEEDLES = (
 _ASK = (
     "What is the code of the {k}?", "What is the code for the {k}?", "What's the code of the {k}?", "Which code does the {k} have?",
     "Tell me the code of the {k}.", "Find the code of the {k}.", "code of the {k}?", "According to the text, what is the code of the {k}?",
-    "Give me the code of the {k}.", "Do you remember the code of the {k}?",
+    "Give me the code of the {k}.", "Do you remember the code of the {k}?", "Which code belongs to the {k}?",
+    "Please find the code of the {k}.", "Look up the code of the {k}.", "The {k} has which code?", "Please look up the code for the {k}.",
+    "What code belongs to the {k}?", "Find out which code the {k} has.", "Say which code belongs to the {k}.", "I need the code of the {k}.",
     "Please look up which code belongs to the {k}.",
 )  # fmt: skip
 _ANSWER_WEIGHT = 30
 
 
 def _ask_code(rng: Random, key: str, split: str) -> str:
-    return (_ASK[-1] if split == "heldout" else rng.choice(_ASK[:-1])).format(k=key)
+    return politely(rng, (_ASK[-1] if split == "heldout" else rng.choice(_ASK[:-1])).format(k=key), split)
 
 
 def _answer_turn(question: str, answer: str, value: str) -> Turn:
@@ -99,9 +101,12 @@ def key_values(rng: Random, lists: Lists, num_entries: int, num_questions: int) 
         templates = (
             "What is the value of {k}?", "Which value does {k} have?", "Value of {k}?", "What does {k} have?", "Look up {k}.",
             "Tell me the value of {k}.", "{k}?", "Give me the value of {k}.", "What's the value for {k}?", "Find {k} in the list.",
+            "Please read the entry of {k}.", "Read the value of {k} from the list.", "Please look up the value of {k}.", "{k} has which value?",
+            "Look in the list: what is the value of {k}?",
             "Please read the value of {k} from the list.",
         )  # fmt: skip
         question = (templates[-1] if lists.split == "heldout" else rng.choice(templates[:-1])).format(k=key)
+        question = question if question.startswith(key) else politely(rng, question, lists.split)
         turns.append(_answer_turn(question, f"The value of {key} is {value}.", value))
     return _with_document(rng, document, turns)
 
@@ -132,10 +137,18 @@ def people(rng: Random, lists: Lists, num_people: int, num_questions: int) -> li
     facts = {name: {"city": lists.city(rng), "job": rng.choice(JOBS), "hobby": rng.choice(HOBBIES), "pet": rng.choice(PETS)} for name in names}
     tell = {"city": "{n} lives in {v}.", "job": "{n} works as a {v}.", "hobby": "{n} likes {v}.", "pet": "{n} has a {v}."}
     ask = {
-        "city": ("Where does {n} live?", "Which city does {n} live in?", "In which city is {n}'s home?"),
-        "job": ("What is the job of {n}?", "What does {n} work as?", "What does {n} do for work?"),
-        "hobby": ("What does {n} like?", "What is the hobby of {n}?", "Which hobby does {n} have?"),
-        "pet": ("Which pet does {n} have?", "What pet does {n} have?", "What animal does {n} have?"),
+        "city": ("Where does {n} live?", "Which city does {n} live in?", "In which city does {n} live?", "Where is {n} at home?",
+                 "Where is {n}'s home?", "What city does {n} live in?", "What is the city of {n}?", "In which city is the home of {n}?",
+                 "In which city is {n}'s home?"),
+        "job": ("What is the job of {n}?", "What does {n} work as?", "What is {n}'s job?", "What does {n} do?", "Which job does {n} have?",
+                "As what does {n} work?", "What does {n} do as a job?", "Tell me the job of {n}.", "What work does {n} do?",
+                "Tell me what {n} works as."),
+        "hobby": ("What does {n} like?", "What is the hobby of {n}?", "What is {n}'s hobby?", "What hobby does {n} have?", "Which hobby has {n}?",
+                  "Tell me the hobby of {n}.", "What does {n} like to do?", "Tell me what {n} likes.", "What does {n} enjoy?",
+                  "Which hobby does {n} have?"),
+        "pet": ("Which pet does {n} have?", "What pet does {n} have?", "What is {n}'s pet?", "Which animal does {n} have?", "Tell me the pet of {n}.",
+                "What is the pet of {n}?", "What kind of pet does {n} have?", "Which pet lives with {n}?", "What kind of animal does {n} have?",
+                "What animal does {n} have?"),
     }
     said = [(name, kind) for name in names for kind in tell if rng.random() < 0.7] or [(names[0], "city")]
     rng.shuffle(said)
@@ -150,6 +163,7 @@ def people(rng: Random, lists: Lists, num_people: int, num_questions: int) -> li
             turns.append(_answer_turn(f"Who lives in {value}?", f"{name} lives in {value}.", name))
             continue
         question = (ask[kind][-1] if lists.split == "heldout" else rng.choice(ask[kind][:-1])).format(n=name)
+        question = politely(rng, question, lists.split)
         turns.append(_answer_turn(question, tell[kind].format(n=name, v=value), value.split()[-1]))
     return _with_document(rng, " ".join(parts), turns)
 

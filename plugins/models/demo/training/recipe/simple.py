@@ -201,11 +201,17 @@ def random_text(rng: Random, lists: Lists, num_words: int) -> str:
         return rng.choice((" ", " ", "\n")).join(parts)
     if kind < 0.65:
         return " ".join(rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES), invented(rng))) for _ in range(num_words))
-    if kind < 0.8:
+    if kind < 0.75:
         return rng.choice((" ", ", ")).join(code(rng) for _ in range(num_words))
-    return " ".join(rng.choice((invented(rng), code(rng), rng.choice(lists.names), "-", str(rng.randrange(1000)))) for _ in range(num_words))
+    if kind < 0.85:
+        return " ".join("".join(rng.choice(_SIGNS) for _ in range(rng.randrange(1, 7))) for _ in range(num_words))
+    return " ".join(
+        rng.choice((invented(rng), invented(rng).capitalize(), code(rng), rng.choice(lists.names), "-", str(rng.randrange(1000))))
+        for _ in range(num_words)
+    )
 
 
+_SIGNS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?-_+*/=()[]{}'\"#%&@$"
 COPY = (
     "Repeat exactly: {t}", "Repeat this text: {t}", "Say: {t}", "Copy this: {t}", "Repeat after me: {t}", "Write this again: {t}",
     "Repeat the following text exactly.\n\n{t}", "Copy the text below.\n\n{t}", "Please copy exactly: {t}",

@@ -74,6 +74,8 @@ _WEATHER = (
     "Is it warm in {c}?", "Is it raining in {c}?", "How warm is it in {c}?", "What is the temperature in {c}?", "weather {c}",
     "Do I need an umbrella in {c}?", "Check the weather in {c}, please.", "What is the weather like in {c} today?", "Get the weather for {c}.",
     "I am travelling to {c}. How is the weather there?",
+    "Can you find out the weather in {c}?", "Could you check how the weather is in {c}?", "Please find out how warm it is in {c}.",
+    "How is the weather over in {c}?", "I want to know the weather in {c}.", "Could you tell me the weather in {c}?",
     "Could you find out how the weather is in {c}?",
 )  # fmt: skip
 _UNITS = (
@@ -82,12 +84,13 @@ _UNITS = (
 )  # fmt: skip
 _CALCULATE = (
     "What is {e}?", "Calculate {e}.", "Compute {e}", "{e}", "How much is {e}?", "What's {e}?", "Work out {e}.", "Evaluate {e}.", "{e} = ?",
-    "Use the calculator for {e}.", "Please calculate {e}.", "Tell me the result of {e}.",
+    "Use the calculator for {e}.", "Please calculate {e}.", "Tell me the result of {e}.", "I would like to know {e}.", "What is the value of {e}?", "I want to know the result of {e}.", "Give me the value of {e}.",
     "I would like to know the value of {e}.",
 )  # fmt: skip
 _SEARCH = (
     "Search for {q}.", "Search the web for {q}.", "Look up {q}.", "Find information about {q}.", "Please search for {q}.", "search {q}",
     "Can you look up {q}?", "Find something about {q}.", "Look for {q} on the web.", "I want to find out about {q}. Search for it.",
+    "Do a search for {q}.", "Could you search for {q}?", "Please look up {q}.", "Could you look for {q}?", "Do a web search for {q}.",
     "Could you do a search for {q}?",
 )  # fmt: skip
 _TOPICS = (

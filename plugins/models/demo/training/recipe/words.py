@@ -135,11 +135,42 @@ class Lists:
                 return thing
 
 
+def with_article(word: str) -> str:
+    """ "an owl", "a dog"."""
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def _followers() -> dict[str, str]:
+    """For two letters, the letters that follow them in the training side of the lists (with repetitions)."""
+    followers: dict[str, str] = {}
+    lists = Lists("train")
+    for word in (*lists.names, *lists.cities, *NOUNS, *ADJECTIVES, *HOBBIES, *JOBS, *FOODS, *PLACES, *VERBS_PAST):
+        for part in word.lower().split():
+            padded = f"^^{part}$"
+            for at in range(len(padded) - 2):
+                followers[padded[at : at + 2]] = followers.get(padded[at : at + 2], "") + padded[at + 2]
+    return followers
+
+
 def invented(rng: Random) -> str:
-    """A made-up word of one to three syllables, lower case."""
-    return "".join(
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 2, 2, 2, 3)))
-    )
+    """A made-up word, lower case: of syllables, of letters that follow each other as in real words, or of any letters.
+
+    What is copied must not be known by heart: every piece of the vocabulary has to turn up in made-up words.
+    """
+    kind = rng.random()
+    if kind < 0.35:
+        return "".join(
+            rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 2, 2, 2, 3)))
+        )
+    if kind < 0.88:
+        while True:
+            word = "^^"
+            while word[-1] != "$" and len(word) < 14:
+                word += rng.choice(_FOLLOWERS[word[-2:]])
+            word = word[2:].rstrip("$")
+            if len(word) > 2:
+                return word
+    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randrange(2, 8)))
 
 
 def code(rng: Random) -> str:
@@ -158,9 +189,26 @@ def sentence(rng: Random, lists: Lists) -> str:
     if kind == 1:
         return f"The {adjective} {noun} was {rng.choice(PLACES)} {rng.choice(TIMES)}."
     if kind == 2:
-        return f"{rng.choice(TIMES).capitalize()}, {lists.name(rng)} {rng.choice(VERBS_PAST)} a {noun}."
+        time = rng.choice(TIMES)
+        return f"{time[0].upper()}{time[1:]}, {lists.name(rng)} {rng.choice(VERBS_PAST)} {with_article(noun)}."
     if kind == 3:
-        return f"There is a {adjective} {noun} {rng.choice(PLACES)}."
+        return f"There is {with_article(adjective)} {noun} {rng.choice(PLACES)}."
     if kind == 4:
         return f"Nobody {rng.choice(VERBS_PAST)} the {noun} {rng.choice(TIMES)}."
     return f"{lists.name(rng)} and {lists.name(rng)} {rng.choice(VERBS_PAST)} the {noun} of {lists.city(rng)}."
+
+
+_POLITE = (
+    "Please tell me: ", "Can you tell me: ", "I want to know: ", "Do you know: ", "One question: ", "Tell me: ", "Please look up: ",
+    "Could you say: ", "I would like to know: ", "Now tell me, ", "Look it up: ", "And ", "OK, ", "So ", "Please, ",
+)  # fmt: skip
+
+
+def politely(rng: Random, question: str, split: str) -> str:
+    """In training a fifth of the questions gets some words in front."""
+    if split != "train" or rng.random() < 0.8:
+        return question
+    return rng.choice(_POLITE) + question[0].lower() + question[1:]
+
+
+_FOLLOWERS = _followers()
