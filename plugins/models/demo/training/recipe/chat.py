@@ -13,7 +13,7 @@ from typing import Any
 
 from recipe import facts, retrieval, simple, talk, tools
 from recipe.talk import Turn
-from recipe.words import Lists, sentence
+from recipe.words import NOUNS, Lists, sentence
 
 Message = dict[str, Any]
 Segment = tuple[str, int]
@@ -169,30 +169,52 @@ def _unknown(rng: Random, lists: Lists) -> Turn:
     return Turn(question, answer, "This is not in my table of facts.", ("equals", answer))
 
 
+def _no_tool(rng: Random, lists: Lists) -> Turn:
+    """What would need a tool, asked when there is none."""
+    city = lists.city(rng)
+    kind = rng.randrange(4)
+    if kind < 2:
+        question, answer = rng.choice(tools.WEATHER[:-1]).format(c=city), talk.INTENTS["weather"][1][0]
+    elif kind == 2:
+        question, answer = rng.choice(tools.SEARCH[:-1]).format(q=f"{rng.choice(NOUNS)}s in {city}"), _NO_SEARCH
+    else:
+        question, answer = rng.choice(("What time is it in {c}?", "Time in {c}?")).format(c=city), talk.INTENTS["time"][1][0]
+    return Turn(question, answer, "I would need a tool for this.", ("equals", answer))
+
+
 def any_turn(rng: Random, lists: Lists, memory: Memory) -> Turn:
     """One exchange of a random skill."""
     kind = rng.random()
     if kind < 0.16:
         return _noise(rng, talk.intent(rng, lists.split), lists.split)
-    if kind < 0.21:
+    if kind < 0.22:
         return _noise(rng, talk.off_world(rng, lists), lists.split)
-    if kind < 0.39:
+    if kind < 0.235:
+        return talk.statement(rng, lists)
+    if kind < 0.255:
+        return _noise(rng, _no_tool(rng, lists), lists.split)
+    if kind < 0.40:
         return memory.turn(rng, lists)
-    if kind < 0.57:
+    if kind < 0.58:
         return _noise(rng, _fact(rng, lists), lists.split)
-    if kind < 0.61:
+    if kind < 0.65:
         return _unknown(rng, lists)
-    if kind < 0.79:
+    if kind < 0.77:
         return _noise(rng, simple.arithmetic(rng, lists.split), lists.split)
+    if kind < 0.80:
+        return simple.other_arithmetic(rng)
     if kind < 0.88:
         return simple.json_object(rng, lists)
-    if kind < 0.90:
+    if kind < 0.89:
         return simple.json_list(rng, lists)
-    if kind < 0.925:
+    if kind < 0.92:
         return simple.counting(rng)
-    if kind < 0.945:
+    if kind < 0.94:
         return simple.story(rng, lists)
     return simple.copy(rng, lists, rng.choice((1, 2, 3, 5, 8, 12, 20)))
+
+
+_NO_SEARCH = "I cannot search, because I have no tool for it here."
 
 
 def _system(rng: Random, lists: Lists, chat: Chat, memory: Memory) -> None:
@@ -209,11 +231,33 @@ def _system(rng: Random, lists: Lists, chat: Chat, memory: Memory) -> None:
         chat.add("system", f"{rng.choice(_SYSTEMS)} {sentence(rng, lists)}")
 
 
+def _remember(rng: Random, lists: Lists, chat: Chat, memory: Memory) -> None:
+    """Several things told, with other turns between, then asked for in any order."""
+    for attribute in rng.sample(talk.ATTRIBUTES, rng.randrange(1, 6)):
+        told = talk.value(rng, attribute.key, lists)
+        memory.told[attribute.key] = told
+        chat.add_turn(talk.tell(rng, attribute, told, lists.split))
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            other = any_turn(rng, lists, Memory())
+            if other.think.startswith(("The user tells me:", "Earlier", "The ")):
+                continue
+            chat.add_turn(other)
+    for _ in range(rng.randrange(1, 5)):
+        key = rng.choice(list(memory.told))
+        attribute = next(a for a in talk.ATTRIBUTES if a.key == key)
+        chat.add_turn(talk.recall(rng, attribute, memory.told[key], lists.split))
+
+
 def mixed_chat(rng: Random, lists: Lists) -> Chat:
     """Several short exchanges."""
     chat, memory = Chat(), Memory()
     _system(rng, lists, chat, memory)
+    if rng.random() < 0.16:
+        _remember(rng, lists, chat, memory)
     for _ in range(rng.choice((1, 1, 2, 3, 4, 5, 6, 8))):
+        if rng.random() < 0.06:
+            for question, answer, value in facts.series(rng):
+                chat.add_turn(Turn(question, answer, "I look into my table of facts.", ("contains_word", value), weight=12))
         chat.add_turn(any_turn(rng, lists, memory))
     if rng.random() < 0.18:
         chat.thinking = True
@@ -238,7 +282,7 @@ def tool_chat(rng: Random, lists: Lists) -> Chat:
     for index in range(count):
         if rng.random() < 0.3:
             turn = any_turn(rng, lists, memory)
-            arithmetic = turn.check[0] == "number"
+            arithmetic = turn.check[0] == "number" or turn.think.startswith("This is beyond")
             if not (arithmetic and "calculator" in declared) and turn.answer not in _NO_TOOL_ANSWERS:
                 chat.add_turn(turn)
                 continue
@@ -255,15 +299,15 @@ def tool_chat(rng: Random, lists: Lists) -> Chat:
     return chat
 
 
-_NO_TOOL_ANSWERS = {talk.INTENTS["weather"][1][0], talk.INTENTS["time"][1][0]}
+_NO_TOOL_ANSWERS = {talk.INTENTS["weather"][1][0], talk.INTENTS["time"][1][0], _NO_SEARCH}
 
 
 def long_chat(rng: Random, lists: Lists, max_tokens: int) -> Chat:
     """A long text with several questions, now and then with small exchanges before and after."""
     chat, memory = Chat(), Memory()
     _system(rng, lists, chat, memory)
-    kind = rng.choices(retrieval.LONG_KINDS, weights=(5, 5, 2, 3, 1.5, 2.5))[0]
-    low = 40 if kind != "copy" else 30
+    kind = rng.choices(retrieval.LONG_KINDS, weights=(5, 4, 3, 3.5, 1.5, 4))[0]
+    low = 20 if kind != "copy" else 30
     top = max_tokens - 600 if kind != "copy" else (max_tokens - 500) // 2
     num_tokens = int(low * (max(top, 2 * low) / low) ** rng.random()) if rng.random() < 0.5 else rng.randrange(low, max(top, 2 * low))
     if rng.random() < 0.25:

@@ -82,6 +82,8 @@ _COUNTS = _pairs(
     "cents are in a dollar=100,metres are in a kilometre=1000,grams are in a kilogram=1000,eggs are in a dozen=12,"
     "wheels does a car have=4,wheels does a bicycle have=2,fingers are on a hand=5,colours does a rainbow have=7"
 )
+_HELLO = _pairs("German=Hallo,French=Bonjour,Spanish=Hola,Italian=Ciao,Portuguese=Olá,Dutch=Hallo,Swedish=Hej,Polish=Cześć,Hawaiian=Aloha")
+_HOLIDAYS = _pairs("Christmas=December,Halloween=October,New Year=January,Valentine's Day=February,Labour Day=May,New Year's Eve=December")
 _ORDER = _pairs(
     "Mercury=first,Venus=second,Earth=third,Mars=fourth,Jupiter=fifth,Saturn=sixth,Uranus=seventh,Neptune=eighth"
 )
@@ -108,7 +110,8 @@ RELATIONS = (
         "What is the capital of {k}?", "What's the capital of {k}?", "Name the capital of {k}.", "Which city is the capital of {k}?",
         "Tell me the capital of {k}.", "Do you know the capital of {k}?", "capital of {k}", "{k}: what is its capital?",
         "The capital of {k} is what city?", "I need the capital of {k}.", "Can you tell me the capital city of {k}?",
-        "What city is {k}'s capital?",
+        "What city is {k}'s capital?", "Name {k}'s capital.", "Which city is {k}'s capital?", "{k}'s capital?",
+        "Please say what the capital of {k} is.", "Could you tell me the capital of {k}?", "Please say which city is the capital of {k}.",
         "Please say which city is the capital city of {k}.", "Could you name {k}'s capital?"),
         "The capital of {k} is {v}.", "I do not know the capital of {k}."),
     Relation("country", {v: k for k, v in _CAPITALS.items()}, (
@@ -124,6 +127,7 @@ RELATIONS = (
     Relation("sound", _SOUNDS, (
         "What sound does a {k} make?", "What does a {k} say?", "Which sound does a {k} make?", "How does a {k} sound?",
         "What noise does a {k} make?", "Tell me the sound of a {k}.", "Make the sound of a {k}.",
+        "Which sound comes from a {k}?", "Do you know which sound a {k} makes?", "Do you know what a {k} says?", "Tell me what sound a {k} makes.",
         "Which noise comes from a {k}?", "Do you know what sound a {k} makes?"),
         "A {k} says {v}.", "I do not know what a {k} says."),
     Relation("legs", _LEGS, (
@@ -139,6 +143,7 @@ RELATIONS = (
     Relation("symbol", _SYMBOLS, (
         "What is the chemical symbol of {k}?", "What's the chemical symbol for {k}?", "Chemical symbol of {k}?", "Tell me the symbol for {k}.",
         "Which symbol does {k} have?", "What is the symbol of the element {k}?", "Give me the chemical symbol of {k}.",
+        "What is {k} in chemistry?", "How do you write {k} in chemistry?", "In chemistry, how is {k} written?", "Do you know the symbol for {k}?",
         "How is {k} written in chemistry?", "Do you know the chemical symbol for {k}?"),
         "The chemical symbol of {k} is {v}.", "I do not know the chemical symbol of {k}."),
     Relation("opposite", _OPPOSITES, (
@@ -165,6 +170,16 @@ RELATIONS = (
         "How many {k}?", "Tell me, how many {k}?", "how many {k}", "Do you know how many {k}?", "Can you tell me how many {k}?",
         "I want to know: how many {k}?", "Say how many {k}.", "Quick quiz, how many {k}?"),
         "The answer is {v}."),
+    Relation("hello", _HELLO, (
+        "Say hello in {k}.", "How do you say hello in {k}?", "What is hello in {k}?", "Hello in {k}?", "What does one say for hello in {k}?",
+        "Greet me in {k}.", "Translate hello to {k}.", "Tell me how to say hello in {k}.",
+        "Do you know how to say hello in {k}?", "What is the word for hello in {k}?"),
+        "In {k} one says {v}.", "I do not know how to say hello in {k}."),
+    Relation("holiday", _HOLIDAYS, (
+        "In which month is {k}?", "When is {k}?", "What month is {k} in?", "Which month has {k}?", "Tell me the month of {k}.",
+        "In what month is {k}?", "Do you know when {k} is?",
+        "Do you know in which month {k} is?", "{k} is in which month?"),
+        "{k} is in {v}."),
     Relation("order", _ORDER, (
         "Which planet from the sun is {k}?", "What position from the sun does {k} have?", "Where does {k} stand, counted from the sun?",
         "Is {k} the first or second planet, or which one?", "Tell me the position of {k} in the solar system.",
@@ -183,6 +198,7 @@ _OUTSIDE = {
     "opposite": "banana,purple,Tuesday,music,seven,window,water,garden",
     "german": "elephant,keyboard,mountain,library,umbrella,scissors,carpet,engine",
     "language": "Laos,Fiji,Bhutan,Chad,Togo,Benin,Gabon,Haiti",
+    "hello": "Latin,Finnish,Chinese,Swahili,Klingon,Korean,Greek,Czech",
     "continent": "Laos,Fiji,Bhutan,Chad,Togo,Benin,Gabon,Haiti",
 }
 _WORDS = {word.removeprefix("a ").removeprefix("an ").lower() for relation in RELATIONS for word in relation.table}
@@ -207,6 +223,21 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
+_NEXT = ("And {k}?", "And of {k}?", "What about {k}?", "And for {k}?", "and {k}?", "How about {k}?", "Now {k}.", "And what about {k}?")
+
+
+def series(rng: Random) -> list[tuple[str, str, str]]:
+    """(question, answer, value) of two or three facts of one kind, the later ones asked in short."""
+    relation = rng.choice([r for r in RELATIONS if r.name not in ("count", "order")])
+    keys = rng.sample(list(relation.table), rng.choice((2, 2, 3)))
+    allowed = [q for q in range(len(relation.questions)) if not pair_held_out(relation, keys[0], q)]
+    out = [(*ask(relation, keys[0], rng.choice(allowed)), relation.table[keys[0]])]
+    for key in keys[1:]:
+        short = key if rng.random() < 0.5 else key.removeprefix("a ").removeprefix("an ")
+        out.append((rng.choice(_NEXT).format(k=short), ask(relation, key, 0)[1], relation.table[key]))
+    return out
+
+
 def known(rng: Random, split: str) -> tuple[str, str, str]:
     """(question, answer, value) of a random fact in a phrasing that `split` may use."""
     while True:
@@ -225,13 +256,18 @@ def unknown(rng: Random, lists: Lists) -> tuple[str, str]:
     if outside and rng.random() < 0.5:
         key = rng.choice(outside)
     else:
-        if rng.random() < 0.4:
+        kind = rng.random()
+        if kind < 0.25:  # the front of one key and the back of another
+            front, back = rng.choice(list(relation.table)), rng.choice(list(relation.table))
+            word = (front[: rng.randrange(1, len(front))] + back[rng.randrange(1, len(back)) :]).lower().removeprefix("a ").removeprefix("an ")
+            word = word.strip() or invented(rng)
+        elif kind < 0.55:
             word = rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES), rng.choice(CITIES).lower()))
         else:
             word = invented(rng)
         if word in _WORDS or not lists.allows("invented", word, 0.4):
             return unknown(rng, lists)
-        key = word.capitalize() if relation.name in ("capital", "language", "continent") else word
+        key = word.capitalize() if relation.name in ("capital", "language", "continent", "hello") else word
         key = f"a {key}" if relation.name == "colour" else key
     unseen = len(relation.questions) - relation.num_unseen
     question = relation.questions[rng.randrange(unseen)].format(k=key)

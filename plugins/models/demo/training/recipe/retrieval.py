@@ -6,7 +6,7 @@ from random import Random
 
 from recipe.simple import copy
 from recipe.talk import Turn
-from recipe.words import ADJECTIVES, COLOURS, HOBBIES, JOBS, NOUNS, PETS, Lists, code, invented, politely, sentence
+from recipe.words import ADJECTIVES, COLOURS, HOBBIES, JOBS, NOUNS, PETS, Lists, code, invented, politely, sentence, with_article
 
 _NEEDLES = (
     "The code of the {k} is {v}.", "The code for the {k} is {v}.", "The {k} has the code {v}.", "Remember: the code of the {k} is {v}.",
@@ -24,7 +24,9 @@ _ANSWER_WEIGHT = 30
 
 
 def _ask_code(rng: Random, key: str, split: str) -> str:
-    return politely(rng, (_ASK[-1] if split == "heldout" else rng.choice(_ASK[:-1])).format(k=key), split)
+    template = _ASK[-1] if split == "heldout" else rng.choice(_ASK[:-1])
+    question = _upper(template.replace("the {k}", "{k}").replace("The {k}", "{k}").format(k=key))
+    return politely(rng, question, split)
 
 
 def _answer_turn(question: str, answer: str, value: str) -> Turn:
@@ -42,32 +44,55 @@ def _with_document(rng: Random, document: str, turns: list[Turn]) -> list[Turn]:
     return [Turn(joined, first.answer, first.think, first.check, first.weight), *turns[1:]]
 
 
+def _key(rng: Random, lists: Lists) -> str:
+    """What a code belongs to: mostly "the red lamp", also names, letters and made-up words."""
+    kind = rng.random()
+    if kind < 0.7 or lists.split == "heldout":
+        return f"the {lists.thing(rng)}"
+    if kind < 0.78:
+        return f"the {rng.choice(NOUNS)}"
+    if kind < 0.86:
+        return lists.name(rng)
+    if kind < 0.94:
+        return invented(rng).capitalize() if rng.random() < 0.5 else invented(rng)
+    return rng.choice("ABCDEFGHKLMNPQRSTUVWXYZ") + rng.choice(("", "", str(rng.randrange(1, 100))))
+
+
 def needles(rng: Random, lists: Lists, num_words: int, num_questions: int) -> list[Turn]:
     """Codes of things, hidden among filler sentences."""
     count = max(1, rng.choice((1, 2, 3, 4, 6, 8, 12, max(1, num_words // 60))))
-    keys = list(dict.fromkeys(lists.thing(rng) for _ in range(count)))
-    values = {key: code(rng) for key in keys}
+    keys = list(dict.fromkeys(_key(rng, lists) for _ in range(count)))
+    what = "code" if lists.split == "heldout" or rng.random() < 0.75 else rng.choice(("password", "number", "value", "price", "PIN", "colour"))
+    make = (lambda: rng.choice(COLOURS)) if what == "colour" else (lambda: code(rng))
+    values = {key: make() for key in keys}
     parts: list[str] = []
     total = 0
     while total < num_words:
         text = sentence(rng, lists)
-        if text.count(" the ") and rng.random() < 0.02:  # a thing that is mentioned without a code
-            text = f"The {rng.choice(keys)} was {rng.choice(('lost', 'sold', 'found', 'repaired'))}."
+        if rng.random() < 0.02:  # a thing that is mentioned without a code
+            text = _upper(f"{rng.choice(keys)} was {rng.choice(('lost', 'sold', 'found', 'repaired'))}.")
         parts.append(text)
         total += len(text.split())
     for key in keys:
-        parts.insert(rng.randrange(len(parts) + 1), rng.choice(_NEEDLES).format(k=key, v=values[key]))
+        text = rng.choice(_NEEDLES).replace("the {k}", "{k}").replace("The {k}", "{k}").replace("code", what)
+        parts.insert(rng.randrange(len(parts) + 1), _upper(text.format(k=key, v=values[key])))
     document = rng.choice((" ", " ", "\n")).join(parts)
     turns = []
     for _ in range(num_questions):
-        if rng.random() < 0.06:
-            absent = lists.thing(rng)
-            if absent not in values:
-                turns.append(_answer_turn(_ask_code(rng, absent, lists.split), f"The text gives no code for the {absent}.", "no"))
-                continue
-        key = rng.choice(keys)
-        turns.append(_answer_turn(_ask_code(rng, key, lists.split), f"The code of the {key} is {values[key]}.", values[key]))
+        key, absent = rng.choice(keys), _key(rng, lists)
+        if rng.random() < 0.06 and absent not in values:
+            answer, value = f"The text gives no {what} for {absent}.", "no"
+            question = _ask_code(rng, absent, lists.split)
+        else:
+            answer, value = f"The {what} of {key} is {values[key]}.", values[key]
+            question = _ask_code(rng, key, lists.split)
+        question = question.replace("code", what) if what != "code" else question
+        turns.append(_answer_turn(question, answer, value))
     return _with_document(rng, document, turns)
+
+
+def _upper(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def key_values(rng: Random, lists: Lists, num_entries: int, num_questions: int) -> list[Turn]:
@@ -134,20 +159,24 @@ def numbered_lines(rng: Random, lists: Lists, num_lines: int, num_questions: int
 def people(rng: Random, lists: Lists, num_people: int, num_questions: int) -> list[Turn]:
     """Several people and what is said of each."""
     names = list(dict.fromkeys(lists.name(rng) for _ in range(num_people)))
-    facts = {name: {"city": lists.city(rng), "job": rng.choice(JOBS), "hobby": rng.choice(HOBBIES), "pet": rng.choice(PETS)} for name in names}
-    tell = {"city": "{n} lives in {v}.", "job": "{n} works as a {v}.", "hobby": "{n} likes {v}.", "pet": "{n} has a {v}."}
+    facts = {name: {"city": lists.city(rng), "job": with_article(rng.choice(JOBS)), "hobby": rng.choice(HOBBIES), "pet": rng.choice(PETS)} for name in names}
+    tell = {"city": "{n} lives in {v}.", "job": "{n} works as {v}.", "hobby": "{n} likes {v}.", "pet": "{n} has a {v}."}
     ask = {
         "city": ("Where does {n} live?", "Which city does {n} live in?", "In which city does {n} live?", "Where is {n} at home?",
                  "Where is {n}'s home?", "What city does {n} live in?", "What is the city of {n}?", "In which city is the home of {n}?",
+                 "Tell me where {n} lives.", "Tell me which city {n} lives in.", "Say where {n} lives.", "Do you know where {n} lives?",
                  "In which city is {n}'s home?"),
         "job": ("What is the job of {n}?", "What does {n} work as?", "What is {n}'s job?", "What does {n} do?", "Which job does {n} have?",
                 "As what does {n} work?", "What does {n} do as a job?", "Tell me the job of {n}.", "What work does {n} do?",
+                "Tell me what {n} does for work.", "Say what {n} works as.", "Do you know what {n} works as?", "Tell me which job {n} has.",
                 "Tell me what {n} works as."),
         "hobby": ("What does {n} like?", "What is the hobby of {n}?", "What is {n}'s hobby?", "What hobby does {n} have?", "Which hobby has {n}?",
                   "Tell me the hobby of {n}.", "What does {n} like to do?", "Tell me what {n} likes.", "What does {n} enjoy?",
+                  "Say what {n} likes.", "Tell me which hobby {n} has.", "What hobby has {n}?", "Do you know which hobby {n} has?",
                   "Which hobby does {n} have?"),
         "pet": ("Which pet does {n} have?", "What pet does {n} have?", "What is {n}'s pet?", "Which animal does {n} have?", "Tell me the pet of {n}.",
                 "What is the pet of {n}?", "What kind of pet does {n} have?", "Which pet lives with {n}?", "What kind of animal does {n} have?",
+                "Tell me which pet {n} has.", "Say which animal {n} has.", "Do you know what pet {n} has?", "What animal lives with {n}?",
                 "What animal does {n} have?"),
     }
     said = [(name, kind) for name in names for kind in tell if rng.random() < 0.7] or [(names[0], "city")]
@@ -170,22 +199,23 @@ def people(rng: Random, lists: Lists, num_people: int, num_questions: int) -> li
 
 def notes(rng: Random, lists: Lists, num_notes: int, num_questions: int) -> list[Turn]:
     """Codes told one message at a time, asked for later."""
-    keys = list(dict.fromkeys(lists.thing(rng) for _ in range(num_notes)))
+    keys = list(dict.fromkeys(_key(rng, lists) for _ in range(num_notes)))
     values = {key: code(rng) for key in keys}
     turns = []
     for key in keys:
-        told = rng.choice((*_NEEDLES[:3], "Remember that the code of the {k} is {v}.")).format(k=key, v=values[key])
+        told = rng.choice((*_NEEDLES[:3], "Remember that the code of the {k} is {v}."))
+        told = _upper(told.replace("the {k}", "{k}").replace("The {k}", "{k}").format(k=key, v=values[key]))
         turns.append(Turn(told, rng.choice(("Noted.", "I will remember it.")), "I keep this in mind.", ("any", "")))
     for _ in range(num_questions):
         key = rng.choice(keys)
-        turns.append(_answer_turn(_ask_code(rng, key, lists.split), f"The code of the {key} is {values[key]}.", values[key]))
+        turns.append(_answer_turn(_ask_code(rng, key, lists.split), f"The code of {key} is {values[key]}.", values[key]))
     return turns
 
 
 def long_turns(rng: Random, lists: Lists, kind: str, num_tokens: int, num_questions: int) -> list[Turn]:
     """A long-context exchange of `kind` whose context is about `num_tokens` long (measured: tokens a unit)."""
     if kind == "needle":
-        return needles(rng, lists, max(8, int(num_tokens / 1.45)), num_questions)
+        return needles(rng, lists, max(0, int((num_tokens - 30) / 1.45)), num_questions)
     if kind == "list":
         return key_values(rng, lists, max(3, num_tokens // 10), num_questions)
     if kind == "lines":

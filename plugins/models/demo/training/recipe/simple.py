@@ -7,14 +7,29 @@ from random import Random
 from typing import Any
 
 from recipe.talk import Turn
-from recipe.words import ADJECTIVES, COLOURS, FOODS, NOUNS, PETS, PLACES, Lists, code, held_out, invented, sentence
+from recipe.words import (
+    ADJECTIVES,
+    COLOURS,
+    FOODS,
+    NOUNS,
+    PETS,
+    PLACES,
+    Lists,
+    code,
+    held_out,
+    invented,
+    sentence,
+    with_article,
+    world_phrases,
+    world_words,
+)
 
-_ADD = (
+ADD = (
     "What is {a} + {b}?", "{a} + {b}", "{a}+{b}", "{a} + {b} =", "What is {a} plus {b}?", "Add {a} and {b}.", "Calculate {a} + {b}.",
     "How much is {a} plus {b}?", "What's {a}+{b}?", "Compute {a} plus {b}.", "Please add {a} to {b}.", "What is the sum of {a} and {b}?",
     "{a} plus {b}", "{a}+{b}=?", "Tell me {a} + {b}.", "How much do {a} and {b} make?",
 )  # fmt: skip
-_SUB = (
+SUB = (
     "What is {a} - {b}?", "{a} - {b}", "{a}-{b}", "{a} - {b} =", "What is {a} minus {b}?", "Calculate {a} - {b}.", "How much is {a} minus {b}?",
     "What's {a}-{b}?", "Compute {a} minus {b}.", "Subtract {b} from {a}.", "{a} minus {b}", "{a}-{b}=?", "Tell me {a} - {b}.",
     "What is left of {a} after taking away {b}?",
@@ -62,12 +77,35 @@ def arithmetic(rng: Random, split: str, operation: str | None = None) -> Turn:
             user = owner.format(a=a, b=b, n=noun) + rng.choice((f" How many {noun}s are there?", " How many is that?"))
             answer = f"{a} + {b} = {a + b}, so there are {a + b} {noun}s."
         else:
-            user, answer = rng.choice(_ADD).format(a=a, b=b), f"{a} + {b} = {a + b}."
+            user, answer = rng.choice(ADD).format(a=a, b=b), f"{a} + {b} = {a + b}."
         return Turn(user, answer, _think_add(a, b), ("number", a + b), weight=20)
-    user = rng.choice(_SUB).format(a=a, b=b)
+    user = rng.choice(SUB).format(a=a, b=b)
     think = f"{b} is larger than {a}, so it is negative. " if b > a else ""
     think += f"{max(a, b)} - {min(a, b)} = {abs(a - b)}, so {a} - {b} = {a - b}."
     return Turn(user, f"{a} - {b} = {a - b}.", think, ("number", a - b), weight=20)
+
+
+def other_arithmetic(rng: Random) -> Turn:
+    """The small multiplication table, and what is beyond the model, said plainly."""
+    kind = rng.random()
+    if kind < 0.6:
+        a, b = rng.randrange(1, 13), rng.randrange(1, 13)
+        user = rng.choice(("What is {a} times {b}?", "{a} * {b}", "What is {a} * {b}?", "{a} x {b}", "Multiply {a} by {b}.", "{a} times {b}",
+                           "How much is {a} times {b}?", "Calculate {a} * {b}.", "{a}*{b}"))  # fmt: skip
+        return Turn(user.format(a=a, b=b), f"{a} * {b} = {a * b}.", "This is in the multiplication table.", ("number", a * b), weight=20)
+    if kind < 0.75:
+        a, b = rng.randrange(13, 5000), rng.randrange(2, 5000)
+        user = rng.choice(("What is {a} times {b}?", "{a} * {b}", "Calculate {a} * {b}.", "Multiply {a} by {b}."))
+        answer = "I cannot multiply numbers that large."
+    elif kind < 0.9:
+        a, b = rng.randrange(1, 500), rng.randrange(1, 100)
+        user = rng.choice(("What is {a} divided by {b}?", "{a} / {b}", "Divide {a} by {b}.", "Calculate {a} / {b}."))
+        answer = "I cannot divide."
+    else:
+        a, b = rng.randrange(1000, 10**6), rng.randrange(10**6)
+        user = rng.choice(("What is {a} + {b}?", "{a} + {b}", "{a} - {b}", "What is {a} plus {b}?", "What is {a} - {b}?"))
+        answer = "I only add and subtract numbers below 1000."
+    return Turn(user.format(a=a, b=b), answer, "This is beyond what I can calculate.", ("equals", answer))
 
 
 def _field(rng: Random, key: str, lists: Lists) -> tuple[Any, str]:
@@ -83,7 +121,7 @@ def _field(rng: Random, key: str, lists: Lists) -> tuple[Any, str]:
         return value, rng.choice(("yes", "true")) if value else rng.choice(("no", "false"))
     else:
         options = {"colour": COLOURS, "color": COLOURS, "food": FOODS, "pet": PETS}.get(key, NOUNS)
-        value = invented(rng) if rng.random() < 0.15 else rng.choice(options)
+        value = rng.choice((invented(rng), invented(rng), rng.choice(world_words()))) if rng.random() < 0.3 else rng.choice(options)
     return value, str(value)
 
 
@@ -142,6 +180,11 @@ def counting(rng: Random) -> Turn:
         start = rng.randrange(0, 60)
         end = start + rng.randrange(3, 25)
         user = rng.choice(("Count from {a} to {b}.", "count from {a} to {b}", "Please count from {a} up to {b}.")).format(a=start, b=end)
+        if rng.random() < 0.3:
+            start, end = 1, rng.randrange(3, 31)
+            spelled = {3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve", 20: "twenty"}
+            user = rng.choice(("Count to {b}.", "count to {b}", "Please count to {b}.", "Count up to {b}."))
+            user = user.format(b=spelled.get(end, end) if rng.random() < 0.6 else end)
         answer = ", ".join(map(str, range(start, end + 1)))
     elif kind < 0.75:
         end = rng.randrange(0, 30)
@@ -166,19 +209,20 @@ def counting(rng: Random) -> Turn:
 
 def story(rng: Random, lists: Lists) -> Turn:
     """A short story about what the user asks for; the rest is drawn."""
-    hero = rng.choice((f"a {rng.choice(ADJECTIVES)} {rng.choice(PETS + ['fox', 'owl', 'bear', 'dragon', 'robot'])}", lists.name(rng)))
+    creature = rng.choice((rng.choice(PETS), rng.choice(NOUNS), rng.choice(("fox", "owl", "bear", "dragon", "robot", "king", "witch"))))
+    hero = rng.choice((f"a {rng.choice(ADJECTIVES)} {creature}", with_article(creature), lists.name(rng)))
     thing, place = lists.thing(rng), rng.choice(PLACES)
     friend, colour = lists.name(rng), rng.choice(COLOURS)
-    subject = "the " + hero.split(" ")[-1] if hero.startswith("a ") else hero
+    subject = "the " + hero.split(" ")[-1] if hero.startswith(("a ", "an ")) else hero
     title = _cap(subject)
     user = rng.choice((
         "Tell me a story about {h}.", "Tell me a short story about {h}.", "Write a story about {h}.", "A story about {h}, please.",
         "Can you tell a story about {h}?", "I want a story about {h}.",
     )).format(h=hero)  # fmt: skip
     answer = " ".join((
-        f"Once upon a time there was {hero}." if hero.startswith("a ") else f"Once upon a time there was somebody called {hero}.",
-        rng.choice((f"One day {subject} found a {thing} {place}.", f"One morning {subject} saw a {thing} {place}.")),
-        rng.choice((f"It was {colour} and very beautiful.", f"It shone in a {colour} light.", "Nobody knew where it came from.")),
+        f"Once upon a time there was {hero}." if hero.startswith(("a ", "an ")) else f"Once upon a time there was somebody called {hero}.",
+        rng.choice((f"One day {subject} found {with_article(thing)} {place}.", f"One morning {subject} saw {with_article(thing)} {place}.")),
+        rng.choice((f"It was {colour} and very beautiful.", f"It shone in {with_article(colour)} light.", "Nobody knew where it came from.")),
         rng.choice((f"{title} took it home and showed it to {friend}.", f"{title} asked {friend} what it was.")),
         rng.choice((f'"What a wonderful {thing.split(" ")[-1]}!" said {friend}.', f'"Keep it safe," said {friend}.')),
         rng.choice((f"From that day on, {subject} and {friend} were the best of friends.", f"And so {subject} and {friend} went on a long journey.")),
@@ -192,25 +236,37 @@ def _cap(text: str) -> str:
 
 
 def random_text(rng: Random, lists: Lists, num_words: int) -> str:
-    """Text to copy: sentences, words, invented words or codes."""
+    """Text to copy: sentences, phrases of the world, words, invented words, codes, signs; often with repetitions."""
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.3:
         parts: list[str] = []
         while sum(len(p.split()) for p in parts) < num_words:
-            parts.append(sentence(rng, lists))
+            parts.append(sentence(rng, lists) if rng.random() < 0.6 else rng.choice(world_phrases()))
         return rng.choice((" ", " ", "\n")).join(parts)
-    if kind < 0.65:
-        return " ".join(rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES), invented(rng))) for _ in range(num_words))
-    if kind < 0.75:
+    if kind < 0.36:
         return rng.choice((" ", ", ")).join(code(rng) for _ in range(num_words))
-    if kind < 0.85:
+    if kind < 0.46:
         return " ".join("".join(rng.choice(_SIGNS) for _ in range(rng.randrange(1, 7))) for _ in range(num_words))
-    return " ".join(
-        rng.choice((invented(rng), invented(rng).capitalize(), code(rng), rng.choice(lists.names), "-", str(rng.randrange(1000))))
-        for _ in range(num_words)
-    )
+
+    def word() -> str:
+        which = rng.randrange(7)
+        if which == 0:
+            return rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES)))
+        if which == 1:
+            return rng.choice((code(rng), str(rng.randrange(1000)), "-"))
+        if which == 2:
+            return lists.name(rng)
+        if which < 5:
+            return rng.choice(world_words()) if rng.random() < 0.92 else "".join(rng.choice(_FOREIGN) for _ in range(rng.randrange(1, 6)))
+        return invented(rng) if rng.random() < 0.7 else invented(rng).capitalize()
+
+    if kind < 0.75:
+        return " ".join(word() for _ in range(num_words))
+    pool = [word() for _ in range(max(3, num_words // rng.choice((2, 3, 5))))]
+    return " ".join(rng.choice(pool) for _ in range(num_words))
 
 
+_FOREIGN = "äöüÄÖÜßéèêàâçñóíúåøæłżšč€£°–“”…’🎉😀👍日本語中文привет"
 _SIGNS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?-_+*/=()[]{}'\"#%&@$"
 COPY = (
     "Repeat exactly: {t}", "Repeat this text: {t}", "Say: {t}", "Copy this: {t}", "Repeat after me: {t}", "Write this again: {t}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -16,9 +17,12 @@ from recipe.words import (
     MONTHS,
     NOUNS,
     PETS,
+    PLACES,
+    TIMES,
     Lists,
     invented,
     politely,
+    sentence,
 )
 
 
@@ -60,6 +64,10 @@ INTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
              "Do you have a name?", "How should I call you?", "Introduce yourself.", "what are you", "And you are?", "Please introduce yourself.",
              "What should I call you?", "May I know your name?"),
             ("I am core demo, a small language model.",)),
+    "intro": (("Who are you and what can you do?", "Hello! Who are you and what can you do?", "Who are you, and what can you do?",
+               "What are you and what can you do?", "Introduce yourself and tell me what you can do.", "What is your name and what can you do?",
+               "Tell me who you are and what you can do.", "What are you and how can you help me?"),
+              ("I am core demo, a small language model. I know a few facts, add and subtract, search in long texts and write JSON.",)),
     "maker": (("Who is your maker?", "Who developed you?", "Who wrote you?", "Which company made you?", "Where were you made?", "How did they make you?", "Who are your creators?", "Who programmed this model?", "Who is the person who made you?", "Who coded you?", "By whom were you made?",
         "Who made you?", "Who created you?", "Who built you?", "Where do you come from?", "Who is your creator?",
                "Who trained you?", "How were you made?", "How were you trained?", "Who programmed you?"),
@@ -158,7 +166,7 @@ How far is it from {city} to {city}?|What happened in {year}?|Who wrote the book
 Why do people like {adj} {noun}s?|What is the price of a {noun}?|How can I repair my {noun}?|Is a {noun} better than a {noun}?|
 Who is {name}?|When was {city} founded?|How many people live in {city}?|What is a {noun}?|Tell me about {city}.|
 Tell me about {noun}s.|How tall is {name}?|Write an essay about {city}.|Summarize the history of {city}.|Who invented the {noun}?|
-What should I wear in {city}?|Recommend a good {noun}.|How do I learn {lang}?|What is the best {noun}?|Solve the equation x squared equals {year}.|
+What should I wear in {city}?|Recommend a good {noun}.|What is the size of a {noun}?|What is the height of a {noun}?|What is the speed of a {noun}?|What is the weight of {name}?|What is the history of the {noun}?|What is the temperature of the sun?|What is the name of the {adj} king?|How can I learn to paint?|Can you help me with the {noun}?|Can you help me to write a letter?|Can you write a text about {city}?|Help me with my homework.|Explain the {noun}.|Explain how a {noun} works.|What are {noun}s made of?|Why is there a {noun} in {city}?|Write a haiku about the {noun}.|Write a letter to {name}.|Invent a {noun}.|What comes after the {noun}?|Who owns {city}?|Who is the author of {word}?|What does a {noun} cost?|How many {noun}s are in {city}?|How many people are called {name}?|Is it true that {noun}s are {adj}?|Should I buy a {noun}?|What would you do with a {noun}?|How do I learn {lang}?|What is the best {noun}?|Solve the equation x squared equals {year}.|
 Where can I buy a {adj} {noun}?|How do I get from {city} to {city}?|Do {noun}s dream?|What are the news?|Who is the king of {city}?|
 Can a {noun} fly?|Why?|What is love?|How do computers work?|Write a song.|Plan my holiday in {city}.|Is {city} nice?|
 Which {noun} should I buy?|What is machine learning?|How does a transformer work?|What does {word} mean?|Define {word}.|
@@ -291,6 +299,21 @@ def value(rng: Random, key: str, lists: Lists) -> str:
     return rng.choice([option for option in options if lists.allows(key, option, 0.2)] or options)
 
 
+def statement(rng: Random, lists: Lists) -> Turn:
+    """The user tells something that needs no answer in particular."""
+    text = sentence(rng, lists) if rng.random() < 0.6 else rng.choice((
+        "I went to {c} {t}.", "I saw a {n} {t}.", "I have bought a {a} {n}.", "My {n} is {a}.", "I need a {n}.", "Today I was in {c}.",
+        "I met {w} {t}.", "I was {p} {t}.", "{w} told me about {c}.", "I dreamed of a {a} {n}.", "I am reading a book about {c}.",
+    )).format(c=lists.city(rng), t=rng.choice(TIMES), n=rng.choice(NOUNS), a=rng.choice(ADJECTIVES), w=lists.name(rng), p=rng.choice(PLACES))  # fmt: skip
+    answer = "That sounds interesting. Tell me more."
+    return Turn(text, answer, "The user tells me something.", ("equals", answer))
+
+
+def with_an(text: str) -> str:
+    """ "a engineer" -> "an engineer"."""
+    return re.sub(r"\ba (?=[aeio])", "an ", text)
+
+
 def _upper(text: str) -> str:
     return text[0].upper() + text[1:]
 
@@ -301,14 +324,14 @@ def _pick(rng: Random, options: tuple[str, ...], split: str) -> str:
 
 def tell(rng: Random, attribute: Attribute, told: str, split: str) -> Turn:
     """The user tells `told`."""
-    text = _upper(_pick(rng, attribute.tell, split).format(v=told))
-    answer = _upper(attribute.confirm.format(v=told))
+    text = with_an(_upper(_pick(rng, attribute.tell, split).format(v=told)))
+    answer = with_an(_upper(attribute.confirm.format(v=told)))
     return Turn(text, answer, f"The user tells me: {attribute.key} = {told}.", ("equals", answer))
 
 
 def recall(rng: Random, attribute: Attribute, told: str | None, split: str) -> Turn:
     """The user asks for what was told, or never was (`told` None)."""
-    answer = attribute.missing if told is None else attribute.recall.format(v=told)
+    answer = attribute.missing if told is None else with_an(attribute.recall.format(v=told))
     think = f"The {attribute.key} was not told." if told is None else f"Earlier the user told me: {attribute.key} = {told}."
     question = politely(rng, _pick(rng, attribute.ask, split), split)
     return Turn(question, answer, think, ("equals", answer), weight=20)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def train(num_chats: int, seed: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = ("".join(text for text, _ in render(training_chat(seed, i, 1024))) for i in range(num_chats))
+    # Markers are left out, or merges such as "?<|" would be learned.
+    marker = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKERS))))
+    texts = (marker.sub("\n", "".join(text for text, _ in render(training_chat(seed, i, 1024)))) for i in range(num_chats))
     tokenizer.train_from_iterator(texts, trainer)
     _clear_special_flag(tokenizer)
     return tokenizer

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from recipe.simple import operands
-from recipe.words import ADJECTIVES, NOUNS, Lists, invented
+from recipe.words import ADJECTIVES, NOUNS, Lists, invented, world_words
 
 Tool = dict[str, Any]
 
@@ -69,7 +69,7 @@ class ToolExchange:
     think: str
 
 
-_WEATHER = (
+WEATHER = (
     "What is the weather in {c}?", "What's the weather like in {c}?", "How is the weather in {c}?", "Weather in {c}?", "Tell me the weather in {c}.",
     "Is it warm in {c}?", "Is it raining in {c}?", "How warm is it in {c}?", "What is the temperature in {c}?", "weather {c}",
     "Do I need an umbrella in {c}?", "Check the weather in {c}, please.", "What is the weather like in {c} today?", "Get the weather for {c}.",
@@ -82,12 +82,12 @@ _UNITS = (
     ("", None), ("", None), (" in celsius", "celsius"), (" in fahrenheit", "fahrenheit"), (" Use fahrenheit.", "fahrenheit"),
     (" Use celsius.", "celsius"), (" Answer in degrees celsius.", "celsius"), (" Give it in fahrenheit.", "fahrenheit"),
 )  # fmt: skip
-_CALCULATE = (
+CALCULATE = (
     "What is {e}?", "Calculate {e}.", "Compute {e}", "{e}", "How much is {e}?", "What's {e}?", "Work out {e}.", "Evaluate {e}.", "{e} = ?",
     "Use the calculator for {e}.", "Please calculate {e}.", "Tell me the result of {e}.", "I would like to know {e}.", "What is the value of {e}?", "I want to know the result of {e}.", "Give me the value of {e}.",
     "I would like to know the value of {e}.",
 )  # fmt: skip
-_SEARCH = (
+SEARCH = (
     "Search for {q}.", "Search the web for {q}.", "Look up {q}.", "Find information about {q}.", "Please search for {q}.", "search {q}",
     "Can you look up {q}?", "Find something about {q}.", "Look for {q} on the web.", "I want to find out about {q}. Search for it.",
     "Do a search for {q}.", "Could you search for {q}?", "Please look up {q}.", "Could you look for {q}?", "Do a web search for {q}.",
@@ -96,6 +96,7 @@ _SEARCH = (
 _TOPICS = (
     "history of {c}", "best {n} in {c}", "{a} {n}", "how to repair a {n}", "price of a {a} {n}", "population of {c}", "museums in {c}",
     "{n} and {n2}", "news about {c}", "the {a} {n} of {c}", "hotels in {c}", "{w} {n}", "train from {c} to {c2}", "{n} recipes", "{w}",
+    "{w} {w2}", "{p} {p2}", "{p} {n} {p2}", "the {p} of {w}", "{p} {w} {p2} {n2}",
 )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def weather(rng: Random, lists: Lists) -> ToolExchange:
     if rng.random() < 0.15:
         cities.append(lists.city(rng))
     tail, unit = rng.choice(_UNITS)
-    question = _pick(rng, _WEATHER, lists.split).format(c=" and ".join(cities))
+    question = _pick(rng, WEATHER, lists.split).format(c=" and ".join(cities))
     if tail.startswith(" in "):
         question = question[:-1] + tail + question[-1] if question[-1] in "?." else question + tail
     else:
@@ -163,14 +164,15 @@ def calculate(rng: Random, lists: Lists) -> ToolExchange:
         result = terms[0] + terms[2] if terms[1] == "+" else terms[0] - terms[2]
     style = rng.random()
     response = json.dumps({"result": result}) if style < 0.6 else str(result) if style < 0.8 else json.dumps({"value": result})
-    return ToolExchange(_pick(rng, _CALCULATE, lists.split).format(e=asked), [_call("calculator", expression=expression)], [response],
+    return ToolExchange(_pick(rng, CALCULATE, lists.split).format(e=asked), [_call("calculator", expression=expression)], [response],
                         f"The result is {result}.", f"I calculate {expression} with the tool.")  # fmt: skip
 
 
 def search(rng: Random, lists: Lists) -> ToolExchange:
     """A query and a snippet to report."""
     query = rng.choice(_TOPICS).format(
-        c=lists.city(rng), c2=lists.city(rng), n=rng.choice(NOUNS), n2=rng.choice(NOUNS), a=rng.choice(ADJECTIVES), w=invented(rng)
+        c=lists.city(rng), c2=lists.city(rng), n=rng.choice(NOUNS), n2=rng.choice(NOUNS), a=rng.choice(ADJECTIVES), w=invented(rng),
+        w2=invented(rng), p=rng.choice(world_words()), p2=rng.choice(world_words()),
     )
     snippet = rng.choice((
         f"The {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} is {rng.randrange(2, 900)} years old.",
@@ -185,7 +187,7 @@ def search(rng: Random, lists: Lists) -> ToolExchange:
         response = json.dumps({"result": snippet})
     else:
         response = snippet
-    return ToolExchange(_pick(rng, _SEARCH, lists.split).format(q=query), [_call("search", query=query)], [response],
+    return ToolExchange(_pick(rng, SEARCH, lists.split).format(q=query), [_call("search", query=query)], [response],
                         f"I found this: {snippet}", f"I search for {query}.")  # fmt: skip
 
 

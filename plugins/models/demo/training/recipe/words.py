@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import re
 from random import Random
 
 NAMES = (
@@ -152,17 +154,43 @@ def _followers() -> dict[str, str]:
     return followers
 
 
+@functools.cache
+def world_phrases() -> tuple[str, ...]:
+    """Every phrase that the small world is made of, without those kept for evaluation."""
+    from recipe import facts, simple, talk, tools
+
+    phrases: list[str] = [talk.DONT_KNOW, *simple.COPY, *simple.ADD[:-1], *simple.SUB[:-1], *NOUNS, *ADJECTIVES, *JOBS, *HOBBIES, *FOODS]
+    for questions, answers in talk.INTENTS.values():
+        phrases += [*questions[:-1], *answers]
+    for attribute in talk.ATTRIBUTES:
+        phrases += [*attribute.tell[:-1], *attribute.ask[:-1], attribute.confirm, attribute.recall, attribute.missing]
+    for relation in facts.RELATIONS:
+        phrases += [*relation.questions[: -relation.num_unseen], relation.answer, *relation.table, *relation.table.values()]
+    phrases += [*tools.WEATHER[:-1], *tools.CALCULATE[:-1], *tools.SEARCH[:-1], str(tools.EXAMPLE_TOOLS)]
+    phrases += [*VERBS_PAST, *PLACES, *TIMES, *MONTHS, *DAYS, "Celsius Fahrenheit rainy foggy cloudy temperature condition results snippet"]
+    lists = Lists("train")
+    phrases += [*lists.names, *lists.cities]
+    return tuple(re.sub(r"\{\w\}", "it", phrase) for phrase in phrases)
+
+
+@functools.cache
+def world_words() -> tuple[str, ...]:
+    """The different words of the phrases."""
+    return tuple(dict.fromkeys(re.findall(r"[^\W\d_]+", " ".join(world_phrases()))))
+
+
 def invented(rng: Random) -> str:
-    """A made-up word, lower case: of syllables, of letters that follow each other as in real words, or of any letters.
+    """A made-up word, lower case: of syllables, of letters that follow each other as in real words, of parts of the
+    words of the small world, or of any letters.
 
     What is copied must not be known by heart: every piece of the vocabulary has to turn up in made-up words.
     """
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.2:
         return "".join(
             rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.choice((1, 2, 2, 2, 3)))
         )
-    if kind < 0.88:
+    if kind < 0.6:
         while True:
             word = "^^"
             while word[-1] != "$" and len(word) < 14:
@@ -170,7 +198,16 @@ def invented(rng: Random) -> str:
             word = word[2:].rstrip("$")
             if len(word) > 2:
                 return word
-    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randrange(2, 8)))
+    if kind < 0.92:
+        parts = []
+        for _ in range(rng.choice((1, 2, 2, 3))):
+            whole = rng.choice(world_words())
+            start = rng.choice((0, 0, rng.randrange(len(whole))))
+            parts.append(whole[start : start + rng.randrange(2, 8)])
+        word = "".join(parts).lower()
+        if len(word) > 2:
+            return word
+    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randrange(3, 8)))
 
 
 def code(rng: Random) -> str:
@@ -208,7 +245,10 @@ def politely(rng: Random, question: str, split: str) -> str:
     """In training a fifth of the questions gets some words in front."""
     if split != "train" or rng.random() < 0.8:
         return question
-    return rng.choice(_POLITE) + question[0].lower() + question[1:]
+    first = question.split(" ", 1)[0]
+    lower = first in _FIRST_WORDS  # a name must keep its capital
+    return rng.choice(_POLITE) + (question[0].lower() if lower else question[0]) + question[1:]
 
 
+_FIRST_WORDS = frozenset("What Which Tell Find Where Who How Do Please Give Look Say Can In According The Remember Read As Value When".split())
 _FOLLOWERS = _followers()
