@@ -160,6 +160,9 @@ class Memory:
 
 
 def _fact(rng: Random, lists: Lists) -> Turn:
+    if rng.random() < 0.07 and lists.split == "train":
+        question, answer = facts.yes_or_no(rng)
+        return Turn(question, answer, "I look into my table of facts.", ("equals", answer), weight=12)
     question, answer, value = facts.known(rng, lists.split)
     return Turn(question, answer, "I look into my table of facts.", ("contains_word", value), weight=12)
 
@@ -208,7 +211,7 @@ def any_turn(rng: Random, lists: Lists, memory: Memory) -> Turn:
     if kind < 0.89:
         return simple.json_list(rng, lists)
     if kind < 0.92:
-        return simple.counting(rng)
+        return _noise(rng, simple.counting(rng), lists.split)
     if kind < 0.94:
         return simple.story(rng, lists)
     return simple.copy(rng, lists, rng.choice((1, 2, 3, 5, 8, 12, 20)))
@@ -233,7 +236,12 @@ def _system(rng: Random, lists: Lists, chat: Chat, memory: Memory) -> None:
 
 def _remember(rng: Random, lists: Lists, chat: Chat, memory: Memory) -> None:
     """Several things told, with other turns between, then asked for in any order."""
-    for attribute in rng.sample(talk.ATTRIBUTES, rng.randrange(1, 6)):
+    if rng.random() < 0.3:
+        first, second = (a.key for a in rng.sample(talk.ATTRIBUTES, 2))
+        values = (talk.value(rng, first, lists), talk.value(rng, second, lists))
+        memory.told |= {first: values[0], second: values[1]}
+        chat.add_turn(talk.tell_two(rng, first, second, values))
+    for attribute in rng.sample(talk.ATTRIBUTES, rng.randrange(0 if memory.told else 1, 6)):
         told = talk.value(rng, attribute.key, lists)
         memory.told[attribute.key] = told
         chat.add_turn(talk.tell(rng, attribute, told, lists.split))

@@ -153,7 +153,8 @@ RELATIONS = (
         "The opposite of {k} is {v}.", "I do not know the opposite of {k}."),
     Relation("german", _GERMAN, (
         "What is {k} in German?", "How do you say {k} in German?", "What is the German word for {k}?", "Translate {k} to German.",
-        "Translate the word {k} into German.", "{k} in German?", "Tell me the German word for {k}.", "What does {k} mean in German?",
+        "Translate the word {k} into German.", 'Translate "{k}" into German.', 'What is "{k}" in German?', "Which word means {k} in German?",
+        "{k} in German?", "Tell me the German word for {k}.", "What does {k} mean in German?",
         "Give me the German for {k}.", "Which German word means {k}?"),
         "The German word for {k} is {v}.", "I do not know the German word for {k}."),
     Relation("language", _LANGUAGES, (
@@ -221,6 +222,26 @@ def ask(relation: Relation, key: str, question: int) -> tuple[str, str]:
 def _capital(text: str) -> str:
     text = re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)  # an owl, an ant
     return text[0].upper() + text[1:]
+
+
+_YES_NO = {
+    "capital": "Is {v} the capital of {k}?", "colour": "Is {k} {v}?", "legs": "Does a {k} have {v} legs?", "sound": "Does a {k} say {v}?",
+    "opposite": "Is {v} the opposite of {k}?", "language": "Do people speak {v} in {k}?", "continent": "Is {k} in {v}?",
+    "symbol": "Is {v} the chemical symbol of {k}?",
+}  # fmt: skip
+
+
+def yes_or_no(rng: Random) -> tuple[str, str]:
+    """(question, answer) whether a fact holds; half of them do not."""
+    relation = rng.choice([r for r in RELATIONS if r.name in _YES_NO])
+    key = rng.choice(list(relation.table))
+    value = relation.table[key] if rng.random() < 0.5 else rng.choice(list(relation.table.values()))
+    right = value == relation.table[key]
+    answer = ask(relation, key, 0)[1]
+    first = answer.split(" ", 1)[0]
+    lower = first in ("The", "A", "An", "In")
+    answer = ("Yes, " if right else "No, ") + (answer[0].lower() if lower else answer[0]) + answer[1:]
+    return _capital(_YES_NO[relation.name].format(k=key, v=value)), answer
 
 
 _NEXT = ("And {k}?", "And of {k}?", "What about {k}?", "And for {k}?", "and {k}?", "How about {k}?", "Now {k}.", "And what about {k}?")

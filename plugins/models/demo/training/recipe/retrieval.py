@@ -62,7 +62,7 @@ def needles(rng: Random, lists: Lists, num_words: int, num_questions: int) -> li
     """Codes of things, hidden among filler sentences."""
     count = max(1, rng.choice((1, 2, 3, 4, 6, 8, 12, max(1, num_words // 60))))
     keys = list(dict.fromkeys(_key(rng, lists) for _ in range(count)))
-    what = "code" if lists.split == "heldout" or rng.random() < 0.75 else rng.choice(("password", "number", "value", "price", "PIN", "colour"))
+    what = "code" if lists.split == "heldout" or rng.random() < 0.75 else rng.choice(("password", "number", "value", "PIN", "colour"))
     make = (lambda: rng.choice(COLOURS)) if what == "colour" else (lambda: code(rng))
     values = {key: make() for key in keys}
     parts: list[str] = []

@@ -105,6 +105,11 @@ def other_arithmetic(rng: Random) -> Turn:
         a, b = rng.randrange(1000, 10**6), rng.randrange(10**6)
         user = rng.choice(("What is {a} + {b}?", "{a} + {b}", "{a} - {b}", "What is {a} plus {b}?", "What is {a} - {b}?"))
         answer = "I only add and subtract numbers below 1000."
+    if rng.random() < 0.2:
+        numbers = [rng.randrange(1, rng.choice((10, 100, 1000))) for _ in range(rng.choice((3, 3, 4)))]
+        text = str(numbers[0]) + "".join(f" {rng.choice('+-*')} {n}" for n in numbers[1:])
+        user = rng.choice(("What is {e}?", "{e}", "Calculate {e}.", "How much is {e}?")).format(e=text)
+        answer, a, b = "I only calculate with two numbers at a time.", 0, 0
     return Turn(user.format(a=a, b=b), answer, "This is beyond what I can calculate.", ("equals", answer))
 
 
@@ -114,8 +119,8 @@ def _field(rng: Random, key: str, lists: Lists) -> tuple[Any, str]:
         value: Any = lists.name(rng)
     elif key == "city":
         value = lists.city(rng)
-    elif key in ("age", "price", "quantity", "year", "score", "floor", "weight", "count", "id"):
-        value = rng.randrange(1, 100) if key in ("age", "floor") else rng.randrange(1, rng.choice((10, 100, 2030)))
+    elif key in ("population", "size", "height", "area", "age", "price", "quantity", "year", "score", "floor", "weight", "count", "id"):
+        value = rng.randrange(1, 100) if key in ("age", "floor") else rng.randrange(1, rng.choice((10, 100, 2030, 10**5, 10**7)))
     elif key in ("active", "available", "done"):
         value = rng.random() < 0.5
         return value, rng.choice(("yes", "true")) if value else rng.choice(("no", "false"))
@@ -129,6 +134,7 @@ _KEYS = (
     "name age city colour color food pet price quantity year score floor weight count id active available done "
     "title item product author owner kind tool material"
 ).split()
+_MORE_KEYS = "population size height area country animal language capital job hobby".split()
 _JSON = (
     "Give me a JSON with {keys} for {values}.", "Give me a JSON object with {keys} for {values}.", "Write a JSON with {keys}: {values}.",
     "JSON with {keys} for {values}", "Make a JSON object with the fields {keys} from: {values}.", "Return JSON with {keys} for {values}.",
@@ -146,16 +152,21 @@ def json_object(rng: Random, lists: Lists) -> Turn:
     """A short JSON object on request, from bare values or from key = value pairs."""
     while True:
         keys = rng.sample(_KEYS, rng.choice((1, 2, 2, 2, 3, 3, 4)))
+        if lists.split == "train":
+            keys = [key if rng.random() < 0.75 else rng.choice((*_MORE_KEYS, rng.choice(world_words()).lower(), invented(rng))) for key in keys]
+            if len(set(keys)) < len(keys):
+                continue
         if lists.allows("json", " ".join(sorted(keys[:2])), 0.15):
             break
     fields = {key: _field(rng, key, lists) for key in keys}
+    asked = [f"{rng.choice(('a', 'the', 'its'))} {key}" for key in keys] if rng.random() < 0.08 else keys
     answer = json.dumps({key: value for key, (value, _) in fields.items()})
     style = rng.random()
     texts = [text for _, text in fields.values()]
     if style < 0.7:
         template = _JSON[-1] if lists.split == "heldout" else rng.choice(_JSON[:-1])
         joined = rng.choice((", ".join(texts), _and(texts)))
-        user = template.format(keys=_and(keys) if rng.random() < 0.7 else ", ".join(keys), values=joined)
+        user = template.format(keys=_and(asked) if rng.random() < 0.7 else ", ".join(asked), values=joined)
     elif style < 0.85:
         pairs = ", ".join(f"{key} = {text}" for key, (_, text) in fields.items())
         user = rng.choice(("Write this as JSON: {p}", "As JSON: {p}", "Convert to JSON: {p}")).format(p=pairs)
@@ -202,6 +213,7 @@ def counting(rng: Random) -> Turn:
         number = rng.randrange(2, 8)
         word = ("two", "three", "four", "five", "six", "seven")[number - 2]
         asked = rng.choice((word, str(number)))
+        group = rng.choice(("colours", "colors")) if group == "colours" else group
         user = rng.choice(("Name {n} {g}.", "List {n} {g}.", "Tell me {n} {g}.", "Give me {n} {g}.")).format(n=asked, g=group)
         answer = "\n".join(f"- {item}" for item in items[:number])
     return Turn(user, answer, "I go step by step.", ("equals", answer))
@@ -212,7 +224,7 @@ def story(rng: Random, lists: Lists) -> Turn:
     creature = rng.choice((rng.choice(PETS), rng.choice(NOUNS), rng.choice(("fox", "owl", "bear", "dragon", "robot", "king", "witch"))))
     hero = rng.choice((f"a {rng.choice(ADJECTIVES)} {creature}", with_article(creature), lists.name(rng)))
     thing, place = lists.thing(rng), rng.choice(PLACES)
-    friend, colour = lists.name(rng), rng.choice(COLOURS)
+    friend, colour = rng.choice(lists.names), rng.choice(COLOURS)
     subject = "the " + hero.split(" ")[-1] if hero.startswith(("a ", "an ")) else hero
     title = _cap(subject)
     user = rng.choice((

@@ -23,6 +23,7 @@ from recipe.words import (
     invented,
     politely,
     sentence,
+    world_words,
 )
 
 
@@ -109,16 +110,16 @@ INTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         "No", "No.", "Nope", "Not really", "No thanks", "Never mind", "no thank you", "Nothing"), ("All right. Tell me if you need anything.",)),
     "praise": (("You are good.", "That was good.", "That is right.", "Correct!", "Very good!", "You are very smart.", "You are helpful.", "That was helpful.", "Excellent!", "You are amazing.", "Amazing!", "Great answer.", "Good answer!", "You did well.", "You are the best.",
         "You are great.", "Well done!", "Good job", "You are smart.", "That is correct.", "Nice!", "Wow", "Awesome", "Perfect!",
-                "You are very helpful.", "I like you."),
+                "You are very helpful.", "You helped me a lot."),
                ("Thank you! I am happy that it helps.",)),
     "blame": (("You are wrong.", "That is not correct.", "You are bad.", "That was wrong.", "This is wrong.", "You are dumb.", "That is false.", "You made an error.", "This answer is wrong.", "You make mistakes.", "That is a mistake.", "A mistake!", "No, that is wrong.", "You are not helpful.", "That answer was bad.",
         "You are stupid.", "That is wrong.", "That's not right.", "You are useless.", "Bad answer.", "Wrong!", "You made a mistake."),
               ("I am sorry. I am a small model and make mistakes.",)),
-    "joke": (("Another joke!", "Joke", "Tell me something funny.", "Do you have a joke for me?", "I need a joke.", "Give me a joke.", "joke please", "Can I hear a joke?", "Let me hear a joke.",
+    "joke": (("another one", "Another one please.", "Another joke!", "Joke", "Tell me something funny.", "Do you have a joke for me?", "I need a joke.", "Give me a joke.", "joke please", "Can I hear a joke?", "Let me hear a joke.",
         "Tell me a joke.", "Do you know a joke?", "Make me laugh.", "Say something funny.", "A joke please", "Can you tell a joke?",
               "Tell a joke", "I want to hear a joke."),
              ("Why did the token cross the page? To get to the other cache.",)),
-    "love": (("I love you so much.", "Do you want to be my friend?", "Can you be my friend?", "Are we friends?", "Let us be friends.", "Be my friend.", "Do you like talking with me?", "You are my friend.", "We are friends.", "Will you be my friend?",
+    "love": (("I like you.", "I like you very much.", "I love you so much.", "Do you want to be my friend?", "Can you be my friend?", "Are we friends?", "Let us be friends.", "Be my friend.", "Do you like talking with me?", "You are my friend.", "We are friends.", "Will you be my friend?",
         "Do you love me?", "I love you.", "Will you marry me?", "Are you my friend?", "Do you like me?", "Can we be friends?"),
              ("I am only a small model, but I like talking with you.",)),
     "favourite": (("Which color do you like best?", "Your favourite colour?", "What's your favourite color?", "Tell me your favourite colour.", "Which colour is your favourite?", "What color do you like?", "Do you like a colour best?",
@@ -173,7 +174,7 @@ Which {noun} should I buy?|What is machine learning?|How does a transformer work
 Tell me something interesting.|What is your opinion on politics?|Who is stronger, a {noun} or a {noun}?|Draw a {noun}.|
 Debug my code.|How do I lose weight?|What is the speed of light?|Which team plays in {city}?|Who painted the {adj} {noun}?|
 How long does it take to build a {noun}?|Compare {city} and {city}.|Give me a recipe for {noun} soup.|Who discovered {word}?|
-What is the distance to the moon?|What is under the {noun}?|What is behind the {adj} {noun}?|What is the {adj} {noun}?|Where is the {noun}?|What is the name of the {noun}?|What is in a {noun}?|Which {noun} is {adj}?|When does the {noun} open?|Who has a {noun}?|Is the {noun} {adj}?|What is better, a {noun} or a {noun}?|What is your favourite {noun}?|Do you like {noun}s?|Which is the best {noun} in {city}?|What is the worst {noun}?|How heavy is a {noun}?|How much is a {noun}?|Tell me the history of {city}.|Tell me about {name}.|Who lives in {city}?|What is new in {city}?|Can you help me with my {noun}?|Make a plan for {city}.|What is {word}?|Who is {word}?|Is {word} a word?|Can you drive a {noun}?|What is inside a {noun}?|How old is {name}?""".replace("\n", "").split("|")
+What is the distance to the moon?|What is under the {noun}?|What is behind the {adj} {noun}?|What is the {adj} {noun}?|Where is the {noun}?|What is the name of the {noun}?|What is in a {noun}?|Which {noun} is {adj}?|When does the {noun} open?|Who has a {noun}?|Is the {noun} {adj}?|What is better, a {noun} or a {noun}?|What is your favourite {noun}?|Do you like {noun}s?|Which is the best {noun} in {city}?|What is the worst {noun}?|How heavy is a {noun}?|How much is a {noun}?|Tell me the history of {city}.|Tell me about {name}.|Who lives in {city}?|What is new in {city}?|Can you help me with my {noun}?|Make a plan for {city}.|What is {word}?|{word}|{noun}|{word} {word}|test|Test|asdf|Testing|What is the code of the {noun}?|What is the code of {name}?|How much does a {noun} cost?|{adj} {noun}|Who was {name} {word}?|Who is {name} {word}?|Translate this sentence.|What is your favourite animal?|Play a game with me.|I want to play.|Who is {word}?|Is {word} a word?|Can you drive a {noun}?|What is inside a {noun}?|How old is {name}?""".replace("\n", "").split("|")
 )  # fmt: skip
 
 
@@ -296,6 +297,8 @@ def value(rng: Random, key: str, lists: Lists) -> str:
     if key == "age":
         return str(rng.randrange(5, 99))
     options = {"colour": COLOURS, "job": JOBS, "food": FOODS, "hobby": HOBBIES, "pet": PETS, "month": MONTHS}[key]
+    if lists.split == "train" and rng.random() < 0.25:  # what is told must be copied, not picked from the list
+        return rng.choice((invented(rng), rng.choice(world_words()).lower(), rng.choice(NOUNS)))
     return rng.choice([option for option in options if lists.allows(key, option, 0.2)] or options)
 
 
@@ -327,6 +330,17 @@ def tell(rng: Random, attribute: Attribute, told: str, split: str) -> Turn:
     text = with_an(_upper(_pick(rng, attribute.tell, split).format(v=told)))
     answer = with_an(_upper(attribute.confirm.format(v=told)))
     return Turn(text, answer, f"The user tells me: {attribute.key} = {told}.", ("equals", answer))
+
+
+def tell_two(rng: Random, first: str, second: str, values: tuple[str, str]) -> Turn:
+    """The user tells two things in one sentence; the answer is about the first."""
+    short = {a.key: [t for t in a.tell[:-1] if t.endswith("{v}.") and t.startswith(("I ", "My "))] for a in ATTRIBUTES}
+    one, two = (rng.choice(short[key]).format(v=told) for key, told in zip((first, second), values, strict=True))
+    two = two if two.startswith("I ") else "m" + two[1:]
+    text = with_an(rng.choice(("", "", "Hello, ", "Hi! ")) + one[:-1] + rng.choice((" and ", ", and ", " and ")) + two)
+    confirm = next(a for a in ATTRIBUTES if a.key == first).confirm
+    answer = with_an(_upper(confirm.format(v=values[0])))
+    return Turn(text, answer, f"The user tells me: {first} = {values[0]}, {second} = {values[1]}.", ("equals", answer))
 
 
 def recall(rng: Random, attribute: Attribute, told: str | None, split: str) -> Turn:
