@@ -37,8 +37,9 @@ def cut(text: str, cuts: list[int]) -> list[str]:
 
 
 FRAGMENTS = (
-    "<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"x": 1}}', '{"name": "f"', "}", '"', "<", "</", "<tool", "call>",
-    "\n", " ", "\n\n", "text", "ü🎉", '{"name": "f", "arguments": "{\\"a\\": 1e3}"}', '{"name": 3}', "<tool_call>\n", "\n</tool_call>",
+    "<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"x": 1}}', '{"name": "f"', "}",
+    '"', "<", "</", "<tool", "call>", "\n", " ", "\n\n", "text", "ü🎉", '{"name": "f", "arguments": "{\\"a\\": 1e3}"}',
+    '{"name": 3}', "<tool_call>\n", "\n</tool_call>",
 )  # fmt: skip
 TEXTS = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=4)), max_size=10).map("".join)
 CUTS = st.lists(st.integers(0, 200), max_size=12)
@@ -95,14 +96,15 @@ def test_reasoning_parser_loses_nothing(text: str, opened: bool) -> None:
         ('<tool_call>\n{"name": "f", "arguments": {"a": [1, 2.0]}}\n</tool_call>', "", [(0, "f", '{"a": [1, 2.0]}')]),
         ('I look.\n<tool_call>{"name": "f", "arguments": {}}</tool_call>\n', "I look.", [(0, "f", "{}")]),
         (
-            '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n<tool_call>\n{"arguments": {"b": "ü"}, "name": "g"}\n</tool_call>',
+            '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
+            '<tool_call>\n{"arguments": {"b": "ü"}, "name": "g"}\n</tool_call>',
             "",
             [(0, "f", '{"a": 1}'), (1, "g", '{"b": "ü"}')],
         ),
         ('<tool_call>{"name": "f", "arguments": {"a": "</b>"}}', "", [(0, "f", '{"a": "</b>"}')]),
         ('<tool_call>{"name": "f", "argum', '<tool_call>{"name": "f", "argum', []),
         ("<tool_call>not JSON</tool_call> then text", "<tool_call>not JSON</tool_call> then text", []),
-        ('<tool_call>{"name": "f", "arguments": 3}</tool_call>', '<tool_call>{"name": "f", "arguments": 3}</tool_call>', []),
+        ('<tool_call>{"name": "f", "x": 3}</tool_call>', '<tool_call>{"name": "f", "x": 3}</tool_call>', []),
         ('<tool_call>{"name": "f", "arguments": {}}</tool_call>\n\nDone.', "\n\nDone.", [(0, "f", "{}")]),
         ("a < b <tool", "a < b <tool", []),
     ],

@@ -103,9 +103,8 @@ def parse_call(body: str) -> tuple[str, str] | None:
             text, value = value, json.loads(value)
     except (ValueError, KeyError, RecursionError):
         return None
-    if not isinstance(name, str) or not name or not isinstance(value, dict) or not members.keys() <= {"name", "arguments"}:
-        return None
-    return name, text
+    well_formed = isinstance(value, dict) and members.keys() <= {"name", "arguments"}
+    return (name, text) if well_formed and isinstance(name, str) and name else None
 
 
 def _members(body: str) -> dict[str, tuple[object, str]]:

@@ -32,8 +32,8 @@ _SYSTEMS = (
 
 @dataclass
 class Chat:
-    """messages: as for a chat template, the last one is the assistant's. reasoning: of the last one, used if `thinking`.
-    weights: one a message. check: how evaluation judges the last message."""
+    """messages: as for a chat template, the last one is the assistant's. reasoning: of the last one, used if
+    `thinking`. weights: one a message. check: how evaluation judges the last message."""
 
     messages: list[Message] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)
@@ -113,6 +113,11 @@ def render(chat: Chat) -> list[Segment]:
     return out
 
 
+_PREFIXES = (
+    "Please: ", "Hey, ", "OK. ", "Question: ", "Now: ", "And ", "So, ", "Next question: ", "Well, ", "Hi! ", "Thanks. ",
+)  # fmt: skip
+
+
 def _noise(rng: Random, turn: Turn, split: str) -> Turn:
     """Careless typing, polite words; never in evaluation."""
     if split != "train" or rng.random() < 0.55:
@@ -126,7 +131,7 @@ def _noise(rng: Random, turn: Turn, split: str) -> Turn:
     elif kind < 0.65:
         text = text.lower().rstrip("?.!")
     elif kind < 0.85:
-        prefix = rng.choice(("Please: ", "Hey, ", "OK. ", "Question: ", "Now: ", "And ", "So, ", "Next question: ", "Well, ", "Hi! ", "Thanks. "))
+        prefix = rng.choice(_PREFIXES)
         text = prefix + (text if prefix[-2] in ":.!" else text[0].lower() + text[1:])
     elif kind < 0.93:
         text = text.rstrip("?.!") + rng.choice((" please", " please?", ", please.", "??", " ?", "...", "!"))
@@ -181,7 +186,8 @@ def _no_tool(rng: Random, lists: Lists) -> Turn:
     elif kind == 2:
         question, answer = rng.choice(tools.SEARCH[:-1]).format(q=f"{rng.choice(NOUNS)}s in {city}"), _NO_SEARCH
     else:
-        question, answer = rng.choice(("What time is it in {c}?", "Time in {c}?")).format(c=city), talk.INTENTS["time"][1][0]
+        question = rng.choice(("What time is it in {c}?", "Time in {c}?")).format(c=city)
+        answer = talk.INTENTS["time"][1][0]
     return Turn(question, answer, "I would need a tool for this.", ("equals", answer))
 
 
@@ -229,7 +235,8 @@ def _system(rng: Random, lists: Lists, chat: Chat, memory: Memory) -> None:
     elif kind < 0.95:
         name = lists.name(rng)
         memory.told["name"] = name
-        chat.add("system", f"{rng.choice(_SYSTEMS)} {rng.choice(('The name of the user is', 'The user is called'))} {name}.")
+        text = f"{rng.choice(_SYSTEMS)} {rng.choice(('The name of the user is', 'The user is called'))} {name}."
+        chat.add("system", text)
     else:
         chat.add("system", f"{rng.choice(_SYSTEMS)} {sentence(rng, lists)}")
 
@@ -265,7 +272,8 @@ def mixed_chat(rng: Random, lists: Lists) -> Chat:
     for _ in range(rng.choice((1, 1, 2, 3, 4, 5, 6, 8))):
         if rng.random() < 0.06:
             for question, answer, value in facts.series(rng):
-                chat.add_turn(Turn(question, answer, "I look into my table of facts.", ("contains_word", value), weight=12))
+                check = ("contains_word", value)
+                chat.add_turn(Turn(question, answer, "I look into my table of facts.", check, weight=12))
         chat.add_turn(any_turn(rng, lists, memory))
     if rng.random() < 0.18:
         chat.thinking = True
@@ -317,7 +325,8 @@ def long_chat(rng: Random, lists: Lists, max_tokens: int) -> Chat:
     kind = rng.choices(retrieval.LONG_KINDS, weights=(5, 4, 3, 3.5, 1.5, 4))[0]
     low = 20 if kind != "copy" else 30
     top = max_tokens - 600 if kind != "copy" else (max_tokens - 500) // 2
-    num_tokens = int(low * (max(top, 2 * low) / low) ** rng.random()) if rng.random() < 0.5 else rng.randrange(low, max(top, 2 * low))
+    top = max(top, 2 * low)
+    num_tokens = int(low * (top / low) ** rng.random()) if rng.random() < 0.5 else rng.randrange(low, top)
     if rng.random() < 0.25:
         chat.add_turn(any_turn(rng, lists, memory))
     for turn in retrieval.long_turns(rng, lists, kind, num_tokens, rng.choice((1, 3, 5, 8, 12))):

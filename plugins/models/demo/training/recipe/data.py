@@ -36,7 +36,7 @@ def encode(tokenizer: Tokenizer, chats: list[Chat]) -> list[tuple[NDArray[np.int
 
 
 class Rows:
-    """Rows of `length` + 1 tokens (int16), loss weights (uint8) and chat numbers within the row (uint8; 255 is padding)."""
+    """Rows of `length` + 1 tokens (int16), loss weights (uint8) and chat numbers in the row (uint8, 255: padding)."""
 
     def __init__(self, num_rows: int, length: int, num_workers: int, seed: int, tokenizer_file: Path) -> None:
         self.num_rows, self.length, self.num_workers, self.seed = num_rows, length, num_workers, seed
@@ -91,7 +91,8 @@ class Rows:
                     made = encode(tokenizer, [training_chat(self.seed, number, self.length) for number in numbers])
                     pending += [item for item in made if len(item[0]) <= width]
                     index = numbers[-1] + self.num_workers
-                fitting = next((i for i, (tokens, _) in enumerate(pending[:_PENDING]) if at + len(tokens) <= width), None)
+                room = width - at
+                fitting = next((i for i, (tokens, _) in enumerate(pending[:_PENDING]) if len(tokens) <= room), None)
                 if fitting is None:
                     break
                 tokens, weights = pending.pop(fitting)

@@ -36,7 +36,9 @@ def answers(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int,
         inputs = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, padding_side="left")
         inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
-            result = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None)
+            result = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None
+            )
         for i, row in zip(part, result[:, inputs["input_ids"].shape[1] :], strict=True):
             text = tokenizer.decode(row, skip_special_tokens=False)
             out[i] = text.split("<|im_end|>")[0].split("<|endoftext|>")[0]
@@ -47,7 +49,8 @@ def evaluate(folder: Path, share: float, skills: list[str], batch: int, num_show
     """Scores a skill: right, items, shortest and longest prompt in tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     scores: dict[str, Any] = {}
     for skill in skills or SKILLS:
         started = time.monotonic()
@@ -65,8 +68,8 @@ def evaluate(folder: Path, share: float, skills: list[str], batch: int, num_show
             "prompt_tokens": [min(lengths), max(lengths)],
         }
         row = scores[skill]
-        print(f"| {skill:36} | {row['percent']:5.1f} % | {row['right']:3}/{row['items']:<3} | {min(lengths)}–{max(lengths)} |"
-              f"  {time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
+        print(f"| {skill:36} | {row['percent']:5.1f} % | {row['right']:3}/{row['items']:<3} "
+              f"| {min(lengths)}–{max(lengths)} |  {time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
         wrong = [(p, t, c) for p, t, c, v in zip(prompts, texts, chats, verdicts, strict=True) if not v]
         for question, text, chat in wrong[:num_shown]:
             print(f"    … {question[-150:]!r}\n    -> {text[:200]!r}\n    wanted {chat.check!r:.200}")

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words and phrasings, easier to read and extend as long lines
 """The fact table, its phrasings and which (fact, phrasing) pairs are kept for evaluation."""
 
 from __future__ import annotations

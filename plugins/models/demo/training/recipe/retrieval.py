@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words and phrasings, easier to read and extend as long lines
 """Long-context skills: needles in filler, key-value lists, numbered lines, people, long copies."""
 
 from __future__ import annotations
@@ -6,7 +7,20 @@ from random import Random
 
 from recipe.simple import copy
 from recipe.talk import Turn
-from recipe.words import ADJECTIVES, COLOURS, HOBBIES, JOBS, NOUNS, PETS, Lists, code, invented, politely, sentence, with_article
+from recipe.words import (
+    ADJECTIVES,
+    COLOURS,
+    HOBBIES,
+    JOBS,
+    NOUNS,
+    PETS,
+    Lists,
+    code,
+    invented,
+    politely,
+    sentence,
+    with_article,
+)
 
 _NEEDLES = (
     "The code of the {k} is {v}.", "The code for the {k} is {v}.", "The {k} has the code {v}.", "Remember: the code of the {k} is {v}.",

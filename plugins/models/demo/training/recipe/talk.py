@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words and phrasings, easier to read and extend as long lines
 """Small talk: intents with many phrasings, facts about the user, greetings in a few languages, and everything else."""
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def train(num_chats: int, seed: int) -> Tokenizer:
     )
     # Markers are left out, or merges such as "?<|" would be learned.
     marker = re.compile("|".join(map(re.escape, (*SPECIAL, *MARKERS))))
-    texts = (marker.sub("\n", "".join(text for text, _ in render(training_chat(seed, i, 1024)))) for i in range(num_chats))
+    chats = (render(training_chat(seed, i, 1024)) for i in range(num_chats))
+    texts = (marker.sub("\n", "".join(text for text, _ in chat)) for chat in chats)
     tokenizer.train_from_iterator(texts, trainer)
     _clear_special_flag(tokenizer)
     return tokenizer

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of words and phrasings, easier to read and extend as long lines
 """Tool calling: three example tools and a few more for variety, when to call them and how to use the answer."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trains the model on the packed stream and exports it.
 
     python -m recipe.train --tokenizer FOLDER --out FOLDER --minutes 7.5      # one H200
-    python -m recipe.train --tokenizer FOLDER --out FOLDER --small            # any CPU, a few minutes, a much smaller model
+    python -m recipe.train --tokenizer FOLDER --out FOLDER --small            # any CPU; a much smaller model
 
 The schedule follows the elapsed time with --minutes and the step number with --steps; only the latter repeats exactly.
 """
@@ -33,7 +33,8 @@ class Muon:
         shapes: dict[torch.Size, list[Tensor]] = {}
         for parameter in parameters:
             shapes.setdefault(parameter.shape, []).append(parameter)
-        self.groups = [(group, torch.zeros(len(group), *shape, device=group[0].device)) for shape, group in shapes.items()]
+        device = parameters[0].device
+        self.groups = [(group, torch.zeros(len(group), *shape, device=device)) for shape, group in shapes.items()]
         self.momentum, self.weight_decay = momentum, weight_decay
 
     @torch.no_grad()

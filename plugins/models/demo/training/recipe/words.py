@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905, RUF005 - tables of words and phrasings, easier to read and extend as long lines
 """Word lists of the small world, and the split that keeps part of every list away from training."""
 
 from __future__ import annotations
