@@ -13,6 +13,7 @@ import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.interfaces.kinds import RESERVED_KINDS, Kind
 from core.registry.manifest import MANIFEST_NAME, Manifest, ManifestEntry, ManifestError, read_manifest
@@ -56,12 +57,14 @@ def _sources(by_group: Mapping[str, str], paths: Sequence[str] | None) -> Iterab
         if not text or not any(group in text for group in by_group):
             continue
         entry_points = tuple(ep for ep in distribution.entry_points if ep.group in by_group)
-        name = distribution.metadata.get("Name")
+        # Not metadata["Name"]: from Python 3.12 on that warns where the key is missing.
+        metadata: Any = distribution.metadata
+        name = metadata.get("Name")
         # The first one on the path is the one that imports; a stale copy further down is not looked at.
         if not entry_points or not name or canonical(name) in seen:
             continue
         seen.add(canonical(name))
-        yield _Source(name, distribution.metadata.get("Version") or "0", entry_points)
+        yield _Source(name, metadata.get("Version") or "0", entry_points)
 
 
 def _records_of(

@@ -52,12 +52,12 @@ def test_entry_points_and_manifest_agree() -> None:
     assert {(e.group.removeprefix("core."), e.name) for e in mine} == declared
     for entry in mine:
         assert callable(entry.load())
-    assert manifest["plugin"][0]["capabilities"] == {"default": True}
+    stated = {"default": True, "tool_parser": "demo", "reasoning_parser": "demo"}
+    assert manifest["plugin"][0]["capabilities"] == stated
 
 
-def test_config_names_parsers(folder: Path) -> None:
+def test_config_fits_the_tokenizer(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    assert config["core"] == {"tool_parser": "demo", "reasoning_parser": "demo"}
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert TOKENIZER.token_to_id("<|im_end|>") == config["eos_token_id"]
 

@@ -197,7 +197,6 @@ def config(shape: Shape) -> dict[str, Any]:
         "pad_token_id": 0,
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
-        "core": {"tool_parser": "demo", "reasoning_parser": "demo"},
     }
 
 
