@@ -1,6 +1,6 @@
 """Scores a checkpoint on held-out items of every skill, greedily, and prints a table.
 
-    python -m recipe.evaluate --model FOLDER [--json FILE] [--share 0.2] [--skill NAME ...]
+python -m recipe.evaluate --model FOLDER [--json FILE] [--share 0.2] [--skill NAME ...]
 """
 
 from __future__ import annotations

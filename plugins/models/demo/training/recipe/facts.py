@@ -83,8 +83,12 @@ _COUNTS = _pairs(
     "cents are in a dollar=100,metres are in a kilometre=1000,grams are in a kilogram=1000,eggs are in a dozen=12,"
     "wheels does a car have=4,wheels does a bicycle have=2,fingers are on a hand=5,colours does a rainbow have=7"
 )
-_HELLO = _pairs("German=Hallo,French=Bonjour,Spanish=Hola,Italian=Ciao,Portuguese=Olá,Dutch=Hallo,Swedish=Hej,Polish=Cześć,Hawaiian=Aloha")
-_HOLIDAYS = _pairs("Christmas=December,Halloween=October,New Year=January,Valentine's Day=February,Labour Day=May,New Year's Eve=December")
+_HELLO = _pairs(
+    "German=Hallo,French=Bonjour,Spanish=Hola,Italian=Ciao,Portuguese=Olá,Dutch=Hallo,Swedish=Hej,Polish=Cześć,Hawaiian=Aloha"
+)
+_HOLIDAYS = _pairs(
+    "Christmas=December,Halloween=October,New Year=January,Valentine's Day=February,Labour Day=May,New Year's Eve=December"
+)
 _ORDER = _pairs(
     "Mercury=first,Venus=second,Earth=third,Mars=fourth,Jupiter=fifth,Saturn=sixth,Uranus=seventh,Neptune=eighth"
 )
@@ -245,7 +249,16 @@ def yes_or_no(rng: Random) -> tuple[str, str]:
     return _capital(_YES_NO[relation.name].format(k=key, v=value)), answer
 
 
-_NEXT = ("And {k}?", "And of {k}?", "What about {k}?", "And for {k}?", "and {k}?", "How about {k}?", "Now {k}.", "And what about {k}?")
+_NEXT = (
+    "And {k}?",
+    "And of {k}?",
+    "What about {k}?",
+    "And for {k}?",
+    "and {k}?",
+    "How about {k}?",
+    "Now {k}.",
+    "And what about {k}?",
+)
 
 
 def series(rng: Random) -> list[tuple[str, str, str]]:
@@ -281,7 +294,12 @@ def unknown(rng: Random, lists: Lists) -> tuple[str, str]:
         kind = rng.random()
         if kind < 0.25:  # the front of one key and the back of another
             front, back = rng.choice(list(relation.table)), rng.choice(list(relation.table))
-            word = (front[: rng.randrange(1, len(front))] + back[rng.randrange(1, len(back)) :]).lower().removeprefix("a ").removeprefix("an ")
+            word = (
+                (front[: rng.randrange(1, len(front))] + back[rng.randrange(1, len(back)) :])
+                .lower()
+                .removeprefix("a ")
+                .removeprefix("an ")
+            )
             word = word.strip() or invented(rng)
         elif kind < 0.55:
             word = rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES), rng.choice(CITIES).lower()))

@@ -50,7 +50,9 @@ def _answer_turn(question: str, answer: str, value: str) -> Turn:
 def _with_document(rng: Random, document: str, turns: list[Turn]) -> list[Turn]:
     """Puts the document into the first question, before or behind it."""
     first = turns[0]
-    intro = rng.choice(("Here is a text:\n\n", "Read this text.\n\n", "", "Text:\n", "Read the following and answer.\n\n"))
+    intro = rng.choice(
+        ("Here is a text:\n\n", "Read this text.\n\n", "", "Text:\n", "Read the following and answer.\n\n")
+    )
     if rng.random() < 0.8:
         joined = f"{intro}{document}\n\n{rng.choice(('', '', 'Question: '))}{first.user}"
     else:
@@ -76,7 +78,11 @@ def needles(rng: Random, lists: Lists, num_words: int, num_questions: int) -> li
     """Codes of things, hidden among filler sentences."""
     count = max(1, rng.choice((1, 2, 3, 4, 6, 8, 12, max(1, num_words // 60))))
     keys = list(dict.fromkeys(_key(rng, lists) for _ in range(count)))
-    what = "code" if lists.split == "heldout" or rng.random() < 0.75 else rng.choice(("password", "number", "value", "PIN", "colour"))
+    what = (
+        "code"
+        if lists.split == "heldout" or rng.random() < 0.75
+        else rng.choice(("password", "number", "value", "PIN", "colour"))
+    )
     make = (lambda: rng.choice(COLOURS)) if what == "colour" else (lambda: code(rng))
     values = {key: make() for key in keys}
     parts: list[str] = []
@@ -134,7 +140,9 @@ def key_values(rng: Random, lists: Lists, num_entries: int, num_questions: int) 
         key = rng.choice(list(table))
         value = table[key]
         if rng.random() < 0.12 and unique[value] == key and lists.split == "train":
-            question = rng.choice(("Which key has the value {v}?", "What has the value {v}?", "Whose value is {v}?")).format(v=value)
+            question = rng.choice(
+                ("Which key has the value {v}?", "What has the value {v}?", "Whose value is {v}?")
+            ).format(v=value)
             turns.append(_answer_turn(question, f"{key} has the value {value}.", key))
             continue
         templates = (
@@ -160,7 +168,9 @@ def numbered_lines(rng: Random, lists: Lists, num_lines: int, num_questions: int
         number = rng.randrange(1, num_lines + 1)
         text = lines[number - 1]
         if rng.random() < 0.75:
-            question = rng.choice(("Repeat line {n}.", "What does line {n} say?", "Read line {n}.", "Copy line {n} exactly."))
+            question = rng.choice(
+                ("Repeat line {n}.", "What does line {n} say?", "Read line {n}.", "Copy line {n} exactly.")
+            )
             question = question.format(n=number)
         else:
             start = " ".join(text.split()[: rng.choice((4, 5))])
@@ -173,36 +183,99 @@ def numbered_lines(rng: Random, lists: Lists, num_lines: int, num_questions: int
 def people(rng: Random, lists: Lists, num_people: int, num_questions: int) -> list[Turn]:
     """Several people and what is said of each."""
     names = list(dict.fromkeys(lists.name(rng) for _ in range(num_people)))
-    facts = {name: {"city": lists.city(rng), "job": with_article(rng.choice(JOBS)), "hobby": rng.choice(HOBBIES), "pet": rng.choice(PETS)} for name in names}
+    facts = {
+        name: {
+            "city": lists.city(rng),
+            "job": with_article(rng.choice(JOBS)),
+            "hobby": rng.choice(HOBBIES),
+            "pet": rng.choice(PETS),
+        }
+        for name in names
+    }
     tell = {"city": "{n} lives in {v}.", "job": "{n} works as {v}.", "hobby": "{n} likes {v}.", "pet": "{n} has a {v}."}
     ask = {
-        "city": ("Where does {n} live?", "Which city does {n} live in?", "In which city does {n} live?", "Where is {n} at home?",
-                 "Where is {n}'s home?", "What city does {n} live in?", "What is the city of {n}?", "In which city is the home of {n}?",
-                 "Tell me where {n} lives.", "Tell me which city {n} lives in.", "Say where {n} lives.", "Do you know where {n} lives?",
-                 "In which city is {n}'s home?"),
-        "job": ("What is the job of {n}?", "What does {n} work as?", "What is {n}'s job?", "What does {n} do?", "Which job does {n} have?",
-                "As what does {n} work?", "What does {n} do as a job?", "Tell me the job of {n}.", "What work does {n} do?",
-                "Tell me what {n} does for work.", "Say what {n} works as.", "Do you know what {n} works as?", "Tell me which job {n} has.",
-                "Tell me what {n} works as."),
-        "hobby": ("What does {n} like?", "What is the hobby of {n}?", "What is {n}'s hobby?", "What hobby does {n} have?", "Which hobby has {n}?",
-                  "Tell me the hobby of {n}.", "What does {n} like to do?", "Tell me what {n} likes.", "What does {n} enjoy?",
-                  "Say what {n} likes.", "Tell me which hobby {n} has.", "What hobby has {n}?", "Do you know which hobby {n} has?",
-                  "Which hobby does {n} have?"),
-        "pet": ("Which pet does {n} have?", "What pet does {n} have?", "What is {n}'s pet?", "Which animal does {n} have?", "Tell me the pet of {n}.",
-                "What is the pet of {n}?", "What kind of pet does {n} have?", "Which pet lives with {n}?", "What kind of animal does {n} have?",
-                "Tell me which pet {n} has.", "Say which animal {n} has.", "Do you know what pet {n} has?", "What animal lives with {n}?",
-                "What animal does {n} have?"),
+        "city": (
+            "Where does {n} live?",
+            "Which city does {n} live in?",
+            "In which city does {n} live?",
+            "Where is {n} at home?",
+            "Where is {n}'s home?",
+            "What city does {n} live in?",
+            "What is the city of {n}?",
+            "In which city is the home of {n}?",
+            "Tell me where {n} lives.",
+            "Tell me which city {n} lives in.",
+            "Say where {n} lives.",
+            "Do you know where {n} lives?",
+            "In which city is {n}'s home?",
+        ),
+        "job": (
+            "What is the job of {n}?",
+            "What does {n} work as?",
+            "What is {n}'s job?",
+            "What does {n} do?",
+            "Which job does {n} have?",
+            "As what does {n} work?",
+            "What does {n} do as a job?",
+            "Tell me the job of {n}.",
+            "What work does {n} do?",
+            "Tell me what {n} does for work.",
+            "Say what {n} works as.",
+            "Do you know what {n} works as?",
+            "Tell me which job {n} has.",
+            "Tell me what {n} works as.",
+        ),
+        "hobby": (
+            "What does {n} like?",
+            "What is the hobby of {n}?",
+            "What is {n}'s hobby?",
+            "What hobby does {n} have?",
+            "Which hobby has {n}?",
+            "Tell me the hobby of {n}.",
+            "What does {n} like to do?",
+            "Tell me what {n} likes.",
+            "What does {n} enjoy?",
+            "Say what {n} likes.",
+            "Tell me which hobby {n} has.",
+            "What hobby has {n}?",
+            "Do you know which hobby {n} has?",
+            "Which hobby does {n} have?",
+        ),
+        "pet": (
+            "Which pet does {n} have?",
+            "What pet does {n} have?",
+            "What is {n}'s pet?",
+            "Which animal does {n} have?",
+            "Tell me the pet of {n}.",
+            "What is the pet of {n}?",
+            "What kind of pet does {n} have?",
+            "Which pet lives with {n}?",
+            "What kind of animal does {n} have?",
+            "Tell me which pet {n} has.",
+            "Say which animal {n} has.",
+            "Do you know what pet {n} has?",
+            "What animal lives with {n}?",
+            "What animal does {n} have?",
+        ),
     }
     said = [(name, kind) for name in names for kind in tell if rng.random() < 0.7] or [(names[0], "city")]
     rng.shuffle(said)
     parts = [tell[kind].format(n=name, v=facts[name][kind]) for name, kind in said]
     filler = rng.choice((0.0, 0.0, 1.0, 2.0))
-    parts = [text for part in parts for text in (part, *(sentence(rng, lists) for _ in range(int(filler * rng.random() * 2))))]
+    parts = [
+        text
+        for part in parts
+        for text in (part, *(sentence(rng, lists) for _ in range(int(filler * rng.random() * 2))))
+    ]
     turns = []
     for _ in range(num_questions):
         name, kind = rng.choice(said)
         value = facts[name][kind]
-        if rng.random() < 0.2 and kind == "city" and sum(facts[n]["city"] == value and (n, "city") in said for n in names) == 1:
+        if (
+            rng.random() < 0.2
+            and kind == "city"
+            and sum(facts[n]["city"] == value and (n, "city") in said for n in names) == 1
+        ):
             turns.append(_answer_turn(f"Who lives in {value}?", f"{name} lives in {value}.", name))
             continue
         question = (ask[kind][-1] if lists.split == "heldout" else rng.choice(ask[kind][:-1])).format(n=name)
@@ -222,7 +295,9 @@ def notes(rng: Random, lists: Lists, num_notes: int, num_questions: int) -> list
         turns.append(Turn(told, rng.choice(("Noted.", "I will remember it.")), "I keep this in mind.", ("any", "")))
     for _ in range(num_questions):
         key = rng.choice(keys)
-        turns.append(_answer_turn(_ask_code(rng, key, lists.split), f"The code of {key} is {values[key]}.", values[key]))
+        turns.append(
+            _answer_turn(_ask_code(rng, key, lists.split), f"The code of {key} is {values[key]}.", values[key])
+        )
     return turns
 
 

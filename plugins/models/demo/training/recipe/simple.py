@@ -1,4 +1,4 @@
-# ruff: noqa: E501, SIM905 - tables of words and phrasings, easier to read and extend as long lines
+# ruff: noqa: E501 - tables of words and phrasings, easier to read and extend as long lines
 """Skills that need one exchange: arithmetic, JSON objects, lists, counting, stories, short copies."""
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def _think_add(a: int, b: int) -> str:
         x, y = a // 10**index % 10, b // 10**index % 10
         total = x + y + carry
         with_carry = f" + {carry}" if carry else ""
-        steps.append(f"{place[index]}: {x} + {y}{with_carry} = {total}, write {total % 10}" + (", carry 1" if total > 9 else ""))
+        steps.append(
+            f"{place[index]}: {x} + {y}{with_carry} = {total}, write {total % 10}" + (", carry 1" if total > 9 else "")
+        )
         carry = total // 10
     return "; ".join(steps) + f". So {a} + {b} = {a + b}."
 
@@ -74,7 +76,13 @@ def arithmetic(rng: Random, split: str, operation: str | None = None) -> Turn:
         kind = rng.random()
         if kind < 0.1 and split == "train":
             noun = rng.choice(NOUNS)
-            owner = rng.choice(("I have {a} {n}s and get {b} more.", "Tom has {a} {n}s and Mia has {b}.", "There are {a} {n}s and {b} more."))
+            owner = rng.choice(
+                (
+                    "I have {a} {n}s and get {b} more.",
+                    "Tom has {a} {n}s and Mia has {b}.",
+                    "There are {a} {n}s and {b} more.",
+                )
+            )
             user = owner.format(a=a, b=b, n=noun) + rng.choice((f" How many {noun}s are there?", " How many is that?"))
             answer = f"{a} + {b} = {a + b}, so there are {a + b} {noun}s."
         else:
@@ -93,7 +101,13 @@ def other_arithmetic(rng: Random) -> Turn:
         a, b = rng.randrange(1, 13), rng.randrange(1, 13)
         user = rng.choice(("What is {a} times {b}?", "{a} * {b}", "What is {a} * {b}?", "{a} x {b}", "Multiply {a} by {b}.", "{a} times {b}",
                            "How much is {a} times {b}?", "Calculate {a} * {b}.", "{a}*{b}"))  # fmt: skip
-        return Turn(user.format(a=a, b=b), f"{a} * {b} = {a * b}.", "This is in the multiplication table.", ("number", a * b), weight=20)
+        return Turn(
+            user.format(a=a, b=b),
+            f"{a} * {b} = {a * b}.",
+            "This is in the multiplication table.",
+            ("number", a * b),
+            weight=20,
+        )
     if kind < 0.75:
         a, b = rng.randrange(13, 5000), rng.randrange(2, 5000)
         user = rng.choice(("What is {a} times {b}?", "{a} * {b}", "Calculate {a} * {b}.", "Multiply {a} by {b}."))
@@ -104,7 +118,9 @@ def other_arithmetic(rng: Random) -> Turn:
         answer = "I cannot divide."
     else:
         a, b = rng.randrange(1000, 10**6), rng.randrange(10**6)
-        user = rng.choice(("What is {a} + {b}?", "{a} + {b}", "{a} - {b}", "What is {a} plus {b}?", "What is {a} - {b}?"))
+        user = rng.choice(
+            ("What is {a} + {b}?", "{a} + {b}", "{a} - {b}", "What is {a} plus {b}?", "What is {a} - {b}?")
+        )
         answer = "I only add and subtract numbers below 1000."
     if rng.random() < 0.2:
         numbers = [rng.randrange(1, rng.choice((10, 100, 1000))) for _ in range(rng.choice((3, 3, 4)))]
@@ -120,14 +136,36 @@ def _field(rng: Random, key: str, lists: Lists) -> tuple[Any, str]:
         value: Any = lists.name(rng)
     elif key == "city":
         value = lists.city(rng)
-    elif key in ("population", "size", "height", "area", "age", "price", "quantity", "year", "score", "floor", "weight", "count", "id"):
-        value = rng.randrange(1, 100) if key in ("age", "floor") else rng.randrange(1, rng.choice((10, 100, 2030, 10**5, 10**7)))
+    elif key in (
+        "population",
+        "size",
+        "height",
+        "area",
+        "age",
+        "price",
+        "quantity",
+        "year",
+        "score",
+        "floor",
+        "weight",
+        "count",
+        "id",
+    ):
+        value = (
+            rng.randrange(1, 100)
+            if key in ("age", "floor")
+            else rng.randrange(1, rng.choice((10, 100, 2030, 10**5, 10**7)))
+        )
     elif key in ("active", "available", "done"):
         value = rng.random() < 0.5
         return value, rng.choice(("yes", "true")) if value else rng.choice(("no", "false"))
     else:
         options = {"colour": COLOURS, "color": COLOURS, "food": FOODS, "pet": PETS}.get(key, NOUNS)
-        value = rng.choice((invented(rng), invented(rng), rng.choice(world_words()))) if rng.random() < 0.3 else rng.choice(options)
+        value = (
+            rng.choice((invented(rng), invented(rng), rng.choice(world_words())))
+            if rng.random() < 0.3
+            else rng.choice(options)
+        )
     return value, str(value)
 
 
@@ -154,7 +192,12 @@ def json_object(rng: Random, lists: Lists) -> Turn:
     while True:
         keys = rng.sample(_KEYS, rng.choice((1, 2, 2, 2, 3, 3, 4)))
         if lists.split == "train":
-            keys = [key if rng.random() < 0.75 else rng.choice((*_MORE_KEYS, rng.choice(world_words()).lower(), invented(rng))) for key in keys]
+            keys = [
+                key
+                if rng.random() < 0.75
+                else rng.choice((*_MORE_KEYS, rng.choice(world_words()).lower(), invented(rng)))
+                for key in keys
+            ]
             if len(set(keys)) < len(keys):
                 continue
         if lists.allows("json", " ".join(sorted(keys[:2])), 0.15):
@@ -180,7 +223,9 @@ def json_object(rng: Random, lists: Lists) -> Turn:
 def json_list(rng: Random, lists: Lists) -> Turn:
     """A JSON array of the given words."""
     words = [rng.choice(NOUNS) for _ in range(rng.randrange(2, 7))]
-    user = rng.choice(("Give me a JSON list of {w}.", "Write {w} as a JSON array.", "Make a JSON list with {w}.")).format(w=_and(words))
+    user = rng.choice(
+        ("Give me a JSON list of {w}.", "Write {w} as a JSON array.", "Make a JSON list with {w}.")
+    ).format(w=_and(words))
     answer = json.dumps(words)
     return Turn(user, answer, "I write the words as an array.", ("json", answer), weight=15)
 
@@ -191,10 +236,23 @@ def counting(rng: Random) -> Turn:
     if kind < 0.5:
         start = rng.randrange(0, 60)
         end = start + rng.randrange(3, 25)
-        user = rng.choice(("Count from {a} to {b}.", "count from {a} to {b}", "Please count from {a} up to {b}.")).format(a=start, b=end)
+        user = rng.choice(
+            ("Count from {a} to {b}.", "count from {a} to {b}", "Please count from {a} up to {b}.")
+        ).format(a=start, b=end)
         if rng.random() < 0.3:
             start, end = 1, rng.randrange(3, 31)
-            spelled = {3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten", 12: "twelve", 20: "twenty"}
+            spelled = {
+                3: "three",
+                4: "four",
+                5: "five",
+                6: "six",
+                7: "seven",
+                8: "eight",
+                9: "nine",
+                10: "ten",
+                12: "twelve",
+                20: "twenty",
+            }
             user = rng.choice(("Count to {b}.", "count to {b}", "Please count to {b}.", "Count up to {b}."))
             user = user.format(b=spelled.get(end, end) if rng.random() < 0.6 else end)
         answer = ", ".join(map(str, range(start, end + 1)))
@@ -215,14 +273,18 @@ def counting(rng: Random) -> Turn:
         word = ("two", "three", "four", "five", "six", "seven")[number - 2]
         asked = rng.choice((word, str(number)))
         group = rng.choice(("colours", "colors")) if group == "colours" else group
-        user = rng.choice(("Name {n} {g}.", "List {n} {g}.", "Tell me {n} {g}.", "Give me {n} {g}.")).format(n=asked, g=group)
+        user = rng.choice(("Name {n} {g}.", "List {n} {g}.", "Tell me {n} {g}.", "Give me {n} {g}.")).format(
+            n=asked, g=group
+        )
         answer = "\n".join(f"- {item}" for item in items[:number])
     return Turn(user, answer, "I go step by step.", ("equals", answer))
 
 
 def story(rng: Random, lists: Lists) -> Turn:
     """A short story about what the user asks for; the rest is drawn."""
-    creature = rng.choice((rng.choice(PETS), rng.choice(NOUNS), rng.choice(("fox", "owl", "bear", "dragon", "robot", "king", "witch"))))
+    creature = rng.choice(
+        (rng.choice(PETS), rng.choice(NOUNS), rng.choice(("fox", "owl", "bear", "dragon", "robot", "king", "witch")))
+    )
     hero = rng.choice((f"a {rng.choice(ADJECTIVES)} {creature}", with_article(creature), lists.name(rng)))
     thing, place = lists.thing(rng), rng.choice(PLACES)
     friend, colour = rng.choice(lists.names), rng.choice(COLOURS)
@@ -270,7 +332,11 @@ def random_text(rng: Random, lists: Lists, num_words: int) -> str:
         if which == 2:
             return lists.name(rng)
         if which < 5:
-            return rng.choice(world_words()) if rng.random() < 0.92 else "".join(rng.choice(_FOREIGN) for _ in range(rng.randrange(1, 6)))
+            return (
+                rng.choice(world_words())
+                if rng.random() < 0.92
+                else "".join(rng.choice(_FOREIGN) for _ in range(rng.randrange(1, 6)))
+            )
         return invented(rng) if rng.random() < 0.7 else invented(rng).capitalize()
 
     if kind < 0.75:

@@ -157,9 +157,7 @@ INTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         "Ciao", "Buongiorno", "Ciao!", "Buonasera", "Salve", "Ciao, buongiorno"), ("Ciao! Come posso aiutare?",)),
 }  # fmt: skip
 
-DONT_KNOW = (
-    "I do not know that. I am a small demo model: ask me about capitals, colours, animals, sums, or give me a text to search."
-)
+DONT_KNOW = "I do not know that. I am a small demo model: ask me about capitals, colours, animals, sums, or give me a text to search."
 _OFF_WORLD = tuple(
     """How do I cook {noun}?|Why is the {noun} {adj}?|Who won the world cup in {year}?|Write a poem about the {noun}.|
 Explain quantum physics.|What is the meaning of life?|Who is the president of {city}?|How does a {noun} work?|
@@ -347,6 +345,8 @@ def tell_two(rng: Random, first: str, second: str, values: tuple[str, str]) -> T
 def recall(rng: Random, attribute: Attribute, told: str | None, split: str) -> Turn:
     """The user asks for what was told, or never was (`told` None)."""
     answer = attribute.missing if told is None else with_an(attribute.recall.format(v=told))
-    think = f"The {attribute.key} was not told." if told is None else f"Earlier the user told me: {attribute.key} = {told}."
+    think = (
+        f"The {attribute.key} was not told." if told is None else f"Earlier the user told me: {attribute.key} = {told}."
+    )
     question = politely(rng, _pick(rng, attribute.ask, split), split)
     return Turn(question, answer, think, ("equals", answer), weight=20)

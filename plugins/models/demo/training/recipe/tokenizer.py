@@ -1,6 +1,6 @@
 """Trains the byte-level BPE tokenizer and writes tokenizer files and the chat template.
 
-    python -m recipe.tokenizer --out FOLDER
+python -m recipe.tokenizer --out FOLDER
 """
 
 from __future__ import annotations

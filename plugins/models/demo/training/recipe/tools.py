@@ -25,7 +25,12 @@ def _text(description: str) -> dict[str, Any]:
 
 def weather_tool(rng: Random | None = None) -> Tool:
     """get_weather(city, unit)."""
-    descriptions = ("Get the current weather of a city", "Get the weather in a city.", "Current weather", "Returns the weather for a city.")
+    descriptions = (
+        "Get the current weather of a city",
+        "Get the weather in a city.",
+        "Current weather",
+        "Returns the weather for a city.",
+    )
     unit = {"type": "string", "enum": ["celsius", "fahrenheit"]}
     pick = rng.choice if rng else lambda options: options[0]
     return _tool("get_weather", pick(descriptions), {"city": _text(pick(("Name of the city", "", "The city"))), "unit": unit},
@@ -124,7 +129,10 @@ def weather(rng: Random, lists: Lists) -> ToolExchange:
     calls = [_call("get_weather", city=city, **extra) for city in cities]
     responses, answers = [], []
     for city in cities:
-        degrees, sky = rng.randrange(-15, 41), rng.choice(("sunny", "cloudy", "rainy", "windy", "foggy", "snowy", "clear", "stormy"))
+        degrees, sky = (
+            rng.randrange(-15, 41),
+            rng.choice(("sunny", "cloudy", "rainy", "windy", "foggy", "snowy", "clear", "stormy")),
+        )
         scale = unit or "celsius"
         degrees = degrees * 9 // 5 + 32 if scale == "fahrenheit" else degrees
         full: dict[str, Any] = {"city": city, "temperature": degrees, "unit": scale, "condition": sky}
@@ -164,7 +172,9 @@ def calculate(rng: Random, lists: Lists) -> ToolExchange:
     if len(terms) == 3 and terms[1] in "+-" and expression == " ".join(map(str, terms)):
         result = terms[0] + terms[2] if terms[1] == "+" else terms[0] - terms[2]
     style = rng.random()
-    response = json.dumps({"result": result}) if style < 0.6 else str(result) if style < 0.8 else json.dumps({"value": result})
+    response = (
+        json.dumps({"result": result}) if style < 0.6 else str(result) if style < 0.8 else json.dumps({"value": result})
+    )
     return ToolExchange(_pick(rng, CALCULATE, lists.split).format(e=asked), [_call("calculator", expression=expression)], [response],
                         f"The result is {result}.", f"I calculate {expression} with the tool.")  # fmt: skip
 
@@ -172,8 +182,15 @@ def calculate(rng: Random, lists: Lists) -> ToolExchange:
 def search(rng: Random, lists: Lists) -> ToolExchange:
     """A query and a snippet to report."""
     query = rng.choice(_TOPICS).format(
-        c=lists.city(rng), c2=lists.city(rng), n=rng.choice(NOUNS), n2=rng.choice(NOUNS), a=rng.choice(ADJECTIVES), w=invented(rng),
-        w2=invented(rng), p=rng.choice(world_words()), p2=rng.choice(world_words()),
+        c=lists.city(rng),
+        c2=lists.city(rng),
+        n=rng.choice(NOUNS),
+        n2=rng.choice(NOUNS),
+        a=rng.choice(ADJECTIVES),
+        w=invented(rng),
+        w2=invented(rng),
+        p=rng.choice(world_words()),
+        p2=rng.choice(world_words()),
     )
     snippet = rng.choice((
         f"The {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} is {rng.randrange(2, 900)} years old.",
@@ -202,12 +219,24 @@ def other(rng: Random, lists: Lists) -> ToolExchange:
                             f"I need the time in {city}.")  # fmt: skip
     if kind == 1:
         minutes = rng.randrange(1, 120)
-        user = rng.choice(("Set a timer for {m} minutes.", "Start a timer of {m} minutes.", "Timer for {m} minutes, please.")).format(m=minutes)
+        user = rng.choice(
+            ("Set a timer for {m} minutes.", "Start a timer of {m} minutes.", "Timer for {m} minutes, please.")
+        ).format(m=minutes)
         return ToolExchange(user, [_call("set_timer", minutes=minutes)], ['{"status": "ok"}'], f"The timer runs for {minutes} minutes.",
                             f"I set a timer for {minutes} minutes.")  # fmt: skip
     name = lists.name(rng)
-    text = rng.choice(("I am late", "see you soon", "happy birthday", f"the {rng.choice(NOUNS)} is here", f"bring the {rng.choice(NOUNS)}"))
-    user = rng.choice(("Send a message to {n}: {t}", "Tell {n} by message: {t}", "Message {n}: {t}")).format(n=name, t=text)
+    text = rng.choice(
+        (
+            "I am late",
+            "see you soon",
+            "happy birthday",
+            f"the {rng.choice(NOUNS)} is here",
+            f"bring the {rng.choice(NOUNS)}",
+        )
+    )
+    user = rng.choice(("Send a message to {n}: {t}", "Tell {n} by message: {t}", "Message {n}: {t}")).format(
+        n=name, t=text
+    )
     return ToolExchange(user, [_call("send_message", to=name, text=text)], ['{"status": "sent"}'], f"I sent the message to {name}.",
                         f"I send a message to {name}.")  # fmt: skip
 

@@ -1,4 +1,4 @@
-# ruff: noqa: E501, SIM905, RUF005 - tables of words and phrasings, easier to read and extend as long lines
+# ruff: noqa: E501, RUF005 - tables of words and phrasings, easier to read and extend as long lines
 """Word lists of the small world, and the split that keeps part of every list away from training."""
 
 from __future__ import annotations
@@ -160,15 +160,37 @@ def world_phrases() -> tuple[str, ...]:
     """Every phrase that the small world is made of, without those kept for evaluation."""
     from recipe import facts, simple, talk, tools
 
-    phrases: list[str] = [talk.DONT_KNOW, *simple.COPY, *simple.ADD[:-1], *simple.SUB[:-1], *NOUNS, *ADJECTIVES, *JOBS, *HOBBIES, *FOODS]
+    phrases: list[str] = [
+        talk.DONT_KNOW,
+        *simple.COPY,
+        *simple.ADD[:-1],
+        *simple.SUB[:-1],
+        *NOUNS,
+        *ADJECTIVES,
+        *JOBS,
+        *HOBBIES,
+        *FOODS,
+    ]
     for questions, answers in talk.INTENTS.values():
         phrases += [*questions[:-1], *answers]
     for attribute in talk.ATTRIBUTES:
         phrases += [*attribute.tell[:-1], *attribute.ask[:-1], attribute.confirm, attribute.recall, attribute.missing]
     for relation in facts.RELATIONS:
-        phrases += [*relation.questions[: -relation.num_unseen], relation.answer, *relation.table, *relation.table.values()]
+        phrases += [
+            *relation.questions[: -relation.num_unseen],
+            relation.answer,
+            *relation.table,
+            *relation.table.values(),
+        ]
     phrases += [*tools.WEATHER[:-1], *tools.CALCULATE[:-1], *tools.SEARCH[:-1], str(tools.EXAMPLE_TOOLS)]
-    phrases += [*VERBS_PAST, *PLACES, *TIMES, *MONTHS, *DAYS, "Celsius Fahrenheit rainy foggy cloudy temperature condition results snippet"]
+    phrases += [
+        *VERBS_PAST,
+        *PLACES,
+        *TIMES,
+        *MONTHS,
+        *DAYS,
+        "Celsius Fahrenheit rainy foggy cloudy temperature condition results snippet",
+    ]
     lists = Lists("train")
     phrases += [*lists.names, *lists.cities]
     return tuple(re.sub(r"\{\w\}", "it", phrase) for phrase in phrases)
@@ -251,5 +273,7 @@ def politely(rng: Random, question: str, split: str) -> str:
     return rng.choice(_POLITE) + (question[0].lower() if lower else question[0]) + question[1:]
 
 
-_FIRST_WORDS = frozenset("What Which Tell Find Where Who How Do Please Give Look Say Can In According The Remember Read As Value When".split())
+_FIRST_WORDS = frozenset(
+    "What Which Tell Find Where Who How Do Please Give Look Say Can In According The Remember Read As Value When".split()
+)
 _FOLLOWERS = _followers()
