@@ -25,7 +25,7 @@ kernels()
 
 _HEAD_DIMS = tuple(range(16, 513, 16))
 # New tokens of a sequence up to which the kernel beats PyTorch's fused attention and the calls around it.
-_MAX_NEW_TOKENS = 128
+_MAX_NEW_TOKENS = 16
 
 
 class CpuNativeAttention(TorchNativeAttention):
