@@ -17,8 +17,8 @@ from core.engine.start import StartEngine, write_start
 POLL_S = 0.1
 MAX_IPC_PATH = 100
 # Compute threads wait for each other many times a step. The OpenMP runtime lets a waiting thread spin for some 10 ms by
-# default: with one other busy process on the machine, spinning threads hold the cores that those they wait for need, and
-# a step takes 100 times longer. This many turns, about 0.2 ms, outlast the gaps of a step, and cost nothing else.
+# default: with one other busy process on the machine, spinning threads hold the cores that those they wait for need,
+# and a step takes 20 to 100 times longer. This many turns, about 0.2 ms, outlast the gaps of a step.
 _SPIN_TURNS = "4000"
 
 

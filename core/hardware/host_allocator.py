@@ -32,4 +32,5 @@ def keep_freed_memory() -> bool:
         (_M_TRIM_THRESHOLD, _KEEP_BYTES),
         (_M_TOP_PAD, _PAD_BYTES),
     )
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    accepted = [mallopt(name, value) == 1 for name, value in settings]  # all are tried
+    return all(accepted)

@@ -4,8 +4,8 @@ What lives here: one pure function a name, with few torch calls each (at batch 1
 What does not: anything device-specific; a hardware or kernel package replaces entries through `core.ops.table`.
 
 Every function takes float32, bfloat16 or float16, returns the dtype of its input unless said otherwise, accepts
-zero rows, and changes no argument (but `store_kv` writes the caches, and `qk_norm_rope` may use up its input). Wrong shapes raise torch's errors:
-these are called by layers, not by users.
+zero rows, and changes no argument (but `store_kv` writes the caches, and `qk_norm_rope` may use up its input).
+Wrong shapes raise torch's errors: these are called by layers, not by users.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plugin_cpu_native.library import Kernels
 
 from core.interfaces.context import PluginContext
 from core.ops import reference
 from core.ops.table import build_ops
-from plugin_cpu_native.library import Kernels
 
 Ops = Mapping[str, Callable[..., Any]]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -64,7 +64,8 @@ def test_norms_of_views(ops: Ops, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 64), (3, 37), (0, 8), (200, 512)])
 def test_add_rms_norm(ops: Ops, dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    x, residual, weight = random(*shape, dtype=dtype), random(*shape, dtype=dtype, seed=1), random(shape[1], dtype=dtype)
+    x, residual = random(*shape, dtype=dtype), random(*shape, dtype=dtype, seed=1)
+    weight = random(shape[1], dtype=dtype, seed=2)
     kept = x.clone(), residual.clone()
     y, total = ops["add_rms_norm"](x, residual, weight, 1e-6)
     assert torch.equal(x, kept[0])
@@ -99,9 +100,7 @@ def test_rope_and_norms(
         normal_q = q.double() if weights[0] is None else normed(q, weights[0], 1e-6)
         normal_k = k.double() if weights[1] is None else normed(k, weights[1], 1e-6)
         wanted = reference.rope(normal_q, normal_k, table, positions, interleaved=interleaved)
-        fused = ops["qk_norm_rope"](
-            qkv.clone(), (4, 2, 2), *weights, 1e-6, table, positions, interleaved=interleaved
-        )
+        fused = ops["qk_norm_rope"](qkv.clone(), (4, 2, 2), *weights, 1e-6, table, positions, interleaved=interleaved)
         for new, want in zip(fused[:2], wanted, strict=True):
             assert new.dtype == dtype
             assert error(new, want) < TOLERANCE[dtype]

@@ -122,9 +122,7 @@ class _Plan:
         self.num_tokens = 0
         weakref.finalize(self, library.plan_free, self.pointer)
 
-    def make(
-        self, layout: BatchLayout, take: np.ndarray | None, prefixes: list[tuple[np.ndarray, int]]
-    ) -> None:
+    def make(self, layout: BatchLayout, take: np.ndarray | None, prefixes: list[tuple[np.ndarray, int]]) -> None:
         """take [N] uint8: sequences that are the kernel's, None for all. prefixes: (sequences, tokens in common)."""
         table = np.ascontiguousarray(layout.page_table, dtype=np.int32)
         first_rows = np.ascontiguousarray(layout.cu_q_lens, dtype=np.int32)

@@ -172,7 +172,8 @@ def _qk_norm_rope(library: Kernels) -> Callable[..., tuple[torch.Tensor, torch.T
                   None if k_weight is None else k_weight.data_ptr(), cos_sin.data_ptr(), positions.data_ptr(),
                   qkv.shape[0], qkv.stride(0), cos_sin.stride(0), heads[0], heads[1], qkv.shape[2],
                   cos_sin.shape[1] // 2, ELEMENT_BYTES[qkv.dtype], interleaved, eps)  # fmt: skip
-        return qkv.split(heads, 1)  # type: ignore[return-value]
+        q, k, v = torch.split_with_sizes(qkv, heads, 1)
+        return q, k, v
 
     return qk_norm_rope
 
