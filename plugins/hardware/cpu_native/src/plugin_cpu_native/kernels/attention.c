@@ -44,6 +44,7 @@ struct call {
 
 struct scratch {
     float *out, *weights, *top, *total;
+    bf16 *pairs;
 };
 
 INLINE ivec lane_numbers(void) { return (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
@@ -139,7 +140,8 @@ static void work(void *data) {
     int group = c->num_heads / c->num_kv_heads, heads = group > MAX_JOB_HEADS ? group : MAX_JOB_HEADS;
     int v_dim = c->v_head_dim;
     float memory[heads * (v_dim + BLOCK_KEYS + 2)];
-    struct scratch s = {memory, memory + heads * v_dim, memory + heads * (v_dim + BLOCK_KEYS), NULL};
+    bf16 pairs[heads * BLOCK_KEYS];
+    struct scratch s = {memory, memory + heads * v_dim, memory + heads * (v_dim + BLOCK_KEYS), NULL, pairs};
     s.total = s.top + heads;
     int items = rule->num_jobs * c->num_kv_heads;
     for (;;) {

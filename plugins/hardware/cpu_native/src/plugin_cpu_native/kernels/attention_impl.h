@@ -58,6 +58,50 @@ INLINE void NAME(gather_values)(float *out, int stride, const float *weights, co
         }
 }
 
+#ifdef DOT_PAIRS
+/* The same for pairs of keys with weights in bfloat16, dims a multiple of 32. Unpacking two rows of values leaves each
+ * 32 dimensions of `out` in another order, which `restore_order` undoes at the end. */
+INLINE void NAME(gather_pairs)(float *out, int stride, const bf16 *weights, const T *const *v, int num_keys, int dim,
+                               const int num) {
+    for (int d = 0; d < dim; d += 32) {
+        __m512 a[4], b[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < num; i++) {
+            a[i] = _mm512_loadu_ps(out + i * stride + d);
+            b[i] = _mm512_loadu_ps(out + i * stride + d + LANES);
+        }
+        for (int key = 0; key < num_keys; key += 2) {
+            __m512i first = _mm512_loadu_si512(v[key] + d), second = _mm512_loadu_si512(v[key + 1] + d);
+            __m512bh x = (__m512bh)_mm512_unpacklo_epi16(first, second);
+            __m512bh y = (__m512bh)_mm512_unpackhi_epi16(first, second);
+#pragma GCC unroll 4
+            for (int i = 0; i < num; i++) {
+                int32_t pair;
+                memcpy(&pair, weights + i * BLOCK_KEYS + key, sizeof pair);
+                __m512bh w = (__m512bh)_mm512_set1_epi32(pair);
+                a[i] = _mm512_dpbf16_ps(a[i], w, x);
+                b[i] = _mm512_dpbf16_ps(b[i], w, y);
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < num; i++) {
+            _mm512_storeu_ps(out + i * stride + d, a[i]);
+            _mm512_storeu_ps(out + i * stride + d + LANES, b[i]);
+        }
+    }
+}
+
+static void NAME(restore_order)(float *out, int64_t count) {
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int64_t d = 0; d < count; d += 32) {
+        __m512 a = _mm512_loadu_ps(out + d), b = _mm512_loadu_ps(out + d + LANES);
+        _mm512_storeu_ps(out + d, _mm512_permutex2var_ps(a, low, b));
+        _mm512_storeu_ps(out + d + LANES, _mm512_permutex2var_ps(a, high, b));
+    }
+}
+#endif
+
 static void NAME(attend)(const struct call *c, const struct job *job, int kv_head, struct scratch *s) {
     const struct rule *rule = c->plan;
     int group = c->num_heads / c->num_kv_heads, num_rows = job->last_row - job->first_row, num = num_rows * group;
@@ -133,6 +177,25 @@ static void NAME(attend)(const struct call *c, const struct job *job, int kv_hea
             }
         }
         int i = 0;
+#ifdef DOT_PAIRS
+        if (v_dim % 32 == 0) {
+            bf16 *w = s->pairs;
+            int even = (count + 1) / 2 * 2; /* the key after an odd last one repeats it with weight 0 */
+            if (even > count) v[count] = v[count - 1];
+            for (; i < num; i++) {
+                for (int j = 0; j < padded; j += LANES)
+                    store_bf16(w + i * BLOCK_KEYS + j, load_f32(s->weights + i * BLOCK_KEYS + j));
+            }
+            for (i = 0; i + 4 <= num; i += 4)
+                NAME(gather_pairs)(s->out + i * v_dim, v_dim, w + i * BLOCK_KEYS, v, even, v_dim, 4);
+            if (i + 2 <= num) {
+                NAME(gather_pairs)(s->out + i * v_dim, v_dim, w + i * BLOCK_KEYS, v, even, v_dim, 2);
+                i += 2;
+            }
+            if (i < num) NAME(gather_pairs)(s->out + i * v_dim, v_dim, w + i * BLOCK_KEYS, v, even, v_dim, 1);
+            continue;
+        }
+#endif
         for (; i + 4 <= num; i += 4)
             NAME(gather_values)(s->out + i * v_dim, v_dim, s->weights + i * BLOCK_KEYS, v, count, v_dim, 4);
         if (i + 2 <= num) {
@@ -142,6 +205,9 @@ static void NAME(attend)(const struct call *c, const struct job *job, int kv_hea
         if (i < num) NAME(gather_values)(s->out + i * v_dim, v_dim, s->weights + i * BLOCK_KEYS, v, count, v_dim, 1);
     }
 
+#ifdef DOT_PAIRS
+    if (v_dim % 32 == 0) NAME(restore_order)(s->out, (int64_t)num * v_dim);
+#endif
     for (int i = 0; i < num; i++) {
         int row = rows[i / group], head = kv_head * group + i % group;
         const float *out = s->out + i * v_dim;
