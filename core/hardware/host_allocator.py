@@ -2,7 +2,8 @@
 
 By default glibc takes every block over 128 KiB (growing to 32 MiB) fresh from the kernel and gives it back when it
 is freed. A step allocates and frees the same activations again and again, and each fresh page costs a fault that
-zeroes it: measured here at 2 µs a KiB-page on a virtual machine, more than the arithmetic of a small model.
+zeroes it. Measured with an 8M-parameter model on two cores: decode steps of 32 rows take up to a tenth less time, one
+row and long prefills are the same.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@
 #define BLOCK_KEYS 64
 #define LOWEST (-3.0e38f)
 #define MAX_JOB_HEADS 64
+#define PIECES 4 /* a thread, where a step's work has to be cut */
 
 struct job {
     int32_t sequence, first_row, last_row; /* rows: places in `order` */
@@ -143,11 +144,14 @@ static void work(void *data) {
     bf16 pairs[heads * BLOCK_KEYS];
     struct scratch s = {memory, memory + heads * v_dim, memory + heads * (v_dim + BLOCK_KEYS), NULL, pairs};
     s.total = s.top + heads;
+    /* The heads of a key lie next to each other: with jobs enough for all, one thread reads them together. */
+    int together = rule->num_jobs >= 4 * omp_get_num_threads() ? c->num_kv_heads : 1;
     int items = rule->num_jobs * c->num_kv_heads;
     for (;;) {
-        int item = __atomic_fetch_add(&c->next_job, 1, __ATOMIC_RELAXED);
+        int item = __atomic_fetch_add(&c->next_job, together, __ATOMIC_RELAXED);
         if (item >= items) break;
-        (c->element == 2 ? attend_bf16 : attend_f32)(c, rule->jobs + item / c->num_kv_heads, item % c->num_kv_heads, &s);
+        for (int i = item; i < item + together; i++)
+            (c->element == 2 ? attend_bf16 : attend_f32)(c, rule->jobs + i / c->num_kv_heads, i % c->num_kv_heads, &s);
     }
     if (!rule->num_merged) return;
     if (several) GOMP_barrier();
@@ -214,8 +218,9 @@ static int add_job(struct rule *rule, struct job job) {
 static int keys_per_job(int64_t cost, int rows, int num_kv_heads) {
     int threads = omp_get_max_threads();
     if (threads == 1) return INT32_MAX;
-    int64_t target = cost * num_kv_heads / (3 * threads) / (rows > 0 ? rows : 1);
-    target = target < 256 ? 256 : target;
+    int64_t target = cost * num_kv_heads / (PIECES * threads) / (rows > 0 ? rows : 1);
+    int64_t least = rows > 4 ? 64 : 256;
+    target = target < least ? least : target;
     return (int)((target + BLOCK_KEYS - 1) / BLOCK_KEYS * BLOCK_KEYS);
 }
 
