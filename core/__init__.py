@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name == "LLM":
+        import os
+
+        from core.engine.spinning import spin_briefly
+
+        spin_briefly(os.environ)  # before torch is loaded
         from core.llm import LLM
 
         return LLM

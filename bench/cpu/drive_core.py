@@ -12,6 +12,11 @@ def main() -> None:
     from bench.cpu.workloads import arguments, measure
 
     args = arguments()
+    import os
+
+    from core.engine.spinning import spin_briefly
+
+    spin_briefly(os.environ)  # as `core` and `LLM` do
     import numpy as np
 
     from core import SamplingParams, __version__

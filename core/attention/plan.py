@@ -6,7 +6,8 @@ What does not: any arithmetic on queries, keys or values (`decode`, `prefill`, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +108,12 @@ class StepPlan:
     causal: tuple[CausalSequence, ...]
 
 
+def leading_decodes(layout: BatchLayout) -> int:
+    """Sequences at the front that have one new token each."""
+    longer = np.flatnonzero(layout.q_lens != 1)
+    return int(longer[0]) if len(longer) else layout.num_seqs
+
+
 class Planner:
     """Builds `StepPlan`s for one device, dtype and page size.
 
@@ -122,18 +129,31 @@ class Planner:
 
     def plan(self, layout: BatchLayout, rule: Rule) -> StepPlan:
         """layout's host side -> plan. Rows with one new token are decodes, wherever the scheduler counted them."""
-        longer = np.flatnonzero(layout.q_lens != 1)
-        num_decodes = int(longer[0]) if len(longer) else layout.num_seqs
+        num_decodes = leading_decodes(layout)
         decodes: tuple[DecodeBlock, ...] = ()
         shared: tuple[SharedPrefix, ...] = ()
         if num_decodes:
             decodes, shared = self._decodes(layout, num_decodes, rule)
+        prefills = self.plan_prefills(layout, rule, range(num_decodes, layout.num_seqs))
+        return replace(prefills, num_decodes=num_decodes, decodes=decodes, shared=shared)
+
+    def plan_prefills(self, layout: BatchLayout, rule: Rule, sequences: Iterable[int]) -> StepPlan:
+        """A plan that covers the token rows of `sequences` alone, each as a prefill."""
         masked: list[MaskedBlock] = []
         causal: list[CausalSequence] = []
-        for i in range(num_decodes, layout.num_seqs):
+        for i in sequences:
             if layout.q_lens[i] > 0:
-                self._prefill(layout, i, rule, masked, causal)
-        return StepPlan(layout.num_tokens, num_decodes, decodes, shared, tuple(masked), tuple(causal))
+                self._prefill(layout, int(i), rule, masked, causal)
+        return StepPlan(layout.num_tokens, 0, (), (), tuple(masked), tuple(causal))
+
+    def shared_prefixes(self, layout: BatchLayout) -> list[tuple[Int64, int]]:
+        """Groups of decode rows that begin with the same whole pages, where reading them once pays: (rows, tokens in
+        common). A row is in one group at most."""
+        num_rows = leading_decodes(layout)
+        if num_rows < 2:
+            return []
+        ends = np.maximum(layout.seq_lens[:num_rows].astype(np.int64), 1)
+        return self._shared_prefixes(layout.page_table[:num_rows], ends)
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

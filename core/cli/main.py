@@ -15,6 +15,7 @@ import click
 from core.cli.commands import COMMANDS
 from core.cli.errors import show_core_error, show_usage_error
 from core.cli.group import LazyGroup
+from core.engine.spinning import spin_briefly
 from core.interfaces.errors import CoreError
 
 EXIT_MISTAKE = 2
@@ -68,6 +69,7 @@ def debug_option() -> click.Option:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. argv: without the program's name; None for sys.argv."""
     args = list(sys.argv[1:] if argv is None else argv)
+    spin_briefly(os.environ)  # before a command loads torch
     # click drops its context when an error leaves it, so the wish for tracebacks is read from the words as well.
     debug = os.environ.get("CORE_DEBUG", "") not in ("", "0") or "--debug" in args
     try:

@@ -209,7 +209,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
         arch=resolution.arch,
         quant=resolution.quant.target(resolution.hf_config.get("quantization_config"), made(resolution.quant)),
         moe=resolution.moe.target(made(resolution.moe)),
-        ops=build_ops(*tables, hardware.ops()),
+        ops=build_ops(hardware.ops(), *tables),
         attention=tuple(choice.target for choice in resolution.attention),
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
         tp=SingleProcess(),

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
+from core.engine.spinning import spin_briefly
 from core.engine.start import StartEngine, write_start
 
 POLL_S = 0.1
@@ -43,6 +44,7 @@ class EngineProcess:
         # -P as the child needs no folder of the caller in front of the standard library; the parent's own path
         # is handed down so that it finds what the parent finds.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        spin_briefly(environment)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "core.engine.process", factory, str(os.getpid())],
             stdin=subprocess.PIPE,

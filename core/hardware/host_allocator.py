@@ -2,7 +2,7 @@
 
 By default glibc takes every block over 128 KiB (growing to 32 MiB) fresh from the kernel and gives it back when it
 is freed. A step allocates and frees the same activations again and again, and each fresh page costs a fault that
-zeroes it: measured here at 2 µs a KiB-page on a virtual machine, more than the arithmetic of a small model.
+zeroes it. Measured with an 8M-parameter model on two cores: decode steps of 32 rows take 3 to 14 % less time.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ def keep_freed_memory() -> bool:
         (_M_TRIM_THRESHOLD, _KEEP_BYTES),
         (_M_TOP_PAD, _PAD_BYTES),
     )
-    accepted = [mallopt(name, value) == 1 for name, value in settings]  # every one, whatever the first says
+    accepted = [mallopt(name, value) == 1 for name, value in settings]  # all are tried
     return all(accepted)

@@ -78,8 +78,8 @@ class HardwareBackend(ABC):
         return {}
 
     def preferred_attention(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Names of attention plugins, best first."""
-        return ("torch_native",)
+        """Names of attention plugins that go before all others, best first. Empty: by the plugins' priorities."""
+        return ()
 
     def communicator(self) -> str:
         """torch.distributed backend for collectives between devices of this kind."""

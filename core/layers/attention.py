@@ -11,6 +11,7 @@ from core.layers.linear import QkvLinear, RowLinear
 from core.layers.module import Layer
 from core.layers.norm import RmsNorm
 from core.layers.rope import Rope
+from core.ops import reference
 
 
 class Attention:
@@ -68,6 +69,10 @@ class SelfAttention(Layer):
             self.q_norm = RmsNorm(f"{path}.q_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
             self.k_norm = RmsNorm(f"{path}.k_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
         self.rope = rope
+        # One pass where the device has it; else the parts, each of which the device may have.
+        fused = ctx.ops["qk_norm_rope"]
+        self.norm_rope = None if fused is reference.qk_norm_rope else fused
+        self.qk_norm_eps = qk_norm_eps or 0.0
         self.attention = Attention(layer, spec.cache_group)
         self.head_dim = rule.head_dim
         self.heads = (self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, self.qkv_proj.num_kv_heads)
@@ -76,9 +81,16 @@ class SelfAttention(Layer):
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         qkv = self.qkv_proj(x).view(-1, self.num_slices, self.head_dim)
-        q, k, v = qkv.split(self.heads, 1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.rope(q, k, batch.positions)
+        if self.norm_rope is not None:
+            q_weight = None if self.q_norm is None else self.q_norm.kernel_weight
+            k_weight = None if self.k_norm is None else self.k_norm.kernel_weight
+            q, k, v = self.norm_rope(
+                qkv, self.heads, q_weight, k_weight, self.qk_norm_eps, self.rope.table, batch.positions
+            )
+        else:
+            q, k, v = qkv.split(self.heads, 1)
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.rope(q, k, batch.positions)
         out = self.attention(q, k, v, batch)
         return self.o_proj(out.reshape(-1, self.out_features))

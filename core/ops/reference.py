@@ -4,8 +4,8 @@ What lives here: one pure function a name, with few torch calls each (at batch 1
 What does not: anything device-specific; a hardware or kernel package replaces entries through `core.ops.table`.
 
 Every function takes float32, bfloat16 or float16, returns the dtype of its input unless said otherwise, accepts
-zero rows, and changes no argument (`store_kv` writes the caches it is given). Wrong shapes raise torch's errors:
-these are called by layers, not by users.
+zero rows, and changes no argument (but `store_kv` writes the caches, and `qk_norm_rope` may use up its input).
+Wrong shapes raise torch's errors: these are called by layers, not by users.
 """
 
 from __future__ import annotations
@@ -89,6 +89,31 @@ def rope(
     return _rotate(q, cos, sin, interleaved), _rotate(k, cos, sin, interleaved)
 
 
+def qk_norm_rope(
+    qkv: torch.Tensor,
+    heads: tuple[int, int, int],
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`qk_norm` of the query and of the key heads (where there are weights [D]), then `rope` of both.
+
+    qkv [T, sum(heads), D]: `heads` counts query, key and value heads, in this order. Returns (q, k, v), each
+    [T, H, D]; v as it stands. An implementation may write to qkv and return views of it, so a caller gives it away.
+    """
+    q, k, v = qkv.split(heads, 1)
+    if q_weight is not None:
+        q = qk_norm(q, q_weight, eps)
+    if k_weight is not None:
+        k = qk_norm(k, k_weight, eps)
+    q, k = rope(q, k, cos_sin, positions, interleaved=interleaved)
+    return q, k, v
+
+
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up [T, 2I] -> silu(gate_up[:, :I]) * gate_up[:, I:], [T, I]."""
     gate, up = gate_up.chunk(2, -1)
@@ -139,6 +164,7 @@ REFERENCES: Mapping[str, Callable[..., Any]] = MappingProxyType(
             add_rms_norm,
             qk_norm,
             rope,
+            qk_norm_rope,
             silu_and_mul,
             gelu_and_mul,
             topk_softmax,

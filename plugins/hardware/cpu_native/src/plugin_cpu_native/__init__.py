@@ -1,0 +1,1 @@
+"""Attention and operations in C for the CPU device, compiled on first use."""
