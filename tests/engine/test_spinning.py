@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from core.engine.spinning import spin_briefly
 
 

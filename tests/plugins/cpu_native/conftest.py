@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from plugin_cpu_native.compiler import KernelsUnavailable
 from plugin_cpu_native.library import Kernels, kernels
 

@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import plugin_cpu_native.compiler as compiling
 import pytest
-from plugin_cpu_native.compiler import KernelsUnavailable, build, cache_folder, find_compiler
-from plugin_cpu_native.library import Kernels
 
+import plugin_cpu_native.compiler as compiling
 from bench.cpu.workloads import write_config
 from core.config.sections import EngineSettings, ModelSettings, Settings
 from core.registry.catalog import Catalog
 from core.registry.resolve import resolve
+from plugin_cpu_native.compiler import KernelsUnavailable, build, cache_folder, find_compiler
+from plugin_cpu_native.library import Kernels
 
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="needs a C compiler"

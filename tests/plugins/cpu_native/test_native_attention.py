@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parity import ParityCase
-from plugin_cpu_native.library import Kernels
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import core.attention.plan as planning
 from core.interfaces.context import PluginContext
 from core.ops.table import build_ops
+from plugin_cpu_native.library import Kernels
 from plugin_llama.arch import LlamaArch
 from plugin_qwen.arch import Qwen3Arch
 from tests.attention.oracle import World, make_config, relative_error

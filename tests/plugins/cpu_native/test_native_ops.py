@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin_cpu_native.library import Kernels
 
 from core.interfaces.context import PluginContext
 from core.ops import reference
 from core.ops.table import build_ops
+from plugin_cpu_native.library import Kernels
 
 Ops = Mapping[str, Callable[..., Any]]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
