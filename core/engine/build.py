@@ -207,7 +207,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
     config = RunnerConfig(
         spec=resolution.spec,
         arch=resolution.arch,
-        quant=resolution.quant.target(resolution.hf_config.get("quantization_config"), made(resolution.quant)),
+        quant=resolution.quant.target(resolution.quant_config, made(resolution.quant)),
         moe=resolution.moe.target(made(resolution.moe)),
         ops=build_ops(hardware.ops(), *tables),
         attention=tuple(choice.target for choice in resolution.attention),

@@ -16,13 +16,18 @@ from core.interfaces.prefix_cache import Namespace
 
 @dataclass(slots=True)
 class EngineRequest:
-    """One sample of one prompt. prompt [n] int32. seed None draws one."""
+    """One sample of one prompt. prompt [n] int32. seed None draws one.
+
+    ended_by_text: set by the reader before it closes the stream because the text is complete (a stop string), so that
+    metrics count a stop and not an abort.
+    """
 
     prompt: npt.NDArray[np.int32]
     sampling: SamplingParams
     namespace: Namespace = field(default_factory=Namespace)
     priority: int = 0
     seed: int | None = None
+    ended_by_text: bool = False
 
 
 @dataclass(slots=True)

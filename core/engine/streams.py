@@ -33,13 +33,13 @@ class Stream:
     """What has come for one request and was not read yet."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "error", "finish", "id", "last_s", "logprobs", "num_generated", "num_prompt",
+        "arrival_s", "cached_tokens", "error", "finish", "id", "last_s", "logprobs", "num_generated", "request",
         "stop_ids", "tokens", "waiter",
     )  # fmt: skip
 
-    def __init__(self, request_id: int, num_prompt: int, arrival_s: float) -> None:
+    def __init__(self, request_id: int, request: EngineRequest, arrival_s: float) -> None:
         self.id = request_id
-        self.num_prompt = num_prompt
+        self.request = request
         self.arrival_s = arrival_s
         self.last_s = 0.0
         self.num_generated = 0
@@ -97,7 +97,7 @@ class StreamTable:
 
     def open(self, request: EngineRequest) -> Stream:
         """A stream under a new id."""
-        stream = Stream(self._next_id, len(request.prompt), self._clock())
+        stream = Stream(self._next_id, request, self._clock())
         self._next_id += 1
         self._streams[stream.id] = stream
         return stream
@@ -129,7 +129,8 @@ class StreamTable:
         if self._streams.pop(stream.id, None) is not None:
             self._cancel(stream.id)
             if self._observer is not None:
-                self._observer.finished("abort", self._clock() - stream.arrival_s, stream.num_generated)
+                reason = "stop" if stream.request.ended_by_text else "abort"
+                self._observer.finished(reason, self._clock() - stream.arrival_s, stream.num_generated)
 
     def feed(self, outputs: StepOutputs) -> None:
         """Hand one step's tokens to their streams; ids that are closed already are skipped."""
@@ -154,7 +155,7 @@ class StreamTable:
                 stream.cached_tokens = first[index]
                 if self._observer is not None:
                     self._observer.first_token(
-                        now_s - stream.arrival_s, outputs.queue_s.get(index), stream.num_prompt, first[index]
+                        now_s - stream.arrival_s, outputs.queue_s.get(index), len(stream.request.prompt), first[index]
                     )
             if index in logprobs:
                 stream.logprobs.append(logprobs[index])

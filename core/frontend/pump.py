@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from core.frontend.output import Chunk, OutputDelta, OutputStage
 from core.interfaces.errors import EngineDead, EngineError
@@ -22,6 +22,12 @@ class Usage:
     cached_tokens: int = 0
 
 
+class CanEndByText(Protocol):
+    """A request that may be closed because its text is complete, and not because nobody listens."""
+
+    ended_by_text: bool
+
+
 class Answers:
     """The answers to one or several prompts as they come.
 
@@ -34,11 +40,14 @@ class Answers:
         stages: Sequence[OutputStage],
         prompt_tokens: int,
         samples: int = 1,
+        requests: Sequence[CanEndByText] = (),
     ) -> None:
         """streams: an engine's chunks, one per answer, not started. stages: one per answer.
 
         prompt_tokens: of all prompts together. samples: answers per prompt; those of one prompt stand together.
+        requests: behind the streams, one per answer; told when a stop string ended the text, which only this side sees.
         """
+        self._requests = requests
         self._samples = samples
         self._streams = streams
         self._stages = stages
@@ -66,6 +75,8 @@ class Answers:
         try:
             async for chunk in stream:
                 delta = stage.feed(chunk)
+                if self._requests and delta.finish_reason is not None and chunk.finish_reason is None:
+                    self._requests[index].ended_by_text = True
                 usage.completion_tokens += len(delta.token_ids)
                 if delta.cached_tokens is not None and index % self._samples == 0:
                     usage.cached_tokens += delta.cached_tokens

@@ -13,7 +13,7 @@ import torch
 from core.interfaces.attention import AttentionBackend, AttentionConfig
 from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
-from core.interfaces.errors import EngineError
+from core.interfaces.errors import ConfigError, EngineError
 from core.interfaces.hardware import HardwareBackend
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
@@ -100,7 +100,10 @@ class ModelRunner:
         return elements * config.page_size * config.dtype.itemsize
 
     def allocate(self, num_pages: int) -> None:
-        """Make the KV buffers: `num_pages` pages in each cache group, page 0 (the null page) included."""
+        """Make the KV buffers: `num_pages` pages in each cache group, page 0 (the null page) included.
+
+        Raises ConfigError if a backend finds that it cannot serve its group after all.
+        """
         config, tp_size = self.config, self.config.tp.size
         kv: list[tuple[torch.Tensor, ...]] = [()] * len(config.spec.layers)
         backends = []
@@ -108,22 +111,28 @@ class ModelRunner:
         for group, backend_class, ctx in zip(config.spec.cache_groups, config.attention, contexts, strict=True):
             specs = {layer: spec for layer in group.layers if (spec := config.spec.layers[layer].attention) is not None}
             num_heads = max((spec.num_heads for spec in specs.values()), default=0)
-            backend = backend_class(
-                AttentionConfig(
-                    group=group,
-                    layers=specs,
-                    num_heads=num_heads // tp_size,
-                    num_kv_heads=max(1, group.num_kv_heads // tp_size),
-                    page_size=config.page_size,
-                    num_pages=num_pages,
-                    dtype=config.dtype,
-                    device=self.device,
-                    max_seqs=config.max_running,
-                    max_tokens=config.max_step_tokens,
-                    context_length=config.context_length,
-                ),
-                ctx,
+            attention = AttentionConfig(
+                group=group,
+                layers=specs,
+                num_heads=num_heads // tp_size,
+                num_kv_heads=max(1, group.num_kv_heads // tp_size),
+                page_size=config.page_size,
+                num_pages=num_pages,
+                dtype=config.dtype,
+                device=self.device,
+                max_seqs=config.max_running,
+                max_tokens=config.max_step_tokens,
+                context_length=config.context_length,
             )
+            reason = backend_class.rejects(attention)
+            if reason is not None:
+                raise ConfigError(
+                    f"attention backend {backend_class.__name__} cannot serve cache group {group.name!r}: {reason}",
+                    field="engine.attention_backend",
+                    value=backend_class.__name__,
+                    hint="choose another with --attention-backend",
+                )
+            backend = backend_class(attention, ctx)
             for layer, buffers in backend.allocate().items():
                 kv[layer] = buffers
             backends.append(backend)

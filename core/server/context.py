@@ -98,15 +98,16 @@ class ModelService:
         sampling: one per prompt, all with the same n. Raises RequestError if one does not fit the context.
         """
         rules, namespace = self.rules, Namespace(salt=salt)
-        streams, stages = [], []
+        requests, stages = [], []
         for prompt, wanted in zip(prompts, sampling, strict=True):
             rules.check_length(len(prompt.token_ids), wanted, param)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             for single, seed in samples(wanted):
-                streams.append(self.engine.generate(EngineRequest(tokens, single, namespace, priority, seed)))
+                requests.append(EngineRequest(tokens, single, namespace, priority, seed))
                 stages.append(prompt.stage(single, align_logprobs=align_logprobs))
         total = sum(len(prompt.token_ids) for prompt in prompts)
-        return Answers(streams, stages, total, samples=sampling[0].n)
+        streams = [self.engine.generate(request) for request in requests]
+        return Answers(streams, stages, total, samples=sampling[0].n, requests=requests)
 
 
 @dataclass(slots=True)

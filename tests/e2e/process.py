@@ -60,17 +60,19 @@ class ServerProcess:
         except httpx.HTTPError:
             return 0
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels. Raises LookupError, listing what there is, if it is not exposed."""
-        samples: dict[str, float] = {}
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of a metric over its labels, or over those samples that hold `label`. Raises LookupError, listing
+        what there is, if it is not exposed."""
+        total, names = 0.0, set()
         for line in httpx.get(self.url + "/metrics", timeout=5.0).text.splitlines():
             if line and not line.startswith("#"):
                 sample, value = line.rsplit(" ", 1)
-                key = sample.split("{", 1)[0]
-                samples[key] = samples.get(key, 0.0) + float(value)
-        if name not in samples:
-            raise LookupError(f"{name} is not among {sorted(samples)}")
-        return samples[name]
+                names.add(sample.split("{", 1)[0])
+                if sample.split("{", 1)[0] == name and label in sample:
+                    total += float(value)
+        if name not in names:
+            raise LookupError(f"{name} is not among {sorted(names)}")
+        return total
 
     def children(self) -> list[psutil.Process]:
         """All processes below the server."""

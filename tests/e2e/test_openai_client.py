@@ -99,16 +99,18 @@ def test_two_turns_report_the_cached_tokens_that_were_computed_by_hand(server: S
     assert usage.prompt_tokens_details.cached_tokens == expected
 
 
-def test_stop_strings_never_leak(client: OpenAI) -> None:
+def test_stop_strings_never_leak_and_count_as_stops(server: ServerProcess, client: OpenAI) -> None:
     whole = client.completions.create(model="tiny", prompt="abc", max_tokens=60, temperature=0).choices[0].text
     stop = whole[10:13]
     at = whole.index(stop)
+    before = server.metric("core_requests_total", 'finish_reason="stop"')
     chunks = list(
         client.completions.create(model="tiny", prompt="abc", max_tokens=60, temperature=0, stop=stop, stream=True)
     )
     text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
     assert text == whole[:at]
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert server.metric("core_requests_total", 'finish_reason="stop"') == before + 1
 
 
 def test_closing_a_stream_frees_the_request(server: ServerProcess, client: OpenAI) -> None:
