@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from core.interfaces.attention import AttentionConfig
 from core.interfaces.errors import ConfigError
 from core.testing.dense_attention import DenseAttention
