@@ -103,7 +103,10 @@ class EngineSettings(Section):
         "auto", description="Mixture-of-experts plugin.", json_schema_extra=_aka("moe-runner-backend")
     )
     tensor_parallel_size: int = Field(
-        1, ge=1, description="Ranks that share each layer.", json_schema_extra=_aka("tp-size", "tp")
+        1,
+        ge=1,
+        description="Ranks that share each layer; this version runs 1.",
+        json_schema_extra=_aka("tp-size", "tp"),
     )
     overlap: Literal["auto", "on", "off"] = Field(
         "auto", description="Schedule the next step while one runs. auto: where the device allows it."

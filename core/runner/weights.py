@@ -126,7 +126,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
         single = folder / SINGLE_FILE
         if not single.is_file():
             other = (
-                sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors"))
+                sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".safetensors"))
                 if folder.is_dir()
                 else []
             )
