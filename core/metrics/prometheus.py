@@ -36,7 +36,7 @@ ENGINE_COUNTERS = {
 ENGINE_GAUGES = {
     "running_requests": "Requests that hold KV memory.",
     "waiting_requests": "Requests in the queue.",
-    "kv_pages_total": "KV pages of a cache group.",
+    "kv_pages": "KV pages of a cache group.",
     "kv_pages_free": "KV pages that hold nothing.",
     "kv_pages_cached": "KV pages of cached prefixes that can be evicted.",
     "kv_usage_ratio": "Share of KV pages that requests hold, 0 to 1.",

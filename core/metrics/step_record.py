@@ -145,7 +145,7 @@ class StepLog:
             "device_seconds": totals.device_s,
             "running_requests": last.running,
             "waiting_requests": last.waiting,
-            "kv_pages_total": last.total_pages,
+            "kv_pages": last.total_pages,
             "kv_pages_free": last.free_pages,
             "kv_pages_cached": last.cached_pages,
             "kv_usage_ratio": last.kv_usage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -230,3 +231,44 @@ def test_api_key(checkpoint: Path, tmp_path: Path) -> None:
         assert httpx.get(server.url + "/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
         assert httpx.get(server.url + "/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
         assert server.status("/health") == 200
+
+
+@pytest.mark.slow
+async def test_a_storm_of_aborts_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
+    small = ("--max-running-requests", "24", "--max-total-tokens", "3000")  # preemption and eviction happen, too
+    with ServerProcess(checkpoint, tmp_path / "log", *FLAGS, *small) as server:
+        rng = random.Random(0)
+        finished = 0
+
+        async def request(client: httpx.AsyncClient, number: int) -> None:
+            nonlocal finished
+            await asyncio.sleep(rng.random() * 3)
+            ids = [rng.randrange(10, 300) for _ in range(rng.randrange(1, 200))]
+            body = LONG | {"prompt": [5, 6, 7] * rng.randrange(40) + ids, "max_tokens": rng.randrange(1, 200)}
+            patience = rng.choice([0, 1, 5, 20, None])
+            async with client.stream("POST", "/v1/completions", json=body) as response:
+                assert response.status_code == 200
+                count = 0
+                async for line in response.aiter_lines():
+                    count += bool(line)
+                    if count == patience:
+                        return  # gone without a word
+                    assert "error" not in line
+            finished += 1
+
+        limits = httpx.Limits(max_connections=150)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+            await asyncio.gather(*(request(client, number) for number in range(300)))
+        assert 0 < finished < 300
+        wait_until(lambda: server.metric("core_running_requests") == 0, what="idle")
+        wait_until(
+            lambda: (
+                server.metric("core_kv_pages_free") + server.metric("core_kv_pages_cached")
+                == server.metric("core_kv_pages")
+            ),
+            what="all pages free or cached",
+        )
+        assert httpx.post(server.url + "/flush_cache").status_code == 200
+        wait_until(lambda: server.metric("core_kv_pages_free") == server.metric("core_kv_pages"), what="all free")
+        assert server.metric("core_failed_steps_total") == 0
+        assert server.metric("core_engine_restarts_total") == 0

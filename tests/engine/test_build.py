@@ -76,7 +76,7 @@ def test_tokens_do_not_depend_on_company_or_overlap(checkpoint: Path, overlap: b
     assert [len(top.ids) for top in together[3].logprobs] == [2] * 8
     assert (engine.hello.num_pages, engine.hello.max_prompt_tokens) == (129, min(engine.hello.context_length, 1024) - 1)
     values = engine.stats()
-    assert values["kv_pages_total"] == 128
+    assert values["kv_pages"] == 128
     assert values["kv_usage_ratio"] == 0
     engine.flush_cache()
     engine.close()
