@@ -11,6 +11,7 @@ import pytest
 
 from core.cli.commands import COMMANDS
 from core.config.fields import by_name
+from core.registry.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
@@ -48,3 +49,30 @@ def test_modules_that_pages_name_exist() -> None:
     for page in PAGES:
         for path in re.findall(r"`(core/[a-z_/]+\.py)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_manifests_in_pages_are_manifests(tmp_path: Path) -> None:
+    found = 0
+    for page in PAGES:
+        for block in re.findall(r"```toml\n(# core_plugin\.toml\n.*?)```", page.read_text(), flags=re.DOTALL):
+            (tmp_path / "core_plugin.toml").write_text(block)
+            assert read_manifest(tmp_path / "core_plugin.toml").plugin
+            found += 1
+    assert found
+
+
+def test_capability_keys_that_pages_name_are_read() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "core" / "registry").glob("*.py"))
+    listed = (ROOT / "docs" / "plugins.md").read_text().split("Keys of `capabilities`")[1].split("\n\n")[0]
+    for key in re.findall(r"`([a-z_]+)`", listed.split(":", 1)[1]):
+        assert f'"{key}"' in sources, key
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_python_blocks_with_an_engine_in_process_run(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        if "LLM(" not in block:
+            continue
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
