@@ -14,6 +14,11 @@ REPORT = "import sys, json; print(json.dumps(sorted({n.split('.')[0] for n in sy
 NUM_DUMMIES = 50
 
 
+def _joined(name: str, value: str) -> str:
+    """A path variable keeps what the environment has."""
+    return os.pathsep.join(filter(None, [value, os.environ.get(name, "")]))
+
+
 def imported_by(code: str, **env: str) -> set[str]:
     """Top-level modules in sys.modules after `code` in a fresh process."""
     import json
@@ -22,7 +27,7 @@ def imported_by(code: str, **env: str) -> set[str]:
         [sys.executable, "-c", f"{code}\n{REPORT}"],
         capture_output=True,
         text=True,
-        env={**os.environ, **env},
+        env={**os.environ, **{name: _joined(name, value) for name, value in env.items()}},
         check=False,
     )
     assert done.returncode == 0, done.stderr
