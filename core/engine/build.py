@@ -229,8 +229,11 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
 def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBackend:
     choice, plugins = resolution.hardware, dict(resolution.plugin_settings)
     assert choice.record is not None
-    if settings.engine.cpu_threads is not None and choice.name == "cpu":
-        plugins[choice.name] = {"threads": settings.engine.cpu_threads, **plugins.get(choice.name, {})}
+    threads = settings.engine.cpu_threads
+    if threads is not None and choice.target.capabilities.threads:
+        plugins[choice.name] = {"threads": threads, **plugins.get(choice.name, {})}
+    elif threads is not None:
+        logger.warning("cpu_threads=%d has no effect: %s does not compute on the host's threads", threads, choice.name)
     hardware: HardwareBackend = choice.target(plugin_context(choice.record, plugins))
     return hardware
 

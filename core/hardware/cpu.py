@@ -27,7 +27,9 @@ class CpuBackend(HardwareBackend):
 
     name = "cpu"
     # Attention gathers tokens, so the page size costs nothing; small pages share prefixes more finely.
-    capabilities = HardwareCapabilities(dtypes=("bfloat16", "float32", "float16"), page_size=16, chunk_tokens=2048)
+    capabilities = HardwareCapabilities(
+        dtypes=("bfloat16", "float32", "float16"), page_size=16, chunk_tokens=2048, threads=True
+    )
 
     @classmethod
     def probe(cls) -> ProbeResult:

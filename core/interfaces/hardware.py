@@ -37,13 +37,15 @@ class MemoryInfo:
 class HardwareCapabilities:
     """async_steps: a step can run while the host works on the next (streams). graphs: captured steps can be
     replayed. dtypes: usable compute types, preferred first. page_size: preferred tokens a KV page.
-    chunk_tokens: preferred prefill token budget of a step."""
+    chunk_tokens: preferred prefill token budget of a step. threads: computes on the host's own threads and takes
+    their number as its setting `threads`."""
 
     async_steps: bool = False
     graphs: bool = False
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     page_size: int = 16
     chunk_tokens: int = 2048
+    threads: bool = False
 
 
 class HardwareBackend(ABC):

@@ -159,7 +159,10 @@ def _feature_index(device: torch.device) -> torch.Tensor:
 
 
 def _features(token: Any, position: Any, index: Any) -> Any:
-    return (token * 7919 + position * 104729 + index * 15485863 + 17) * 31 % _PRIME % _FEATURE_RANGE
+    # Squared twice, since a linear hash gives all features of two swapped tokens equal sums at once.
+    mixed = (token * 7919 + position * 104729 + index * 15485863 + 17) * 31 % _PRIME
+    mixed = (mixed * mixed + index + 1) % _PRIME
+    return mixed * mixed % _PRIME % _FEATURE_RANGE
 
 
 def _digest(state: Any, index: Any) -> Any:

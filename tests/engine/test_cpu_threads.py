@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from core.config.sections import EngineSettings, Settings
+from core.engine.build import _make_hardware
+from core.hardware.cpu import CpuBackend
+from core.registry import Choice, PluginRecord
+from core.testing.mock_hardware import MockHardware
+
+
+def made(target: Any, name: str, **plugin: Any) -> Any:
+    record = PluginRecord("hardware", name, "test", "1", "test:Device")
+    resolution = SimpleNamespace(
+        hardware=Choice("hardware", name, record, target, "test"), plugin_settings={name: plugin} if plugin else {}
+    )
+    return _make_hardware(Settings(engine=EngineSettings(cpu_threads=3)), resolution)  # type: ignore[arg-type]
+
+
+def test_a_device_of_host_threads_gets_their_number_and_its_own_setting_wins() -> None:
+    assert made(CpuBackend, "cpu").ctx.settings["threads"] == 3
+    assert made(CpuBackend, "cpu", threads=2).ctx.settings["threads"] == 2
+
+
+def test_another_device_says_that_it_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="core.engine"):
+        made(MockHardware, "mock")
+    assert "cpu_threads=3 has no effect" in caplog.text
