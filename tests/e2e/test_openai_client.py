@@ -114,12 +114,15 @@ def test_stop_strings_never_leak_and_count_as_stops(server: ServerProcess, clien
 
 
 def test_closing_a_stream_frees_the_request(server: ServerProcess, client: OpenAI) -> None:
-    stream = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=1500, temperature=0, stream=True, extra_body={"ignore_eos": True}
-    )
+    options: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0}
+    client.chat.completions.create(**options, max_tokens=1)
+    before = server.metric("core_requests_total", 'finish_reason="abort"')
+    stream = client.chat.completions.create(**options, max_tokens=1500, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
-    wait_until(lambda: running(server) == 1, what="one running request")
     stream.close()
+    wait_until(
+        lambda: server.metric("core_requests_total", 'finish_reason="abort"') == before + 1, what="one more abort"
+    )
     wait_until(lambda: running(server) == 0, what="no running request")
 
 
