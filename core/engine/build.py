@@ -222,6 +222,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
         load_format="dummy" if settings.model.load_format == "dummy" else "safetensors",
         load_threads=settings.model.load_threads,
         seed=settings.engine.random_seed or 0,
+        facts=resolution.facts,
     )
     return hardware, ModelRunner(config, hardware)
 

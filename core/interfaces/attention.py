@@ -21,6 +21,7 @@ class AttentionCapabilities:
 
     page_sizes: accepted sizes, or None for any. head_dims: accepted, or None for any.
     hardware: names of hardware plugins it runs on, or None for any.
+    slot_dtype: integer type of the layout's slot_mapping, "int64" or "int32"; core builds what is asked for.
     """
 
     state_kinds: frozenset[StateKind] = frozenset({StateKind.FULL})
@@ -34,6 +35,7 @@ class AttentionCapabilities:
     tree_mask: bool = False
     graph: bool = False
     batch_invariant: bool = False
+    slot_dtype: str = "int64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,18 @@ class AttentionConfig:
     context_length: int
 
 
+@dataclass(frozen=True, slots=True)
+class MlaWeights:
+    """How a latent becomes keys and values, on this rank; constant after loading, dense in the compute dtype.
+
+    key [H, Dn, R]: k_nope = key @ latent. value [H, Dv, R]: v = value @ latent. H heads, Dn = head_dim - rope_dim,
+    R = latent_dim, Dv = v_head_dim.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+
 class AttentionBackend(ABC):
     """Attention over paged KV for the layers of one cache group.
 
@@ -75,10 +89,16 @@ class AttentionBackend(ABC):
         """Why this backend cannot serve `config` beyond what `capabilities` says, or None."""
         return None
 
+    @classmethod
+    def page_bytes(cls, group: CacheGroupSpec, page_size: int, itemsize: int, tp_size: int) -> int:
+        """Bytes that `allocate` takes for one page of `group` on one of `tp_size` ranks; the memory plan divides by
+        it. itemsize: bytes of an element of the KV dtype. A layout with padding or scales says so here."""
+        return group.elements_per_token(tp_size) * page_size * itemsize
+
     @abstractmethod
     def allocate(self) -> dict[int, tuple[torch.Tensor, ...]]:
         """The KV buffers of every layer in the group, by layer index, in this backend's own layout.
-        Must take `num_pages * page_size` tokens a layer and no more than spec'd bytes (elements_per_token)."""
+        Must take `num_pages * page_size` tokens a layer and no more bytes than `page_bytes` says for each page."""
 
     @abstractmethod
     def plan(self, layout: BatchLayout) -> None:
@@ -101,3 +121,23 @@ class AttentionBackend(ABC):
         Returns [T, num_heads, v_head_dim]. Token t of sequence i sees keys at positions <= its own, within
         the layer's window.
         """
+
+    def run_mla(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        weights: MlaWeights,
+        layer: int,
+        kv: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        """`run` for groups of kind MLA_LATENT; only called if `capabilities.state_kinds` has that kind.
+
+        Write latent [T, R] (normed) and k_rope [T, P] (rotated) into `kv`, then attend with q_nope [T, H, Dn] and
+        q_rope [T, H, P] (rotated). The score of a key is scale * (q_nope . k_nope + q_rope . k_rope). Returns
+        [T, H, Dv]. Whether keys and values are expanded (`weights` times the cached latents) or the weights are
+        absorbed into query and output (q_nope @ key, then attention in latent space, then value) is the backend's
+        choice, row by row: both give the same numbers but for rounding.
+        """
+        raise AssertionError(f"{type(self).__name__} names {StateKind.MLA_LATENT} in state_kinds and lacks run_mla")

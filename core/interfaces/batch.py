@@ -31,7 +31,8 @@ class BatchLayout:
     cu_q_lens [N+1]: prefix sum of q_lens; sequence i owns token rows cu_q_lens[i]:cu_q_lens[i+1].
     page_table [N, P]: page i of a sequence holds its tokens i*page_size .. (i+1)*page_size-1. Entries past
         a sequence's last page are 0 and must not be read as keys.
-    slot_mapping [T]: flat KV slot (page * page_size + offset) that each new token's K and V go to.
+    slot_mapping [T]: flat KV slot (page * page_size + offset) that each new token's K and V go to; of the integer
+        type that the backend's capabilities name.
     """
 
     page_size: int
@@ -40,7 +41,7 @@ class BatchLayout:
     seq_lens: Int32
     cu_q_lens: Int32
     page_table: Int32
-    slot_mapping: torch.Tensor  # [T] int64, device
+    slot_mapping: torch.Tensor  # [T], device
     device_page_table: torch.Tensor | None = None  # [N, P] int32
     device_seq_lens: torch.Tensor | None = None  # [N] int32
     device_cu_q_lens: torch.Tensor | None = None  # [N+1] int32

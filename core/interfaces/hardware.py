@@ -14,6 +14,11 @@ from core.interfaces.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
+    from core.interfaces.batch import ForwardBatch
+    from core.interfaces.model import CausalLM
+
+Forward = Callable[["ForwardBatch"], "torch.Tensor"]
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
@@ -48,6 +53,27 @@ class HardwareCapabilities:
     threads: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine is about to be built with, for a device to look at before anything is loaded.
+
+    attention: name of the chosen plugin of each cache group. quantization, moe: names. overlap: whether step n+1 is
+    scheduled while n runs. max_seqs, max_tokens: most sequences and tokens of a step.
+    """
+
+    spec: ModelSpec
+    dtype: str
+    attention: tuple[str, ...]
+    quantization: str
+    moe: str
+    page_size: int
+    context_length: int
+    max_seqs: int
+    max_tokens: int
+    tensor_parallel_size: int
+    overlap: bool
+
+
 class HardwareBackend(ABC):
     """One kind of device. Everything device-specific the engine does goes through here."""
 
@@ -74,6 +100,30 @@ class HardwareBackend(ABC):
     def kv_budget_bytes(self, fraction: float, requested_bytes: int | None) -> int:
         """Bytes for the KV cache after the weights are loaded. `fraction` of the device's memory is for weights
         and KV together; `requested_bytes` overrides it. Raises CapacityError when it does not fit."""
+
+    def rejects(self, facts: EngineFacts) -> str | None:
+        """Why this device cannot run an engine of these facts, or None; the text should say the way out. Core itself
+        keeps no lists of what goes with which device."""
+        return None
+
+    def environment(self) -> Mapping[str, str]:
+        """Environment variables of processes that compute on this device, set before they import torch. Variables
+        that the operator has set are kept."""
+        return {}
+
+    def layers(self) -> Mapping[str, type]:
+        """Layer classes that replace core's on this device: class name in `core.layers` -> a subclass of it."""
+        return {}
+
+    def prepare_model(self, model: CausalLM) -> CausalLM:
+        """After the weights are loaded: change layouts, compile, wrap. Returns the model to run."""
+        return model
+
+    def forward_runner(self, model: CausalLM, facts: EngineFacts) -> Forward:
+        """What runs the model in a step: ForwardBatch -> hidden states [T, hidden_size] of its T tokens. A device that
+        captures and replays steps (graphs) returns its own runner, which may pad the batch as it likes and gives
+        back the T rows that are real. Called once, after `prepare_model` and when the KV buffers exist."""
+        return model.forward
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Implementations that replace core's references on this device, by name."""

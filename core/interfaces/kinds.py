@@ -1,13 +1,15 @@
 """Plugin kinds: one entry-point group per kind, each with its own API version.
 
 A plugin states in its manifest the range of versions it works with. Core speaks N and N-1 of each kind.
-Kinds listed in `RESERVED_KINDS` have a name but no interface yet; a distribution that registers one is
-reported as "needs a newer core".
+A kind is "live" if core selects and calls its plugins. A "draft" kind has a typed interface and a contract suite, and
+its plugins are listed, checked and loaded like all others, but no engine calls them yet: a draft interface may still
+change without a new version.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class Kind:
     oldest_api: oldest one (N-1, or N while there is only one).
     summary: one line for people.
     interface: "module:Class" of the interface, for error texts and documentation.
+    stage: "live" or "draft", see above.
     """
 
     name: str
@@ -28,37 +31,37 @@ class Kind:
     oldest_api: int
     summary: str
     interface: str
+    stage: Literal["live", "draft"] = "live"
+
+
+def _kind(
+    name: str, summary: str, interface: str, *, api: int = 1, oldest_api: int = 1,
+    stage: Literal["live", "draft"] = "live",
+) -> Kind:  # fmt: skip
+    return Kind(name, f"core.{name}", api, oldest_api, summary, interface, stage)
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("models", "core.models", 1, 1, "model architectures, by Hugging Face name",
-             "core.interfaces.model:ModelArch"),
-        Kind("attention", "core.attention", 1, 1, "attention over the paged KV cache",
-             "core.interfaces.attention:AttentionBackend"),
-        Kind("quant", "core.quant", 1, 1, "quantization methods", "core.interfaces.quant:QuantMethod"),
-        Kind("prefix_cache", "core.prefix_cache", 1, 1, "prefix caches",
-             "core.interfaces.prefix_cache:PrefixCache"),
-        Kind("tool_parsers", "core.tool_parsers", 1, 1, "tool-call formats",
-             "core.interfaces.parsers:ToolParser"),
-        Kind("reasoning_parsers", "core.reasoning_parsers", 1, 1, "reasoning formats",
-             "core.interfaces.parsers:ReasoningParser"),
-        Kind("hardware", "core.hardware", 1, 1, "devices", "core.interfaces.hardware:HardwareBackend"),
-        Kind("moe", "core.moe", 1, 1, "mixture-of-experts runners", "core.interfaces.moe:MoeRunner"),
-        Kind("ops", "core.ops", 1, 1, "tables of fused operations", "core.interfaces.ops:OpTable"),
-        Kind("checkpoints", "core.checkpoints", 1, 1, "checkpoints shipped as packages",
-             "core.interfaces.checkpoint:BundledCheckpoint"),
-        Kind("commands", "core.commands", 1, 1, "extra sub-commands (a typer.Typer)", "typer:Typer"),
+        _kind("models", "model architectures, by Hugging Face name", "core.interfaces.model:ModelArch"),
+        _kind("attention", "attention over the paged KV cache", "core.interfaces.attention:AttentionBackend"),
+        _kind("quant", "quantization methods", "core.interfaces.quant:QuantMethod"),
+        _kind("prefix_cache", "prefix caches", "core.interfaces.prefix_cache:PrefixCache"),
+        _kind("tool_parsers", "tool-call formats", "core.interfaces.parsers:ToolParser"),
+        _kind("reasoning_parsers", "reasoning formats", "core.interfaces.parsers:ReasoningParser"),
+        _kind("hardware", "devices", "core.interfaces.hardware:HardwareBackend"),
+        _kind("moe", "mixture-of-experts runners", "core.interfaces.moe:MoeRunner"),
+        _kind("ops", "tables of fused operations", "core.interfaces.ops:OpTable"),
+        _kind("schedule_policies", "orders of waiting requests", "core.interfaces.schedule:SchedulePolicy"),
+        _kind("checkpoints", "checkpoints shipped as packages", "core.interfaces.checkpoint:BundledCheckpoint"),
+        _kind("commands", "extra sub-commands (a typer.Typer)", "typer:Typer"),
+        _kind("routes", "extra HTTP routes, on only if named", "core.interfaces.routes:RoutePlugin"),
+        _kind("hooks", "listeners to what the engine does", "core.interfaces.hooks:HookPlugin"),
+        _kind("grammar", "constrained decoding", "core.interfaces.grammar:GrammarBackend", stage="draft"),
+        _kind("speculative", "proposers of draft tokens", "core.interfaces.speculative:Speculator", stage="draft"),
+        _kind("kv_transport", "KV pages between engines", "core.interfaces.kv_transport:KvTransport", stage="draft"),
+        _kind("kv_store", "KV pages in slower memory", "core.interfaces.kv_store:KvStore", stage="draft"),
+        _kind("pipelines", "diffusion pipelines", "core.interfaces.pipelines:Pipeline", stage="draft"),
     )
-}  # fmt: skip
-
-RESERVED_KINDS: dict[str, str] = {
-    "grammar": "core.grammar",
-    "speculative": "core.speculative",
-    "kv_transport": "core.kv_transport",
-    "kv_store": "core.kv_store",
-    "pipelines": "core.pipelines",
-    "routes": "core.routes",
-    "hooks": "core.hooks",
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.interfaces.context import PluginContext
+from core.interfaces.errors import ConfigError
+from core.interfaces.moe import PLAIN, ExpertWeights, MoeRunner
+from core.interfaces.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +55,10 @@ class LinearShape:
 class LinearMethod(ABC):
     """Weights of one linear layer: create, load, finish, apply.
 
+    A suffix is what follows the module's name in a checkpoint: "weight", "bias", also of several segments
+    ("weight.absmax"). `create` raises ConfigError for a shape that the format cannot hold or cannot share over the
+    ranks (LinearShape says which rows and columns of the checkpoint's tensor this rank keeps).
+
     `module.ops` is the operation table the model is built with (name -> callable). Look operations up in `finish`
     and keep them as plain attributes, so that `apply` looks nothing up.
     """
@@ -64,6 +71,10 @@ class LinearMethod(ABC):
     def expected(self, shape: LinearShape) -> set[tuple[str, str]]:
         """(suffix, part name) pairs a checkpoint must give, for strict accounting."""
 
+    def optional(self, shape: LinearShape) -> set[tuple[str, str]]:
+        """Pairs that a checkpoint may give and `load` takes."""
+        return set()
+
     @abstractmethod
     def load(self, module: nn.Module, shape: LinearShape, suffix: str, part: str, tensor: torch.Tensor) -> None:
         """Copy one checkpoint tensor into place. Raises WeightError on a wrong shape or an unknown suffix."""
@@ -75,6 +86,83 @@ class LinearMethod(ABC):
     @abstractmethod
     def apply(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x [T, in_features] -> [T, out_features], bias added."""
+
+    def dense(self, module: nn.Module, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The weight [out_features, in_features] that `apply` multiplies with, for layers that fold it into others.
+        Called after `finish`. Here: what `apply` does to unit vectors; override it where that is slow."""
+        import torch
+
+        zero = self.apply(module, torch.zeros(1, shape.in_features, dtype=dtype, device=device))
+        rows = self.apply(module, torch.eye(shape.in_features, dtype=dtype, device=device))
+        return (rows - zero).t().contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsShape:
+    """The experts of one layer on this rank: gate and up [intermediate_size, hidden_size], down [hidden_size,
+    intermediate_size] each. full_intermediate_size, intermediate_offset: the checkpoint's, and the first of it that
+    this rank keeps. activation: of the gate."""
+
+    path: str
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    full_intermediate_size: int
+    intermediate_offset: int = 0
+    activation: str = "silu"
+
+
+ExpertSlot = tuple[str, str, int]  # suffix, part ("gate", "up", "down" or ""), expert or -1 where one tensor has all
+
+
+class ExpertsMethod(ABC):
+    """Weights of the experts of one layer: create, load, finish, apply. The twin of LinearMethod.
+
+    format: of the `ExpertWeights` that it hands to the MoeRunner, or None if `apply` computes the experts itself.
+    """
+
+    format: str | None = PLAIN
+
+    @abstractmethod
+    def create(self, module: nn.Module, shape: ExpertsShape, dtype: torch.dtype, device: torch.device) -> None:
+        """Register empty parameters on `module`. Raises ConfigError for a shape that the format cannot hold."""
+
+    @abstractmethod
+    def expected(self, shape: ExpertsShape) -> set[ExpertSlot]:
+        """Slots that a checkpoint must fill."""
+
+    def covers(self, shape: ExpertsShape, suffix: str, part: str, expert: int) -> set[ExpertSlot]:
+        """Slots that one checkpoint tensor fills: several where a format stacks what others split. Slots that
+        `expected` does not name make the tensor unexpected; the empty set takes the tensor without needing it."""
+        return {(suffix, part, expert)}
+
+    @abstractmethod
+    def load(
+        self, module: nn.Module, shape: ExpertsShape, suffix: str, part: str, expert: int, tensor: torch.Tensor
+    ) -> None:
+        """Copy this rank's share of one checkpoint tensor into place. Raises WeightError."""
+
+    @abstractmethod
+    def finish(self, module: nn.Module, shape: ExpertsShape) -> ExpertWeights | None:
+        """After the last tensor: repack, quantize. Returns what the runner gets; None if `format` is None."""
+
+    def apply(
+        self, module: nn.Module, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Only called if `format` is None; shapes as in `MoeRunner.run`."""
+        raise AssertionError(f"{type(self).__name__} has format None and lacks apply")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantFacts:
+    """What a quantization method will be used with. dtype: compute type. hardware: name of the device's plugin.
+    moe: the chosen runner's class."""
+
+    spec: ModelSpec
+    dtype: str
+    hardware: str
+    tensor_parallel_size: int
+    moe: type[MoeRunner]
 
 
 class QuantMethod(ABC):
@@ -90,9 +178,26 @@ class QuantMethod(ABC):
     def recognises(cls, hf_quant_config: Mapping[str, Any] | None) -> bool:
         """Whether this method reads checkpoints with that quantization_config (None: not quantized)."""
 
+    def rejects(self, facts: QuantFacts) -> str | None:
+        """Why this method cannot serve the model, device or number of ranks, or None. Asked before anything is
+        loaded; the text should say the way out."""
+        return None
+
     @abstractmethod
-    def linear(self, path: str) -> LinearMethod:
-        """The method for the linear layer at `path`; skip lists match whole dotted segments."""
+    def linear(self, path: str, sources: Sequence[str]) -> LinearMethod:
+        """The method for the linear layer at `path` of the model. sources: the checkpoint modules that fill it, one
+        for each part ("model.layers.0.self_attn.q_proj", ...); lists of modules to skip speak of these, and match
+        whole dotted segments (`core.layers.skip.skips`). Raises ConfigError if some parts are to be skipped and
+        others not."""
+
+    def experts(self, path: str, sources: Sequence[str]) -> ExpertsMethod:
+        """The method for the experts at `path`; arguments as in `linear`, sources with "{expert}" in place of the
+        number where each expert is a module of its own. Raises ConfigError if the method has none for experts."""
+        raise ConfigError(
+            f"quantization method {type(self).__name__} cannot quantize the experts at {path}",
+            field="model.quantization",
+            hint="use another --quantization, or an unquantized checkpoint",
+        )
 
     def kv_cache_dtype(self) -> str | None:
         """A KV-cache dtype that the checkpoint asks for, or None."""

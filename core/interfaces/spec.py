@@ -26,6 +26,10 @@ class AttentionSpec:
     window: a token sees itself and the window-1 tokens before it; None sees all.
     softcap: logits are softcap * tanh(logits / softcap); None is off.
     has_sinks: a learned extra logit per head joins the softmax denominator.
+    latent_dim, rope_dim: of multi-head latent attention (MLA, DeepSeek-V2, arXiv:2405.04434): what is cached of a
+        token is one latent vector of latent_dim elements, from which keys and values of all heads are projected,
+        and one rotated key of rope_dim elements that all heads share. Then head_dim is the whole query/key width
+        (head_dim - rope_dim of it without position) and num_kv_heads is 1. latent_dim 0: not MLA.
     """
 
     num_heads: int
@@ -36,6 +40,8 @@ class AttentionSpec:
     window: int | None = None
     softcap: float | None = None
     has_sinks: bool = False
+    latent_dim: int = 0
+    rope_dim: int = 0
 
     def __post_init__(self) -> None:
         if not self.v_head_dim:
@@ -47,8 +53,8 @@ class CacheGroupSpec:
     """Layers whose state lives and dies together; each group has its own page numbers.
 
     kind: what is remembered. layers: indices of the model's layers in this group.
-    num_kv_heads, head_dim, v_head_dim: of one layer, whole model. window: for SLIDING_WINDOW.
-    state_elements: for RECURRENT, elements per request and layer.
+    num_kv_heads, head_dim, v_head_dim: of one layer, whole model; for MLA_LATENT 1, the latent's size and the shared
+        rope key's. window: for SLIDING_WINDOW. state_elements: for RECURRENT, elements per request and layer.
     """
 
     name: str
@@ -61,7 +67,8 @@ class CacheGroupSpec:
     state_elements: int = 0
 
     def elements_per_token(self, tp_size: int = 1) -> int:
-        """KV elements that one token takes over all layers of the group, on one of `tp_size` ranks."""
+        """KV elements that one token takes over all layers of the group, on one of `tp_size` ranks. A latent is whole
+        on every rank."""
         heads = max(1, self.num_kv_heads // tp_size)
         return len(self.layers) * heads * (self.head_dim + self.v_head_dim)
 

@@ -59,15 +59,17 @@ class SelfAttention(Layer):
         rule = spec.attention
         assert rule is not None
         assert rule.v_head_dim == rule.head_dim
-        self.qkv_proj = QkvLinear(
+        self.qkv_proj = ctx.layer(QkvLinear)(
             f"{path}.qkv_proj", hidden_size, rule.num_heads, rule.num_kv_heads, rule.head_dim, ctx, bias=qkv_bias
         )
-        self.o_proj = RowLinear(f"{path}.o_proj", rule.num_heads * rule.head_dim, hidden_size, ctx, bias=out_bias)
+        self.o_proj = ctx.layer(RowLinear)(
+            f"{path}.o_proj", rule.num_heads * rule.head_dim, hidden_size, ctx, bias=out_bias
+        )
         self.q_norm: RmsNorm | None = None
         self.k_norm: RmsNorm | None = None
         if qk_norm_eps is not None:
-            self.q_norm = RmsNorm(f"{path}.q_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
-            self.k_norm = RmsNorm(f"{path}.k_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
+            self.q_norm = ctx.layer(RmsNorm)(f"{path}.q_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
+            self.k_norm = ctx.layer(RmsNorm)(f"{path}.k_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
         self.rope = rope
         # One pass where the device has it; else the parts, each of which the device may have.
         fused = ctx.ops["qk_norm_rope"]

@@ -26,9 +26,11 @@ class DecoderLayer(Layer):
         self, path: str, self_attn: nn.Module, mlp: nn.Module, hidden_size: int, norm_eps: float, ctx: BuildContext
     ) -> None:
         super().__init__()
-        self.input_layernorm = RmsNorm(f"{path}.input_layernorm", hidden_size, norm_eps, ctx)
+        self.input_layernorm = ctx.layer(RmsNorm)(f"{path}.input_layernorm", hidden_size, norm_eps, ctx)
         self.self_attn = self_attn
-        self.post_attention_layernorm = RmsNorm(f"{path}.post_attention_layernorm", hidden_size, norm_eps, ctx)
+        self.post_attention_layernorm = ctx.layer(RmsNorm)(
+            f"{path}.post_attention_layernorm", hidden_size, norm_eps, ctx
+        )
         self.mlp = mlp
 
     def forward(
@@ -54,11 +56,11 @@ class CausalDecoder(Layer):
         self, spec: ModelSpec, ctx: BuildContext, norm_eps: float, make_layer: Callable[[int, str], DecoderLayer]
     ) -> None:
         super().__init__()
-        self.embed_tokens = VocabEmbedding("embed_tokens", spec.vocab_size, spec.hidden_size, ctx)
+        self.embed_tokens = ctx.layer(VocabEmbedding)("embed_tokens", spec.vocab_size, spec.hidden_size, ctx)
         self.layers = nn.ModuleList([make_layer(i, f"layers.{i}") for i in range(len(spec.layers))])
-        self.norm = RmsNorm("norm", spec.hidden_size, norm_eps, ctx)
+        self.norm = ctx.layer(RmsNorm)("norm", spec.hidden_size, norm_eps, ctx)
         tied = self.embed_tokens if spec.tie_word_embeddings else None
-        self.lm_head = LmHead("lm_head", spec.vocab_size, spec.hidden_size, ctx, tied=tied)
+        self.lm_head = ctx.layer(LmHead)("lm_head", spec.vocab_size, spec.hidden_size, ctx, tied=tied)
         self._sequence = tuple(self.layers)  # walking a ModuleList costs more than walking a tuple
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:

@@ -47,11 +47,16 @@ class LinearBase(WeightModule):
         super().__init__()
         self.shape = shape
         self.ops = ctx.ops
-        self.method = method or ctx.quant.linear(shape.path)
+        self.method = method or ctx.quant.linear(shape.path, ctx.sources(shape.path))
         self.method.create(self, shape, ctx.dtype, ctx.device)
 
     def expected(self) -> set[Slot]:
         return {(suffix, part, NO_EXPERT) for suffix, part in self.method.expected(self.shape)}
+
+    def covers(self, suffix: str, part: str, expert: int = NO_EXPERT) -> set[Slot]:
+        if expert == NO_EXPERT and (suffix, part) in self.method.optional(self.shape):
+            return set()
+        return {(suffix, part, expert)}
 
     def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
         if expert is not None:

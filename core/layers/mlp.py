@@ -31,8 +31,8 @@ class GatedMlp(Layer):
         op = ctx.ops[name]
         self.act = op if approximate is None else partial(op, approximate=approximate)
         parts = {"gate": intermediate_size, "up": intermediate_size}
-        self.gate_up_proj = MergedLinear(f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias)
-        self.down_proj = RowLinear(f"{path}.down_proj", intermediate_size, hidden_size, ctx, bias=bias)
+        self.gate_up_proj = ctx.layer(MergedLinear)(f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias)
+        self.down_proj = ctx.layer(RowLinear)(f"{path}.down_proj", intermediate_size, hidden_size, ctx, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act(self.gate_up_proj(x)))

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from core.interfaces.errors import WeightError
-from core.interfaces.quant import LinearMethod, LinearPart, LinearShape, QuantMethod
-from core.layers.module import check_tensor, empty_parameter
+from core.interfaces.moe import ExpertWeights
+from core.interfaces.quant import (
+    ExpertSlot,
+    ExpertsMethod,
+    ExpertsShape,
+    LinearMethod,
+    LinearPart,
+    LinearShape,
+    QuantMethod,
+)
+from core.layers.module import NO_EXPERT, check_tensor, empty_parameter
+
+STACKED = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 class UnquantizedLinear(LinearMethod):
@@ -66,6 +77,47 @@ def copy_rows(target: torch.Tensor, place: LinearPart, tensor: torch.Tensor) -> 
         part[rows:].zero_()
 
 
+class UnquantizedExperts(ExpertsMethod):
+    """gate_up [E, 2I, H] (gate rows first) and down [E, H, I] in the compute dtype."""
+
+    def create(self, module: nn.Module, shape: ExpertsShape, dtype: torch.dtype, device: torch.device) -> None:
+        num, local, hidden = shape.num_experts, shape.intermediate_size, shape.hidden_size
+        module.register_parameter("gate_up", empty_parameter(num, 2 * local, hidden, dtype=dtype, device=device))
+        module.register_parameter("down", empty_parameter(num, hidden, local, dtype=dtype, device=device))
+
+    def expected(self, shape: ExpertsShape) -> set[ExpertSlot]:
+        return {("weight", part, e) for part in ("gate", "up", "down") for e in range(shape.num_experts)}
+
+    def covers(self, shape: ExpertsShape, suffix: str, part: str, expert: int) -> set[ExpertSlot]:
+        parts = STACKED.get(suffix)
+        if parts is None or part or expert != NO_EXPERT:
+            return {(suffix, part, expert)}
+        return {("weight", name, e) for name in parts for e in range(shape.num_experts)}
+
+    def load(self, module: Any, shape: ExpertsShape, suffix: str, part: str, expert: int, tensor: torch.Tensor) -> None:
+        full, local, first = shape.full_intermediate_size, shape.intermediate_size, shape.intermediate_offset
+        gate_up, down = module.gate_up.data, module.down.data
+        if suffix == "gate_up_proj":
+            check_tensor(tensor, (shape.num_experts, 2 * full, shape.hidden_size))
+            gate_up[:, :local].copy_(tensor.narrow(1, first, local))
+            gate_up[:, local:].copy_(tensor.narrow(1, full + first, local))
+        elif suffix == "down_proj":
+            check_tensor(tensor, (shape.num_experts, shape.hidden_size, full))
+            down.copy_(tensor.narrow(2, first, local))
+        elif expert == NO_EXPERT:
+            raise WeightError(f"{shape.path}: {suffix} of part {part!r} names no expert")
+        elif part == "down":
+            check_tensor(tensor, (shape.hidden_size, full))
+            down[expert].copy_(tensor.narrow(1, first, local))
+        else:
+            check_tensor(tensor, (full, shape.hidden_size))
+            offset = 0 if part == "gate" else local
+            gate_up[expert].narrow(0, offset, local).copy_(tensor.narrow(0, first, local))
+
+    def finish(self, module: Any, shape: ExpertsShape) -> ExpertWeights:
+        return ExpertWeights(module.gate_up.data, module.down.data, activation=shape.activation)
+
+
 class Unquantized(QuantMethod):
     """Checkpoints without a quantization_config."""
 
@@ -73,5 +125,8 @@ class Unquantized(QuantMethod):
     def recognises(cls, hf_quant_config: Mapping[str, Any] | None) -> bool:
         return hf_quant_config is None
 
-    def linear(self, path: str) -> LinearMethod:
+    def linear(self, path: str, sources: Sequence[str]) -> LinearMethod:
         return UnquantizedLinear()
+
+    def experts(self, path: str, sources: Sequence[str]) -> ExpertsMethod:
+        return UnquantizedExperts()

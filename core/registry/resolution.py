@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import ModelArch
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.checkpoint import quantization_of
@@ -83,6 +84,24 @@ class Resolution:
     ops_rejected: tuple[tuple[str, str], ...] = ()
     plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensor_parallel_size: int = 1
+    max_running: int = 256
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What the device's plugin is told before anything is built."""
+        return EngineFacts(
+            spec=self.spec,
+            dtype=self.dtype,
+            attention=tuple(choice.name for choice in self.attention),
+            quantization=self.quant.name,
+            moe=self.moe.name,
+            page_size=self.page_size,
+            context_length=self.context_length,
+            max_seqs=self.max_running,
+            max_tokens=max(self.chunk_tokens, self.max_running),
+            tensor_parallel_size=self.tensor_parallel_size,
+            overlap=self.overlap,
+        )
 
     def choices(self) -> Iterator[Choice]:
         """Every choice, in the order they were made."""

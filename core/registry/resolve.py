@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from core.interfaces.errors import CheckpointError, ConfigError, CoreError
+from core.interfaces.errors import CheckpointError, ConfigError, CoreError, PluginLoadError
+from core.interfaces.quant import QuantFacts
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.candidates import wrong_hardware
 from core.registry.catalog import Catalog
@@ -112,8 +113,18 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         ops_rejected=tuple(ops_rejected),
         plugin_settings=settings.plugins,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
+        max_running=settings.scheduler.max_running_requests,
     )  # fmt: skip
     _check_hardware(resolution)
+    _check_quant(resolution)
+    why = instance.rejects(resolution.facts)
+    if why:
+        raise ConfigError(
+            f"device {hardware.name!r} cannot run this: {why}",
+            field="engine.device",
+            value=hardware.name,
+            hint="change what is named above, or choose another with --device",
+        )
     if lock is not None:
         lock.check_same(resolution.lock())
     return resolution
@@ -155,6 +166,34 @@ def _check_hardware(resolution: Resolution) -> None:
                 value=name,
                 hint="choose another with --device",
             )
+
+
+def _check_quant(resolution: Resolution) -> None:
+    """The chosen method must be able to serve the model. It is asked here, before anything is loaded."""
+    choice = resolution.quant
+    assert choice.record is not None
+    ctx = plugin_context(choice.record, resolution.plugin_settings)
+    try:
+        method = choice.target(resolution.quant_config, ctx)
+        facts = QuantFacts(
+            resolution.spec, resolution.dtype, resolution.hardware.name, resolution.tensor_parallel_size,
+            resolution.moe.target,
+        )  # fmt: skip
+        why = method.rejects(facts)
+    except CoreError:
+        raise
+    except Exception as exc:
+        raise PluginLoadError(
+            f"{choice.record.title} could not be set up: {type(exc).__name__}: {exc}",
+            hint="choose another method with --quantization",
+        ) from exc
+    if why:
+        raise ConfigError(
+            f"quantization {choice.name!r} cannot serve {resolution.spec.architecture}: {why}",
+            field="model.quantization",
+            value=choice.name,
+            hint="choose another method with --quantization, or an unquantized checkpoint",
+        )
 
 
 def _context_length(asked: int | None, spec: ModelSpec) -> Decision:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.interfaces.kinds import RESERVED_KINDS, Kind
+from core.interfaces.kinds import Kind
 from core.registry.manifest import MANIFEST_NAME, Manifest, ManifestEntry, ManifestError, read_manifest
 from core.registry.records import PluginRecord, api_mismatch, canonical, missing_requirements, outdated_api
 
@@ -34,11 +34,10 @@ def scan_records(
 ) -> list[PluginRecord]:
     """All records, unsorted.
 
-    groups: entry-point groups to look at; None for all that core knows, reserved ones included.
+    groups: entry-point groups to look at; None for all that core knows.
     paths: folders to search instead of sys.path.
     """
     by_group = {kind.group: kind.name for kind in kinds.values()}
-    by_group.update({group: name for name, group in RESERVED_KINDS.items()})
     if groups is not None:
         wanted = set(groups)
         by_group = {group: name for group, name in by_group.items() if group in wanted}
@@ -86,8 +85,8 @@ def _records_of(
                 missing = problem
             yield _record(source, kind, entry_point.name, entry_point.value, entry, kinds, missing)
         for (kind, name), entry in entries.items():
-            if kind in by_group.values() or kind not in {*kinds, *RESERVED_KINDS}:
-                group = kinds[kind].group if kind in kinds else RESERVED_KINDS.get(kind, "")
+            if kind in by_group.values() or kind not in kinds:
+                group = kinds[kind].group if kind in kinds else ""
                 missing = (
                     f"the distribution has no entry point {group}:{name}; reinstall it if it is an editable install"
                     if group
@@ -129,9 +128,7 @@ def _record(
 ) -> PluginRecord:
     version = importlib.metadata.version("core")
     mismatch = ""
-    if kind in RESERVED_KINDS and kind not in kinds:
-        mismatch = f"core {version} has no interface for kind {kind!r} yet; it needs a newer core"
-    elif entry is not None and kind in kinds:
+    if entry is not None and kind in kinds:
         mismatch = api_mismatch(entry.api, kinds[kind], version)
     if entry is None:
         return PluginRecord(

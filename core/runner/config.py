@@ -11,6 +11,7 @@ from core.interfaces.attention import AttentionBackend
 from core.interfaces.build import Communicator
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError
+from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import ModelArch
 from core.interfaces.moe import MoeRunner
 from core.interfaces.quant import QuantMethod
@@ -28,7 +29,8 @@ class RunnerConfig:
     group, in the order of spec.cache_groups; attention_contexts: one each, or empty for default contexts.
     dtype: compute and KV type. page_size: tokens a KV page. max_running: slots. chunk_tokens: token budget of a step.
     context_length: most tokens of a sequence. checkpoint: folder, None with load_format "dummy" (random weights from
-    `seed`). load_threads: readers of weight files. tp: communicator of the ranks that share each layer.
+    `seed`). load_threads: readers of weight files. tp: communicator of the ranks that share each layer. facts: what the
+    device's plugin is told; None makes them from the rest.
     """
 
     spec: ModelSpec
@@ -48,6 +50,7 @@ class RunnerConfig:
     load_threads: int = 4
     seed: int = 0
     attention_contexts: tuple[PluginContext, ...] = field(default=())
+    facts: EngineFacts | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_running", "chunk_tokens", "context_length", "load_threads"):

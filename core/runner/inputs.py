@@ -61,10 +61,11 @@ def build(
     num_pages = -(-int(plan.seq_lens.max()) // page_size)
     page_of_token, offset = np.divmod(shape.positions, page_size)
     tables, mappings = [], []
-    for table in state.page_table:
+    for table, backend in zip(state.page_table, attention, strict=True):
         rows = table[plan.slots, :num_pages]
         tables.append(rows)
-        mappings.append(rows[shape.rows, page_of_token].astype(np.int64) * page_size + offset)
+        mapping = rows[shape.rows, page_of_token].astype(np.int64) * page_size + offset
+        mappings.append(mapping.astype(backend.capabilities.slot_dtype, copy=False))
 
     token_ids, device_positions, rows_device, all_slots, sampled_slots, seq_lens, cu_q_lens, *paged = transfer.upload(
         _host_tokens(plan, state, shape), shape.positions, logits_rows, plan.slots.astype(np.int64),

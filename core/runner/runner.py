@@ -14,7 +14,7 @@ from core.interfaces.attention import AttentionBackend, AttentionConfig
 from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, EngineError
-from core.interfaces.hardware import HardwareBackend
+from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
 from core.interfaces.step import Admission, Int32, StepPlan, StepResult
@@ -57,6 +57,7 @@ class ModelRunner:
         self._transfer = Transfer(self.device, pinned=hardware.pinned())
         self._model: CausalLM | None = None
         self._attention: tuple[AttentionBackend, ...] = ()
+        self._forward: Forward | None = None
         self._kv: tuple[tuple[torch.Tensor, ...], ...] = ()
         self._last_end_s = 0.0
         self._state = self._new_state()
@@ -71,8 +72,10 @@ class ModelRunner:
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
+        from core.runner.weights_rules import RuleTable
 
         config = self.config
+        rules = config.arch.weights(config.spec)
         ctx = BuildContext(
             dtype=config.dtype,
             device=self.device,
@@ -82,22 +85,25 @@ class ModelRunner:
             tp=config.tp,
             max_tokens=config.max_step_tokens,
             context_length=config.context_length,
+            layers=self._hardware.layers(),
+            sources=RuleTable(rules).sources,
         )
         model: Any = config.arch.build(config.spec, ctx)
         report = None
         if config.load_format == "dummy" or config.checkpoint is None:
             dummy_weights(model, config.seed)
         else:
-            rules = config.arch.weights(config.spec)
             report = load_weights(model, rules, config.checkpoint, threads=config.load_threads, progress=progress)
-        self._model = model
+        self._model = self._hardware.prepare_model(model)
         return report
 
     def kv_bytes_per_page(self) -> int:
         """Bytes of one page in every cache group together, on this rank."""
         config = self.config
-        elements = sum(group.elements_per_token(config.tp.size) for group in config.spec.cache_groups)
-        return elements * config.page_size * config.dtype.itemsize
+        return sum(
+            backend.page_bytes(group, config.page_size, config.dtype.itemsize, config.tp.size)
+            for backend, group in zip(config.attention, config.spec.cache_groups, strict=True)
+        )
 
     def allocate(self, num_pages: int) -> None:
         """Make the KV buffers: `num_pages` pages in each cache group, page 0 (the null page) included.
@@ -137,6 +143,23 @@ class ModelRunner:
                 kv[layer] = buffers
             backends.append(backend)
         self._attention, self._kv = tuple(backends), tuple(kv)
+        self._forward = self._hardware.forward_runner(self.model, self._facts())
+
+    def _facts(self) -> EngineFacts:
+        config = self.config
+        return config.facts or EngineFacts(
+            spec=config.spec,
+            dtype=str(config.dtype).removeprefix("torch."),
+            attention=tuple(backend.__name__ for backend in config.attention),
+            quantization=type(config.quant).__name__,
+            moe=type(config.moe).__name__,
+            page_size=config.page_size,
+            context_length=config.context_length,
+            max_seqs=config.max_running,
+            max_tokens=config.max_step_tokens,
+            tensor_parallel_size=config.tp.size,
+            overlap=False,
+        )
 
     def launch(self, plan: StepPlan) -> RunningStep:
         """Run one step, or queue it where the hardware has asynchronous steps. Never raises for a step that goes
@@ -185,14 +208,14 @@ class ModelRunner:
 
     def _run(self, plan: StepPlan) -> _Pending:
         """Everything of a step that is queued on the device."""
-        if not self._attention and self.config.attention:
+        if self._forward is None:
             raise EngineError("there are no KV buffers", hint="call allocate() first")
         state = self._state
         state.apply(plan)
         step = inputs.build(plan, state, self._transfer, self.config.page_size, self._attention, self._kv)
         for backend, layout in zip(self._attention, step.batch.layouts, strict=True):
             backend.plan(layout)
-        hidden = self.model.forward(step.batch)
+        hidden = self._forward(step.batch)
         if not len(step.slots):  # nothing but prefill chunks that are not the last
             return _Pending(step.slots, None, [])
         if not step.every_row:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from core.interfaces.model import ModuleRule, WeightRules
 
+# "weight.quant_state.format" is the longest that formats in use write.
+MAX_SUFFIX_SEGMENTS = 4
 _PLACEHOLDER = re.compile(r"\\{(layer|expert)\\}")
 
 
@@ -73,7 +75,19 @@ class RuleTable:
 
     def address(self, name: str) -> Address | None:
         """Where the checkpoint tensor `name` goes, or None if no rule takes it."""
-        module, _, suffix = name.rpartition(".")
+        # A suffix is most often the last segment; formats add longer ones ("weight.absmax"). The shortest that
+        # leaves a known module is meant.
+        module, suffix = name, ""
+        for _ in range(MAX_SUFFIX_SEGMENTS):
+            module, _, segment = module.rpartition(".")
+            if not module:
+                break
+            suffix = f"{segment}.{suffix}" if suffix else segment
+            if (address := self._address(module, suffix)) is not None:
+                return address
+        return None
+
+    def _address(self, module: str, suffix: str) -> Address | None:
         for compiled in (*self._by_segment.get(_last_segment(module), ()), *self._open):
             match = compiled.source.fullmatch(module)
             if match is None:
@@ -85,6 +99,16 @@ class RuleTable:
             rule = compiled.rule
             return Address(_fill(rule.target, numbers), suffix, rule.part or "", expert)
         return None
+
+    def sources(self, target: str) -> tuple[str, ...]:
+        """The checkpoint modules that fill the model's module `target`, in the rules' order; "{expert}" stands where
+        each expert is a module of its own. `target` itself if no rule names it."""
+        found = []
+        for compiled in self._all:
+            match = compiled.target.fullmatch(target)
+            if match is not None:
+                found.append(_fill(compiled.rule.source, match.groupdict()))
+        return tuple(found) or (target,)
 
     def name(self, target: str, suffix: str, part: str, expert: int | None) -> str:
         """The checkpoint name that would fill a slot, for error texts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -142,8 +143,8 @@ def test_a_method_finds_the_operations_and_owns_the_parameters() -> None:
             return 2 * x * module.packed
 
     class Quant(Unquantized):
-        def linear(self, path: str) -> LinearMethod:
-            return Doubled() if path == "a.b" else super().linear(path)
+        def linear(self, path: str, sources: Sequence[str]) -> LinearMethod:
+            return Doubled() if path == "a.b" else super().linear(path, sources)
 
     ctx = context(quant=Quant(None, PluginContext()))
     layer = ReplicatedLinear("a.b", 3, 3, ctx, bias=False)

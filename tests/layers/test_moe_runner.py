@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from core.interfaces.context import PluginContext
+from core.interfaces.moe import ExpertWeights
 from core.layers.moe import TorchNativeMoe
 
 
@@ -31,7 +32,7 @@ def test_both_paths_are_the_weighted_sum(data: st.DataObject) -> None:
             wanted[t] += weights[t, slot] * (down[e] @ (F.silu(gate) * up))
     runner = TorchNativeMoe(PluginContext())
     for run in (runner.run, runner._gathered, runner._looped):
-        torch.testing.assert_close(run(x, gate_up, down, ids, weights), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(run(x, ExpertWeights(gate_up, down), ids, weights), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_bfloat16_keeps_its_dtype_and_sums_in_float32() -> None:
@@ -42,7 +43,7 @@ def test_bfloat16_keeps_its_dtype_and_sums_in_float32() -> None:
     one = (F.silu(torch.tensor(4.0)) * 4).bfloat16()
     runner = TorchNativeMoe(PluginContext())
     for run in (runner._gathered, runner._looped):
-        out = run(x, gate_up, down, ids, weights)
+        out = run(x, ExpertWeights(gate_up, down), ids, weights)
         assert out.dtype == torch.bfloat16
         # A running sum in bfloat16 would stall far below the mean of 300 equal terms.
         torch.testing.assert_close(out, torch.full((1, 4), float(one), dtype=torch.bfloat16))

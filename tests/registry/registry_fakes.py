@@ -91,8 +91,14 @@ def model(spec: ModelSpec | Exception, defaults: ModelDefaults | Exception = Mod
     return Fake
 
 
-def quant(*methods: str | None) -> type:
+def quant(*methods: str | None, rejects: str | None = None) -> type:
     class Fake:
+        def __init__(self, config: Any, ctx: Any) -> None:
+            pass
+
+        def rejects(self, facts: Any) -> str | None:
+            return rejects
+
         @classmethod
         def recognises(cls, config: Any) -> bool:
             return (config.get("quant_method") if config is not None else None) in methods

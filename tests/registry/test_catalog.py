@@ -110,13 +110,6 @@ def test_single_module(make_dist: MakeDist, site: Path) -> None:
     assert "single module" in Catalog.scan(paths=[str(site)]).lookup("moe", "fast").reason
 
 
-def test_reserved_kind_needs_a_newer_core(make_dist: MakeDist, site: Path) -> None:
-    make_dist("plugin-a", {"core.grammar": {"g": "plugin_a:G"}}, manifest(entry("g", "grammar")))
-    (record,) = Catalog.scan(paths=[str(site)]).records
-    assert record.state == "unavailable"
-    assert "needs a newer core" in record.reason
-
-
 def test_import_error_selected_and_unselected(make_dist: MakeDist, site: Path) -> None:
     make_dist("plugin-a", MOE, manifest(entry()), "raise RuntimeError('no driver')")
     make_dist("plugin-b", {"core.moe": {"good": "plugin_b:Runner"}}, manifest(entry("good")), RUNNER)

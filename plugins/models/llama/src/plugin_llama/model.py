@@ -18,7 +18,7 @@ def build_model(spec: ModelSpec, ctx: BuildContext) -> CausalDecoder:
     rope = Rope(config.rope, ctx)
 
     def make_layer(index: int, path: str) -> DecoderLayer:
-        attention = SelfAttention(
+        attention = ctx.layer(SelfAttention)(
             f"{path}.self_attn",
             index,
             spec.layers[index],
@@ -28,7 +28,7 @@ def build_model(spec: ModelSpec, ctx: BuildContext) -> CausalDecoder:
             qkv_bias=config.attention_bias,
             out_bias=config.attention_bias,
         )
-        mlp = GatedMlp(
+        mlp = ctx.layer(GatedMlp)(
             f"{path}.mlp",
             spec.hidden_size,
             config.intermediate_size,
@@ -36,6 +36,6 @@ def build_model(spec: ModelSpec, ctx: BuildContext) -> CausalDecoder:
             bias=config.mlp_bias,
             activation=config.activation,
         )
-        return DecoderLayer(path, attention, mlp, spec.hidden_size, config.norm_eps, ctx)
+        return ctx.layer(DecoderLayer)(path, attention, mlp, spec.hidden_size, config.norm_eps, ctx)
 
-    return CausalDecoder(spec, ctx, config.norm_eps, make_layer)
+    return ctx.layer(CausalDecoder)(spec, ctx, config.norm_eps, make_layer)

@@ -24,13 +24,13 @@ def build_model(spec: ModelSpec, ctx: BuildContext) -> CausalDecoder:
     def make_mlp(index: int, path: str) -> nn.Module:
         moe = config.moe
         if moe is None or index not in moe.sparse_layers:
-            return GatedMlp(path, hidden_size, config.intermediate_size, ctx, activation=config.activation)
-        return MoeLayer(
+            return ctx.layer(GatedMlp)(path, hidden_size, config.intermediate_size, ctx, activation=config.activation)
+        return ctx.layer(MoeLayer)(
             path, hidden_size, moe.intermediate_size, moe.num_experts, moe.top_k, ctx, renormalize=moe.renormalize
         )
 
     def make_layer(index: int, path: str) -> DecoderLayer:
-        attention = SelfAttention(
+        attention = ctx.layer(SelfAttention)(
             f"{path}.self_attn",
             index,
             spec.layers[index],
@@ -41,6 +41,8 @@ def build_model(spec: ModelSpec, ctx: BuildContext) -> CausalDecoder:
             out_bias=config.out_bias,
             qk_norm_eps=config.norm_eps if config.qk_norm else None,
         )
-        return DecoderLayer(path, attention, make_mlp(index, f"{path}.mlp"), hidden_size, config.norm_eps, ctx)
+        return ctx.layer(DecoderLayer)(
+            path, attention, make_mlp(index, f"{path}.mlp"), hidden_size, config.norm_eps, ctx
+        )
 
-    return CausalDecoder(spec, ctx, config.norm_eps, make_layer)
+    return ctx.layer(CausalDecoder)(spec, ctx, config.norm_eps, make_layer)
