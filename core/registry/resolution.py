@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import ModelArch
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.checkpoint import quantization_of
+from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.records import PluginRecord
 
@@ -115,6 +117,12 @@ class Resolution:
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+
+    def parser_factory(self, choice: Choice) -> Callable[[], Any] | None:
+        """Makes the chosen parser, with its own settings; None where it is off. Raises ConfigError for wrong ones."""
+        if choice.record is None:
+            return None
+        return partial(choice.target, plugin_context(choice.record, self.plugin_settings))
 
     @property
     def quant_config(self) -> Mapping[str, Any] | None:
