@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.interfaces.capabilities import StatedQuant
 from core.interfaces.errors import CheckpointError, ConfigError, PluginError, UnknownArchitecture
 from core.interfaces.spec import ModelSpec
 from core.registry.candidates import Rejected, by_priority, listing, loadable, why_not, wrong_hardware
@@ -54,9 +55,9 @@ def choose_quant(asked: str | None, quant_config: Mapping[str, Any] | None, hard
     rejected: Rejected = []
     found: list[tuple[PluginRecord, Any]] = []
     for record in by_priority(catalog, "quant"):
-        formats = record.capabilities.get("formats")
-        if quant_config is not None and isinstance(formats, list | tuple) and stated not in formats:
-            rejected.append((record.name, f"reads {', '.join(map(str, formats)) or 'no quantized format'}"))
+        formats = record.stated.formats if isinstance(record.stated, StatedQuant) else None
+        if quant_config is not None and formats is not None and stated not in formats:
+            rejected.append((record.name, f"reads {', '.join(formats) or 'no quantized format'}"))
             continue
         for _, target in loadable(catalog, [record], hardware, rejected):
             if _recognises(target, quant_config, record):
