@@ -74,6 +74,7 @@ class Resolution:
     attention: tuple[Choice, ...]
     prefix_cache: Choice
     moe: Choice
+    schedule_policy: Choice
     ops: tuple[Choice, ...]
     tool_parser: Choice
     reasoning_parser: Choice
@@ -114,6 +115,7 @@ class Resolution:
         yield from self.attention
         yield self.prefix_cache
         yield self.moe
+        yield self.schedule_policy
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
@@ -145,6 +147,7 @@ class Resolution:
             "attention_backend": self._attention_text(),
             "prefix_cache": self.prefix_cache.name,
             "moe_backend": self.moe.name,
+            "schedule_policy": self.schedule_policy.name,
             "ops": ",".join(choice.name for choice in self.ops) or "none",
             "page_size": str(self.page_size),
             "context_length": str(self.context_length),
@@ -173,6 +176,7 @@ class Resolution:
             label = "attention" if len(self.attention) == 1 else f"attention ({group.name})"
             rows.append(_row(label, choice))
         rows += [_row("prefix cache", self.prefix_cache), _row("mixture of experts", self.moe)]
+        rows.append(_row("schedule policy", self.schedule_policy))
         rows += [_row("ops", choice) for choice in self.ops]
         if self.ops_rejected or not self.ops:
             rows.append(

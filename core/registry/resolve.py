@@ -36,6 +36,7 @@ from core.registry.select_others import (
     choose_parser,
     choose_prefix_cache,
     choose_quant,
+    choose_schedule_policy,
 )
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         attention=attention,
         prefix_cache=_prefix_cache(settings, spec, catalog, parent=lock is None),
         moe=choose_moe(settings.engine.moe_backend, hardware.name, catalog),
+        schedule_policy=choose_schedule_policy(settings.scheduler.schedule_policy, hardware.name, catalog),
         ops=ops,
         tool_parser=choose_parser(
             "tool_parsers", "model.tool_call_parser", settings.model.tool_call_parser, wishes["tool_parser"], catalog
