@@ -120,7 +120,7 @@ class EngineSettings(Section):
     on_engine_death: Literal["restart", "exit"] = Field("restart", description="What to do if the engine process dies.")
     log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
     disable_plugins: tuple[str, ...] = Field(
-        (), description="Plugins that are never loaded: names, `distribution:name`s or whole distributions."
+        (), description="Plugins never to load: names, `distribution:name`, `kind/name` or whole distributions."
     )
 
 
