@@ -7,7 +7,6 @@ environment, error texts and documentation all read this table.
 from __future__ import annotations
 
 import difflib
-import re
 import types
 import typing
 from dataclasses import dataclass
@@ -81,12 +80,6 @@ def by_name() -> dict[str, SettingField]:
 def section_names() -> tuple[str, ...]:
     """Names of the sections, without `plugins`."""
     return tuple(dict.fromkeys(entry.section for entry in setting_fields()))
-
-
-def fold(name: str) -> str:
-    """How names are compared that came through the environment: lower case, and what is no letter or digit is "_";
-    the ":" and "/" of full names are "__"."""
-    return re.sub(r"[^a-z0-9_]", "_", name.lower().replace(":", "__").replace("/", "__"))
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str | None:

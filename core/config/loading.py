@@ -24,12 +24,12 @@ from core.config.fields import (
     SECRET_FIELDS,
     SettingField,
     by_name,
-    fold,
     nearest,
     nearest_setting,
     section_names,
     setting_fields,
 )
+from core.config.names import fold
 from core.config.sections import Settings
 from core.interfaces.errors import ConfigError
 

@@ -56,8 +56,8 @@ class Catalog:
     def without(self, disabled: Sequence[str]) -> Catalog:
         """This catalog with some plugins in state "disabled": never loaded, an error if asked for.
 
-        disabled: names, `distribution:name`s, `kind/name`s or whole distributions. Raises ConfigError for one that means
-        nothing installed.
+        disabled: names, `distribution:name`s, `kind/name`s or whole distributions. Raises ConfigError for one that
+        means nothing installed.
         """
         if not disabled:
             return self

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from core.config.fields import fold
+from core.config.names import fold
 from core.interfaces.errors import ConfigError, PluginLoadError
 
 if TYPE_CHECKING:

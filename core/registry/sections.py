@@ -2,7 +2,7 @@
 
 A section is called by the plugin's name; where that is not enough, by `distribution:name`, `kind/name` or
 `kind/distribution:name`. The more exact name wins. Names that came through the environment (CORE_PLUGINS__NAME__KEY)
-are compared as `core.config.fields.fold` does.
+are compared as `core.config.names.fold` does.
 
 The one rule for keys: each must be a setting of the model of a plugin that the section belongs to. A key that no chosen
 plugin has is an error; one that only a plugin has that was not chosen, and a section of which no plugin was chosen, is
@@ -16,7 +16,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from core.config.fields import fold
+from core.config.names import fold
 from core.interfaces.errors import ConfigError, PluginError
 from core.registry.options import find_option, load_model, options_of, takes_anything, unknown_key, validate
 from core.registry.records import PluginRecord
