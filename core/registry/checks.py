@@ -23,6 +23,7 @@ _PLUGINS = (
     ("engine.attention_backend", "attention"),
     ("engine.moe_backend", "moe"),
     ("cache.prefix_cache", "prefix_cache"),
+    ("scheduler.schedule_policy", "schedule_policy"),
     ("model.tool_call_parser", "tool_parser"),
     ("model.reasoning_parser", "reasoning_parser"),
 )

@@ -38,6 +38,7 @@ from core.registry.select_others import (
     choose_parser,
     choose_prefix_cache,
     choose_quant,
+    choose_schedule_policy,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class _Draft:
     page_size: Decision = field(init=False)
     prefix_cache: Choice = field(init=False)
     moe: Choice = field(init=False)
+    schedule_policy: Choice = field(init=False)
     ops: tuple[Choice, ...] = field(init=False)
     ops_rejected: list[tuple[str, str]] = field(init=False)
     chunk: Decision = field(init=False)
@@ -204,6 +206,12 @@ def _moe(draft: _Draft) -> Made:
     return (draft.moe,)
 
 
+def _schedule_policy(draft: _Draft) -> Made:
+    asked = draft.settings.scheduler.schedule_policy
+    draft.schedule_policy = choose_schedule_policy(asked, draft.hardware.name, draft.catalog)
+    return (draft.schedule_policy,)
+
+
 def _ops(draft: _Draft) -> Made:
     draft.ops, draft.ops_rejected = choose_ops(draft.hardware.name, draft.catalog)
     return draft.ops
@@ -233,6 +241,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("attention", _attention),
     ("prefix cache", _prefix_cache),
     ("mixture of experts", _moe),
+    ("schedule policy", _schedule_policy),
     ("ops", _ops),
     ("tool-call parser", _tool_parser),
     ("reasoning parser", _reasoning_parser),
@@ -254,6 +263,7 @@ def _finish(draft: _Draft) -> Resolution:
         attention=draft.attention,
         prefix_cache=draft.prefix_cache,
         moe=draft.moe,
+        schedule_policy=draft.schedule_policy,
         ops=draft.ops,
         tool_parser=draft.tool_parser,
         reasoning_parser=draft.reasoning_parser,

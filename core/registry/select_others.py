@@ -105,6 +105,18 @@ def choose_prefix_cache(asked: str, explicit: bool, spec: ModelSpec, catalog: Ca
     )
 
 
+def choose_schedule_policy(asked: str, hardware: str, catalog: Catalog) -> Choice:
+    """The order of waiting requests. Raises PluginNotFound, which lists what is installed."""
+    try:
+        record = catalog.record("schedule_policies", asked)
+        target = catalog.load("schedule_policies", asked)
+    except PluginError as exc:
+        exc.hint = f"{exc.hint + '; ' if exc.hint else ''}--schedule-policy chooses one"
+        raise
+    _require_hardware(record, hardware, "scheduler.schedule_policy", asked)
+    return Choice("schedule_policies", record.name, record, target, "asked for, or the default")
+
+
 def choose_moe(asked: str, hardware: str, catalog: Catalog) -> Choice:
     """The runner of experts. Chosen for dense models as well: a model is always built with one."""
     if asked != "auto":
