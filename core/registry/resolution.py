@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import ModelArch
 from core.interfaces.spec import ModelDefaults, ModelSpec
+from core.registry.catalog import Catalog
 from core.registry.checkpoint import quantization_of
+from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.records import PluginRecord
 
@@ -42,12 +45,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class ExplainRow:
-    """One line of `core plugins explain`."""
+    """One line of `core plugins explain`. kind, plugin: of a choice, "" of other decisions; plugin is the chosen one's
+    `distribution:name`."""
 
     what: str
     chosen: str
     reason: str
     rejected: tuple[tuple[str, str], ...] = ()
+    kind: str = ""
+    plugin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Resolution:
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
     tool_parser, reasoning_parser: target None when off.
+    plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
+    warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
 
     checkpoint: Path
@@ -72,6 +80,7 @@ class Resolution:
     attention: tuple[Choice, ...]
     prefix_cache: Choice
     moe: Choice
+    schedule_policy: Choice
     ops: tuple[Choice, ...]
     tool_parser: Choice
     reasoning_parser: Choice
@@ -85,6 +94,18 @@ class Resolution:
     plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     max_running: int = 256
+    warnings: tuple[str, ...] = ()
+
+    def with_plugin_data(
+        self, plugin_settings: Mapping[str, Mapping[str, Any]], catalog: Catalog, warnings: Iterable[str]
+    ) -> Resolution:
+        """With the chosen plugins' settings, and with their warnings (some are only known after the import) first."""
+        own = []
+        for choice in self.choices():
+            if choice.record is not None:
+                record = catalog.lookup(choice.kind, choice.record.full_name)
+                own += [f"{record.title}: {text}" for text in record.warnings]
+        return replace(self, plugin_settings=plugin_settings, warnings=tuple(dict.fromkeys((*own, *warnings))))
 
     @property
     def facts(self) -> EngineFacts:
@@ -112,9 +133,16 @@ class Resolution:
         yield from self.attention
         yield self.prefix_cache
         yield self.moe
+        yield self.schedule_policy
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+
+    def parser_factory(self, choice: Choice) -> Callable[[], Any] | None:
+        """Makes the chosen parser, with its own settings; None where it is off. Raises ConfigError for wrong ones."""
+        if choice.record is None:
+            return None
+        return partial(choice.target, plugin_context(choice.record, self.plugin_settings))
 
     @property
     def quant_config(self) -> Mapping[str, Any] | None:
@@ -137,6 +165,7 @@ class Resolution:
             "attention_backend": self._attention_text(),
             "prefix_cache": self.prefix_cache.name,
             "moe_backend": self.moe.name,
+            "schedule_policy": self.schedule_policy.name,
             "ops": ",".join(choice.name for choice in self.ops) or "none",
             "page_size": str(self.page_size),
             "context_length": str(self.context_length),
@@ -156,25 +185,31 @@ class Resolution:
     def explain(self) -> list[ExplainRow]:
         """Every choice and decision with its reason, for `core plugins explain`."""
         rows = [
-            _row("checkpoint", self.checkpoint_choice),
-            _row("model", self.model),
-            _row("hardware", self.hardware),
-            _row("quantization", self.quant),
+            row_of("checkpoint", self.checkpoint_choice),
+            row_of("model", self.model),
+            row_of("hardware", self.hardware),
+            row_of("quantization", self.quant),
         ]
         for group, choice in zip(self.spec.cache_groups, self.attention, strict=True):
             label = "attention" if len(self.attention) == 1 else f"attention ({group.name})"
-            rows.append(_row(label, choice))
-        rows += [_row("prefix cache", self.prefix_cache), _row("mixture of experts", self.moe)]
-        rows += [_row("ops", choice) for choice in self.ops]
+            rows.append(row_of(label, choice))
+        rows += [row_of("prefix cache", self.prefix_cache), row_of("mixture of experts", self.moe)]
+        rows.append(row_of("schedule policy", self.schedule_policy))
+        rows += [row_of("ops", choice) for choice in self.ops]
         if self.ops_rejected or not self.ops:
             rows.append(
                 ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected)
             )
-        rows += [_row("tool-call parser", self.tool_parser), _row("reasoning parser", self.reasoning_parser)]
-        rows += [ExplainRow(d.name, d.value, d.reason) for d in self.decisions]
+        rows += [row_of("tool-call parser", self.tool_parser), row_of("reasoning parser", self.reasoning_parser)]
+        rows += [row_of(d.name, d) for d in self.decisions]
         return rows
 
 
-def _row(what: str, choice: Choice) -> ExplainRow:
-    origin = f" ({choice.record.distribution} {choice.record.version})" if choice.record is not None else ""
-    return ExplainRow(what, f"{choice.name}{origin}", choice.reason, choice.rejected)
+def row_of(what: str, made: Choice | Decision) -> ExplainRow:
+    """One line of `explain`."""
+    if isinstance(made, Decision):
+        return ExplainRow(made.name, made.value, made.reason)
+    if made.record is None:
+        return ExplainRow(what, made.name, made.reason, made.rejected, made.kind)
+    origin = f" ({made.record.distribution} {made.record.version})"
+    return ExplainRow(what, f"{made.name}{origin}", made.reason, made.rejected, made.kind, made.record.full_name)
