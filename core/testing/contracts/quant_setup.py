@@ -44,7 +44,7 @@ class Variant:
     compresses: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rank:
     """A communicator that passes on what this rank has; the tests put the ranks together themselves."""
 
