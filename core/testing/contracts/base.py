@@ -187,19 +187,23 @@ class Contract:
         what: str = "result",
         *,
         extra: float = 0.0,
+        sizes: torch.Tensor | None = None,
     ) -> None:
-        """`got` equals the float64 `want` within the tolerance of `dtype` plus `extra`; shapes equal, all finite."""
+        """`got` equals the float64 `want` within the tolerance of `dtype` plus `extra`; shapes equal, all finite.
+
+        sizes [rows]: the usual norm of each row, where results may cancel out.
+        """
         assert got.shape == want.shape, f"{what} has shape {tuple(got.shape)}, not {tuple(want.shape)}"
         if not got.numel():
             return
-        error = relative_error(got, want)
+        error = relative_error(got, want, sizes)
         limit = self.tolerance_of(dtype) + extra
         assert error <= limit, (
             f"{what} is off by {error:.3g} (relative, worst row), tolerance of {dtype} is {limit:.3g}"
         )
 
 
-def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+def relative_error(got: torch.Tensor, want: torch.Tensor, sizes: torch.Tensor | None = None) -> float:
     """Largest over the rows (first dimension) of |got - want| / |want|, Euclidean; rows much smaller than the others
     count as a tenth of the mean row, since their rounding is that of what they were summed from. inf if `got` is not
     finite."""
@@ -211,8 +215,10 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     rows = got.shape[0] if got.dim() > 1 else 1
     off = (got - want).reshape(rows, -1).norm(dim=1)
     size = want.reshape(rows, -1).norm(dim=1)
-    floor = 0.1 * float(size.mean())
-    return float((off / size.clamp_min(max(floor, 1e-30))).max())
+    size = size.clamp_min(max(0.1 * float(size.mean()), 1e-30))
+    if sizes is not None:
+        size = torch.maximum(size, sizes.detach().double().cpu())
+    return float((off / size).max())
 
 
 @functools.cache

@@ -25,7 +25,7 @@ class QuantExpertsTests(QuantSetup):
     num_experts, and features as the intermediate size; half of them as the hidden size.
     """
 
-    num_experts = 5
+    num_experts = 4
 
     def matrices(self, dtype: torch.dtype) -> Matrices:
         """(part, expert) -> weight, as a checkpoint without quantization has them."""
@@ -98,7 +98,7 @@ class QuantExpertsTests(QuantSetup):
     def test_experts_against_a_loop(self, variant: Variant, dtype: torch.dtype) -> None:
         matrices = self.matrices(dtype)
         module = self.fill(self.experts(variant, dtype), self.jobs(variant, matrices))
-        for rows, top_k in ((1, 1), (0, 2), (2, 4), (9, 2), (40, 3)):
+        for rows, top_k in ((1, 1), (0, 2), (2, 3), (19, 2)):
             x = self.random(rows, self.features // 2, dtype=dtype, seed=rows)
             ids, weights = self.routed(rows, top_k)
             got = module(x, ids, weights)
