@@ -1,8 +1,8 @@
 """resolve: from settings and installed plugins to one Resolution. Runs in the parent, before anything is built.
 
 Order matters and is the order below: checkpoint, architecture, device, quantization, dtype, lengths, attention
-with the page size, prefix cache, experts, op tables, parsers, overlap. Only plugins that are considered are
-imported.
+with the page size, prefix cache, experts, op tables, parsers, listeners, routes, overlap. Only plugins that are
+considered are imported.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, Resolution
 from core.registry.select_attention import choose_attention
 from core.registry.select_device import choose_dtype, choose_hardware, choose_overlap, make_hardware
+from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_others import (
     NO_PLUGIN,
     choose_model,
@@ -83,6 +84,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
     chunk = _chunk_tokens(settings.scheduler.chunked_prefill_size, hardware.capabilities.chunk_tokens, hardware.name)
     overlap = choose_overlap(settings.engine.overlap, hardware)
     wishes = _parser_wishes(found, defaults)
+    hooks, hooks_rejected = choose_hooks(settings.engine.hooks, hardware.name, catalog, warn=lock is None)
     resolution = Resolution(
         checkpoint=found.folder,
         checkpoint_choice=checkpoint,
@@ -104,6 +106,8 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
             "reasoning_parsers", "model.reasoning_parser", settings.model.reasoning_parser,
             wishes["reasoning_parser"], catalog,
         ),
+        hooks=hooks,
+        routes=choose_routes(settings.server.routes, catalog, load=lock is None),
         dtype=dtype.value,
         page_size=int(page_size.value),
         context_length=int(context.value),
@@ -111,6 +115,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         overlap=overlap.value == "on",
         decisions=(dtype, page_size, context, chunk, overlap),
         ops_rejected=tuple(ops_rejected),
+        hooks_rejected=tuple(hooks_rejected),
         plugin_settings=settings.plugins,
         tensor_parallel_size=settings.engine.tensor_parallel_size,
         max_running=settings.scheduler.max_running_requests,
