@@ -65,7 +65,8 @@ class ForwardBatch:
     input_ids [T] int64, positions [T] int64 (position of each token in its sequence).
     logits_rows [S] int64: rows of the hidden states whose logits are sampled.
     attention: backend of each cache group; whoever runs the model calls `plan_attention` first.
-    kv: `kv[layer]` = the buffers of that layer, as the backend of its group laid them out. extra: per-feature tensors (multimodal, adapters), by name.
+    kv: `kv[layer]` = the buffers of that layer, as the backend of its group laid them out.
+    extra: per-feature tensors (multimodal, adapters), by name.
     """
 
     input_ids: torch.Tensor
