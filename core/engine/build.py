@@ -13,6 +13,7 @@ import numpy as np
 
 from core.config.sections import Settings
 from core.engine.engine import Engine
+from core.engine.environment import apply_environment, variables_of, with_threads
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
 from core.engine.wire_errors import describe
@@ -266,14 +267,15 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
 
 
 def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBackend:
-    choice, plugins = resolution.hardware, dict(resolution.plugin_settings)
+    choice, takes_threads = resolution.hardware, resolution.hardware.target.capabilities.threads
     assert choice.record is not None
     threads = settings.engine.cpu_threads
-    if threads is not None and choice.target.capabilities.threads:
-        plugins[choice.name] = {"threads": threads, **plugins.get(choice.name, {})}
-    elif threads is not None:
+    if threads is not None and not takes_threads:
         logger.warning("cpu_threads=%d has no effect: %s does not compute on the host's threads", threads, choice.name)
+    plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
     hardware: HardwareBackend = choice.target(plugin_context(choice.record, plugins))
+    # A process of our own has them long since; here they are for whoever embeds the engine.
+    apply_environment(variables_of(hardware), choice.name)
     return hardware
 
 

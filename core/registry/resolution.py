@@ -126,6 +126,8 @@ class Resolution:
             max_tokens=max(self.chunk_tokens, self.max_running),
             tensor_parallel_size=self.tensor_parallel_size,
             overlap=self.overlap,
+            prefix_cache=self.prefix_cache.name,
+            schedule_policy=self.schedule_policy.name,
         )
 
     def choices(self) -> Iterator[Choice]:
