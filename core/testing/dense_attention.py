@@ -5,22 +5,26 @@ For tests, and for authors of attention plugins to compare with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 
-from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig
+from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights
 from core.interfaces.batch import BatchLayout
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import AttentionSpec, StateKind
 
 
 class DenseAttention(AttentionBackend):
-    """Buffers of a layer: K [num_pages * page_size, num_kv_heads, head_dim] and V with v_head_dim, filled with NaN, so
-    that reading a token that was never written shows."""
+    """Buffers of a layer: K [num_pages * page_size, num_kv_heads, head_dim] and V with v_head_dim, or of latent
+    attention the latents [.., 1, latent_dim] and the shared keys [.., 1, rope_dim]; filled with NaN, so that reading a
+    token that was never written shows."""
 
     capabilities: ClassVar[AttentionCapabilities] = AttentionCapabilities(
-        state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW}), softcap=True, sinks=True
+        state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW, StateKind.MLA_LATENT}),
+        softcap=True,
+        sinks=True,
     )
 
     def __init__(self, config: AttentionConfig, ctx: PluginContext | None = None) -> None:
@@ -35,6 +39,8 @@ class DenseAttention(AttentionBackend):
             shape = (tokens, config.num_kv_heads, head_dim)
             return torch.full(shape, float("nan"), dtype=config.dtype, device=config.device)
 
+        if config.group.kind is StateKind.MLA_LATENT:
+            return {layer: (buffer(spec.latent_dim), buffer(spec.rope_dim)) for layer, spec in config.layers.items()}
         return {layer: (buffer(spec.head_dim), buffer(spec.v_head_dim)) for layer, spec in config.layers.items()}
 
     def plan(self, layout: BatchLayout) -> None:
@@ -49,15 +55,51 @@ class DenseAttention(AttentionBackend):
         kv: tuple[torch.Tensor, ...],
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        layout = self._layout
-        if layout is None:
-            raise RuntimeError("run before plan")
+        layout = self._planned()
         keys, values = kv
         if k is not None and v is not None:
             keys[layout.slot_mapping] = k.to(keys.dtype)
             values[layout.slot_mapping] = v.to(values.dtype)
         spec = self.config.layers[layer]
         out = q.new_empty(q.shape[0], q.shape[1], spec.v_head_dim)
+        for rows, slots, visible in self._sequences(layout, spec):
+            out[rows] = attend(q[rows], keys[slots], values[slots], visible, spec, sinks)
+        return out
+
+    def run_mla(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        weights: MlaWeights,
+        layer: int,
+        kv: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        layout = self._planned()
+        latents, rotated = kv
+        latents[layout.slot_mapping, 0] = latent.to(latents.dtype)
+        rotated[layout.slot_mapping, 0] = k_rope.to(rotated.dtype)
+        spec = self.config.layers[layer]
+        q = torch.cat((q_nope, q_rope), -1)
+        out = q.new_empty(q.shape[0], q.shape[1], spec.v_head_dim)
+        for rows, slots, visible in self._sequences(layout, spec):
+            seen = latents[slots, 0]
+            k_nope = torch.einsum("hdr,kr->khd", weights.key, seen)
+            keys = torch.cat((k_nope, rotated[slots].expand(-1, q.shape[1], -1)), -1)
+            out[rows] = attend(q[rows], keys, torch.einsum("hdr,kr->khd", weights.value, seen), visible, spec)
+        return out
+
+    def _planned(self) -> BatchLayout:
+        if self._layout is None:
+            raise RuntimeError("run before plan")
+        return self._layout
+
+    @staticmethod
+    def _sequences(layout: BatchLayout, spec: AttentionSpec) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Of each sequence with new tokens: its token rows, the slots [K] of keys that any of them sees, and which
+        row sees which [Q, K] bool."""
+        device = layout.slot_mapping.device
         for row in range(layout.num_seqs):
             start, end = int(layout.cu_q_lens[row]), int(layout.cu_q_lens[row + 1])
             if start == end:
@@ -67,13 +109,12 @@ class DenseAttention(AttentionBackend):
             oldest = 0 if spec.window is None else max(0, first - spec.window + 1)
             seen = torch.arange(oldest, seq_len)
             pages = torch.as_tensor(layout.page_table[row].astype("int64"))
-            slots = (pages[seen // layout.page_size] * layout.page_size + seen % layout.page_size).to(q.device)
+            slots = pages[seen // layout.page_size] * layout.page_size + seen % layout.page_size
             positions = torch.arange(first, seq_len)
             visible = seen[None] <= positions[:, None]
             if spec.window is not None:
                 visible &= seen[None] > positions[:, None] - spec.window
-            out[start:end] = attend(q[start:end], keys[slots], values[slots], visible.to(q.device), spec, sinks)
-        return out
+            yield slice(start, end), slots.to(device), visible.to(device)
 
 
 def attend(
