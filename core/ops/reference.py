@@ -162,7 +162,7 @@ def route_topk(
     scores = logits.sigmoid() if scoring == "sigmoid" else logits.softmax(-1)
     choice = scores if bias is None else scores + bias
     if num_groups > 1:
-        grouped = choice.view(choice.shape[0], num_groups, -1)
+        grouped = choice.unflatten(1, (num_groups, choice.shape[1] // num_groups))
         best = grouped.topk(2, -1).values.sum(-1) if group_score == "top2" else grouped.amax(-1)
         kept = best.topk(topk_groups, -1, sorted=False).indices
         left_out = torch.ones_like(best, dtype=torch.bool).scatter_(1, kept, False)

@@ -40,10 +40,8 @@ def test_groups_of_one_have_a_best() -> None:
 
 
 def test_float32_router_takes_only_its_own_tensors() -> None:
-    plain, biased = (
-        Float32Router("gate", 4, RouterSpec(3, 1, correction_bias=bias, float32=True), context())
-        for bias in (False, True)
-    )
+    specs = [RouterSpec(3, 1, correction_bias=bias, float32=True) for bias in (False, True)]
+    plain, biased = (Float32Router("gate", 4, spec, context()) for spec in specs)
     assert plain.expected() < biased.expected()
     biased.load("e_score_correction_bias", "", torch.ones(3))
     with pytest.raises(WeightError, match="gate has no e_score_correction_bias"):
