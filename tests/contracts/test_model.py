@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from core.interfaces.model import ModuleRule, WeightRules
 from core.layers.norm import RmsNorm
-from core.registry import PluginRecord
 from core.testing.contracts.model import ModelContract
 from core.testing.contracts.model_checkpoint import Reference
 from core.testing.mock_model import MockConfig, MockModel, reference_logits
@@ -88,7 +87,7 @@ class TestDemo(ModelContract):
 
     name = "Qwen3ForCausalLM"
     page_sizes = (16,)
-    tolerance = 1e-3  # its logits are of order 30
+    logits_tolerance = 1e-3  # its logits are of order 30
 
     def configs(self) -> Sequence[Mapping[str, Any]]:
         return [json.loads((checkpoint() / "config.json").read_text())]
@@ -102,14 +101,9 @@ class TestMock(ModelContract):
     """The mock model of core.testing, which no entry point names."""
 
     name = "MockForCausalLM"
+    implementation = MockModel
     dtypes = ("float32", "float64")
     imports_torch = True
-
-    def record(self) -> PluginRecord:
-        return PluginRecord("models", self.name, "core", loaded=MockModel)
-
-    def plugin(self) -> Any:
-        return MockModel
 
     def configs(self) -> Sequence[Mapping[str, Any]]:
         return [MockConfig(windows=windows).hf_config() for windows in ((None,), (None, 5, None), (4, 3))]
@@ -257,7 +251,8 @@ def test_mutants_are_caught(arch: type[LlamaArch], laws: list[str], tmp_path: Pa
     class Suite(ModelContract):
         name = "LlamaForCausalLM"
 
-        def plugin(self) -> Any:
+        @classmethod
+        def plugin(cls) -> Any:
             return arch
 
         def configs(self) -> Sequence[Mapping[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from core.interfaces.parsers import ParsedDelta, ParserStream, ReasoningParser
@@ -71,12 +69,10 @@ def suite(fault: str) -> ReasoningParserContract:
 
     class Suite(ReasoningParserContract):
         name = "mutant"
+        implementation = Parser
         markers = ("<think>", "</think>")
         samples = SAMPLES
         max_examples = 60
-
-        def plugin(self) -> Any:
-            return Parser
 
     return Suite()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
@@ -129,12 +128,10 @@ def suite(wanted_fault: str) -> ToolParserContract:
 
     class Suite(ToolParserContract):
         name = "mutant"
+        implementation = Parser
         samples = (SAMPLES[0], SAMPLES[1], ToolSample(f"{CALL}{NESTED}", calls=SAMPLES[3].calls))
         malformed = MALFORMED
         max_examples = 60
-
-        def plugin(self) -> Any:
-            return Parser
 
     return Suite()
 

@@ -95,7 +95,7 @@ class ModelContract(Contract):
 
     kind = "models"
 
-    tolerance: ClassVar[float] = 1e-4
+    logits_tolerance: ClassVar[float] = 1e-4
     """Largest difference of logits from the reference, absolute and relative, in float32."""
 
     required_fields: ClassVar[Sequence[str]] = ("vocab_size",)
@@ -383,7 +383,7 @@ class ModelContract(Contract):
         for _ in range(3):
             got.append(driver.step([(others[2], 1), (again, 1), (others[0], 1)])[1])
         assert again.tokens == seq.tokens, "greedy tokens depend on what else is in the batch"
-        torch.testing.assert_close(torch.cat(got), wanted, atol=self.tolerance / 10, rtol=self.tolerance)
+        torch.testing.assert_close(torch.cat(got), wanted, atol=self.logits_tolerance / 10, rtol=self.logits_tolerance)
 
     def test_tokens_behind_all_windows_do_not_matter(self, case: ModelCase) -> None:
         groups = case.spec.cache_groups
@@ -415,7 +415,7 @@ class ModelContract(Contract):
             except ConfigError as error:
                 pytest.skip(f"refused with {size} ranks: {error.message}")
             for logits in results:
-                torch.testing.assert_close(logits, wanted, atol=self.tolerance, rtol=self.tolerance)
+                torch.testing.assert_close(logits, wanted, atol=self.logits_tolerance, rtol=self.logits_tolerance)
 
     # -- helpers
 
@@ -426,7 +426,7 @@ class ModelContract(Contract):
     def expect(self, case: ModelCase, logits: torch.Tensor, seq: Row) -> None:
         """`logits` are those of the newest computed tokens of `seq`."""
         wanted = case.reference(seq.tokens[: seq.computed])[-len(logits) :]
-        torch.testing.assert_close(logits, wanted, atol=self.tolerance, rtol=self.tolerance)
+        torch.testing.assert_close(logits, wanted, atol=self.logits_tolerance, rtol=self.logits_tolerance)
 
     def build(self, case: ModelCase, **changes: Any) -> nn.Module:
         """The module with empty parameters, on the CPU in float32 unless `changes` to the context say otherwise."""
