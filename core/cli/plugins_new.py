@@ -23,7 +23,7 @@ from core.interfaces.errors import ConfigError
 from core.interfaces.kinds import KINDS
 
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_NAME = 40
+MAX_NAME = 30
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _ARCHITECTURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Spellings that cutting off a plural's ending does not give.
