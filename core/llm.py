@@ -112,7 +112,10 @@ class LLM:
     def _start(self, settings: Settings) -> None:
         resolution = resolve(settings, Catalog.scan())
         renderer = load_renderer(
-            settings.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
+            settings.model,
+            resolution.checkpoint,
+            resolution.parser_factory(resolution.tool_parser),
+            resolution.parser_factory(resolution.reasoning_parser),
         )
         with LoadingBar() as progress:
             engine = build_engine(settings, resolution, progress)

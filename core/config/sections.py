@@ -79,9 +79,10 @@ class CacheSettings(Section):
 class SchedulerSettings(Section):
     """Which request gets how many tokens in the next step."""
 
-    schedule_policy: Literal["fcfs", "lpm", "dfs-weight", "lof", "random"] = Field(
-        "fcfs", description="Order of waiting requests.", json_schema_extra=_aka("scheduling-policy")
-    )
+    schedule_policy: str = Field(
+        "fcfs", description="Schedule policy plugin: the order of waiting requests.",
+        json_schema_extra=_aka("scheduling-policy"),
+    )  # fmt: skip
     max_running_requests: int = Field(
         256, ge=1, le=65536, description="Most requests in one step.", json_schema_extra=_aka("max-num-seqs")
     )

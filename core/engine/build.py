@@ -164,7 +164,9 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
         max_pages=facts.max_pages,
         num_groups=groups,
     )
-    return Scheduler(settings.scheduler, facts, memory, seed=settings.engine.random_seed or 0)
+    choice = resolution.schedule_policy
+    policy = choice.target(_context(resolution, choice), settings.engine.random_seed or 0)
+    return Scheduler(settings.scheduler, facts, memory, policy=policy)
 
 
 def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float) -> Hello:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import ModelArch
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.checkpoint import quantization_of
+from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.records import PluginRecord
 
@@ -72,6 +74,7 @@ class Resolution:
     attention: tuple[Choice, ...]
     prefix_cache: Choice
     moe: Choice
+    schedule_policy: Choice
     ops: tuple[Choice, ...]
     tool_parser: Choice
     reasoning_parser: Choice
@@ -112,9 +115,16 @@ class Resolution:
         yield from self.attention
         yield self.prefix_cache
         yield self.moe
+        yield self.schedule_policy
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+
+    def parser_factory(self, choice: Choice) -> Callable[[], Any] | None:
+        """Makes the chosen parser, with its own settings; None where it is off. Raises ConfigError for wrong ones."""
+        if choice.record is None:
+            return None
+        return partial(choice.target, plugin_context(choice.record, self.plugin_settings))
 
     @property
     def quant_config(self) -> Mapping[str, Any] | None:
@@ -137,6 +147,7 @@ class Resolution:
             "attention_backend": self._attention_text(),
             "prefix_cache": self.prefix_cache.name,
             "moe_backend": self.moe.name,
+            "schedule_policy": self.schedule_policy.name,
             "ops": ",".join(choice.name for choice in self.ops) or "none",
             "page_size": str(self.page_size),
             "context_length": str(self.context_length),
@@ -165,6 +176,7 @@ class Resolution:
             label = "attention" if len(self.attention) == 1 else f"attention ({group.name})"
             rows.append(_row(label, choice))
         rows += [_row("prefix cache", self.prefix_cache), _row("mixture of experts", self.moe)]
+        rows.append(_row("schedule policy", self.schedule_policy))
         rows += [_row("ops", choice) for choice in self.ops]
         if self.ops_rejected or not self.ops:
             rows.append(

@@ -16,7 +16,13 @@ from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.candidates import wrong_hardware
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
-from core.registry.checkpoint import FoundCheckpoint, find_checkpoint, quantization_of, read_hf_config
+from core.registry.checkpoint import (
+    FoundCheckpoint,
+    find_checkpoint,
+    quantization_of,
+    read_hf_config,
+    stated_checkpoint,
+)
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, Resolution
@@ -30,6 +36,7 @@ from core.registry.select_others import (
     choose_parser,
     choose_prefix_cache,
     choose_quant,
+    choose_schedule_policy,
 )
 
 if TYPE_CHECKING:
@@ -96,6 +103,7 @@ def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -
         attention=attention,
         prefix_cache=_prefix_cache(settings, spec, catalog, parent=lock is None),
         moe=choose_moe(settings.engine.moe_backend, hardware.name, catalog),
+        schedule_policy=choose_schedule_policy(settings.scheduler.schedule_policy, hardware.name, catalog),
         ops=ops,
         tool_parser=choose_parser(
             "tool_parsers", "model.tool_call_parser", settings.model.tool_call_parser, wishes["tool_parser"], catalog
@@ -135,9 +143,11 @@ def _parser_wishes(found: FoundCheckpoint, defaults: ModelDefaults) -> dict[str,
 
     Only a package that the operator installed may name a plugin; files of a checkpoint may not.
     """
-    stated = found.record.capabilities if found.record is not None else {}
     wishes: dict[str, str | None] = {"tool_parser": defaults.tool_parser, "reasoning_parser": defaults.reasoning_parser}
-    return wishes | {name: stated[name] for name in wishes if isinstance(stated.get(name), str)}
+    if found.record is not None:
+        stated = stated_checkpoint(found.record)
+        wishes |= {name: getattr(stated, name) for name in wishes if getattr(stated, name) is not None}
+    return wishes
 
 
 def _ask_model(model: Choice, what: str, call: Any, *args: Any) -> Any:

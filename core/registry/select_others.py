@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.interfaces.capabilities import StatedQuant
 from core.interfaces.errors import CheckpointError, ConfigError, PluginError, UnknownArchitecture
 from core.interfaces.spec import ModelSpec
 from core.registry.candidates import Rejected, by_priority, listing, loadable, why_not, wrong_hardware
@@ -54,9 +55,9 @@ def choose_quant(asked: str | None, quant_config: Mapping[str, Any] | None, hard
     rejected: Rejected = []
     found: list[tuple[PluginRecord, Any]] = []
     for record in by_priority(catalog, "quant"):
-        formats = record.capabilities.get("formats")
-        if quant_config is not None and isinstance(formats, list | tuple) and stated not in formats:
-            rejected.append((record.name, f"reads {', '.join(map(str, formats)) or 'no quantized format'}"))
+        formats = record.stated.formats if isinstance(record.stated, StatedQuant) else None
+        if quant_config is not None and formats is not None and stated not in formats:
+            rejected.append((record.name, f"reads {', '.join(formats) or 'no quantized format'}"))
             continue
         for _, target in loadable(catalog, [record], hardware, rejected):
             if _recognises(target, quant_config, record):
@@ -122,6 +123,18 @@ def choose_prefix_cache(asked: str, explicit: bool, spec: ModelSpec, catalog: Ca
         f"the default {asked!r} was not taken: {why}, which {spec.architecture} keeps",
         ((record.name, why),),
     )
+
+
+def choose_schedule_policy(asked: str, hardware: str, catalog: Catalog) -> Choice:
+    """The order of waiting requests. Raises PluginNotFound, which lists what is installed."""
+    try:
+        record = catalog.record("schedule_policies", asked)
+        target = catalog.load("schedule_policies", asked)
+    except PluginError as exc:
+        exc.hint = f"{exc.hint + '; ' if exc.hint else ''}--schedule-policy chooses one"
+        raise
+    _require_hardware(record, hardware, "scheduler.schedule_policy", asked)
+    return Choice("schedule_policies", record.name, record, target, "asked for, or the default")
 
 
 def choose_moe(asked: str, hardware: str, catalog: Catalog) -> Choice:

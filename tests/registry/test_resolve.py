@@ -67,6 +67,7 @@ class TestWhole:
             "attention_backend": "plain",
             "prefix_cache": "radix",
             "moe_backend": "plain",
+            "schedule_policy": "fcfs",
             "ops": "none",
             "page_size": "16",
             "context_length": "4096",
@@ -89,6 +90,7 @@ class TestWhole:
         assert [(p.kind, p.name) for p in lock.plugins] == [
             ("attention", "plain"), ("hardware", "host"), ("models", "XForCausalLM"),
             ("moe", "plain"), ("prefix_cache", "radix"), ("quant", "none"),
+            ("schedule_policies", "fcfs"),
         ]  # fmt: skip
         assert resolve(settings(folder), catalog, lock).lock() == lock
 
@@ -492,6 +494,28 @@ class TestPrefixCache:
         assert resolve(settings(folder, prefix_cache="mine"), catalog).prefix_cache.name == "mine"
         with pytest.raises(PluginNotFound, match="'mime'"):
             resolve(settings(folder, prefix_cache="mime"), catalog)
+
+
+class TestSchedulePolicy:
+    def test_any_installed_policy_is_chosen_by_name(self, folder: Path) -> None:
+        target = type("Shortest", (), {})
+        catalog = swap(records(), record("schedule_policies", "shortest", target))
+        resolution = resolve(settings(folder, schedule_policy="shortest"), catalog)
+        assert resolution.schedule_policy.target is target
+        assert resolution.effective["schedule_policy"] == "shortest"
+        assert any(p.name == "shortest" for p in resolution.lock().plugins)
+        assert any(row.what == "schedule policy" and "shortest" in row.chosen for row in resolution.explain())
+
+    def test_an_unknown_policy_lists_what_is_installed_and_the_nearest(self, folder: Path) -> None:
+        with pytest.raises(PluginNotFound, match="'fcsf'") as error:
+            resolve(settings(folder, schedule_policy="fcsf"), swap(records()))
+        assert error.value.hint is not None
+        assert all(word in error.value.hint for word in ("did you mean 'fcfs'", "installed: fcfs", "--schedule-policy"))
+
+    def test_a_policy_of_another_device_is_refused(self, folder: Path) -> None:
+        other = record("schedule_policies", "far", object, requires_hardware=("elsewhere",))
+        with pytest.raises(ConfigError, match="schedule_policy is 'far'"):
+            resolve(settings(folder, schedule_policy="far"), swap(records(), other))
 
 
 class TestMoeOpsParsers:
