@@ -27,6 +27,12 @@ class DenseAttention(AttentionBackend):
         super().__init__(config, ctx or PluginContext())
         self._layout: BatchLayout | None = None
 
+    @classmethod
+    def rejects(cls, config: AttentionConfig) -> str | None:
+        if config.num_heads % config.num_kv_heads:
+            return f"{config.num_heads} query heads are not a multiple of {config.num_kv_heads} KV heads"
+        return None
+
     def allocate(self) -> dict[int, tuple[torch.Tensor, ...]]:
         config = self.config
         tokens = config.num_pages * config.page_size
@@ -57,7 +63,7 @@ class DenseAttention(AttentionBackend):
             keys[layout.slot_mapping] = k.to(keys.dtype)
             values[layout.slot_mapping] = v.to(values.dtype)
         spec = self.config.layers[layer]
-        out = q.new_empty(q.shape[0], q.shape[1], spec.v_head_dim)
+        out = q.new_zeros(q.shape[0], q.shape[1], spec.v_head_dim)
         for row in range(layout.num_seqs):
             start, end = int(layout.cu_q_lens[row]), int(layout.cu_q_lens[row + 1])
             if start == end:
