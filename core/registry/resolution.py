@@ -63,7 +63,8 @@ class Resolution:
     checkpoint: folder. hf_config: config.json. arch: the architecture's class. dtype: compute type, e.g.
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
-    tool_parser, reasoning_parser: target None when off.
+    tool_parser, reasoning_parser: target None when off. hooks: listeners in the order they are called. routes: extra
+    routes; target None in a process that serves none.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
@@ -89,8 +90,11 @@ class Resolution:
     context_length: int
     chunk_tokens: int
     overlap: bool
+    hooks: tuple[Choice, ...] = ()
+    routes: tuple[Choice, ...] = ()
     decisions: tuple[Decision, ...] = ()
     ops_rejected: tuple[tuple[str, str], ...] = ()
+    hooks_rejected: tuple[tuple[str, str], ...] = ()
     plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     max_running: int = 256
@@ -134,6 +138,8 @@ class Resolution:
             max_tokens=max(self.chunk_tokens, self.max_running),
             tensor_parallel_size=self.tensor_parallel_size,
             overlap=self.overlap,
+            prefix_cache=self.prefix_cache.name,
+            schedule_policy=self.schedule_policy.name,
         )
 
     def choices(self) -> Iterator[Choice]:
@@ -149,6 +155,8 @@ class Resolution:
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+        yield from self.hooks
+        yield from self.routes
 
     def parser_factory(self, choice: Choice) -> Callable[[], Any] | None:
         """Makes the chosen parser, with its own settings; None where it is off. Raises ConfigError for wrong ones."""
@@ -186,6 +194,8 @@ class Resolution:
             "tensor_parallel_size": str(self.tensor_parallel_size),
             "tool_call_parser": self.tool_parser.name,
             "reasoning_parser": self.reasoning_parser.name,
+            "hooks": ",".join(choice.name for choice in self.hooks) or "none",
+            "routes": ",".join(choice.name for choice in self.routes) or "none",
         }
 
     def _attention_text(self) -> str:
@@ -213,6 +223,11 @@ class Resolution:
                 ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected, "ops")
             )
         rows += [row_of("tool-call parser", self.tool_parser), row_of("reasoning parser", self.reasoning_parser)]
+        rows += [row_of("hooks", choice) for choice in self.hooks]
+        if self.hooks_rejected or not self.hooks:
+            why = "these cannot be used" if self.hooks_rejected else "none is installed, or they are turned off"
+            rows.append(ExplainRow("hooks", "no other" if self.hooks else "none", why, self.hooks_rejected))
+        rows += [row_of("routes", choice) for choice in self.routes]
         rows += [row_of(d.name, d) for d in self.decisions]
         return rows
 

@@ -76,6 +76,8 @@ class TestWhole:
             "tensor_parallel_size": "1",
             "tool_call_parser": "none",
             "reasoning_parser": "none",
+            "hooks": "none",
+            "routes": "none",
         }
         assert resolution.hf_config["model_type"] == "x_y"
         assert resolution.arch is resolution.model.target
