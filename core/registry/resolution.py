@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,25 @@ class Resolution:
     def with_plugin_data(
         self, plugin_settings: Mapping[str, Mapping[str, Any]], catalog: Catalog, warnings: Iterable[str]
     ) -> Resolution:
-        """With the chosen plugins' settings, and with their warnings (some are only known after the import) first."""
-        own = []
-        for choice in self.choices():
-            if choice.record is not None:
-                record = catalog.lookup(choice.kind, choice.record.full_name)
-                own += [f"{record.title}: {text}" for text in record.warnings]
-        return replace(self, plugin_settings=plugin_settings, warnings=tuple(dict.fromkeys((*own, *warnings))))
+        """With the chosen plugins' settings, their records as they are after the import (which may add warnings to
+        them), and all warnings, those of the plugins first."""
+
+        def fresh(choice: Choice) -> Choice:
+            if choice.record is None:
+                return choice
+            return replace(choice, record=catalog.lookup(choice.kind, choice.record.full_name))
+
+        changed: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Choice):
+                changed[entry.name] = fresh(value)
+            elif isinstance(value, tuple) and value and all(isinstance(item, Choice) for item in value):
+                changed[entry.name] = tuple(fresh(item) for item in value)
+        resolution = replace(self, plugin_settings=plugin_settings, **changed)
+        records = [choice.record for choice in resolution.choices() if choice.record is not None]
+        own = [f"{record.title}: {text}" for record in records for text in record.warnings]
+        return replace(resolution, warnings=tuple(dict.fromkeys((*own, *warnings))))
 
     @property
     def facts(self) -> EngineFacts:
@@ -208,7 +220,7 @@ class Resolution:
         rows += [row_of("ops", choice) for choice in self.ops]
         if self.ops_rejected or not self.ops:
             rows.append(
-                ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected)
+                ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected, "ops")
             )
         rows += [row_of("tool-call parser", self.tool_parser), row_of("reasoning parser", self.reasoning_parser)]
         rows += [row_of("hooks", choice) for choice in self.hooks]
