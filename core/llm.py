@@ -116,7 +116,10 @@ class LLM:
 
         resolution = resolve(settings, catalog)
         renderer = load_renderer(
-            settings.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
+            settings.model,
+            resolution.checkpoint,
+            resolution.parser_factory(resolution.tool_parser),
+            resolution.parser_factory(resolution.reasoning_parser),
         )
         with LoadingBar() as progress:
             engine = build_engine(settings, resolution, progress)

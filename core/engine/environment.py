@@ -25,6 +25,7 @@ def device_environment(settings: Settings, catalog: Catalog) -> dict[str, str]:
     own, so a child process can be told before it imports anything heavy. Where the device cannot be chosen or made,
     nothing: `resolve` tells why. Raises PluginError if the device's plugin breaks its interface."""
     try:
+        catalog = catalog.without(settings.engine.disable_plugins)
         chosen = choose_hardware(settings.engine.device, catalog)
         assert chosen.choice.record is not None
         threads = settings.engine.cpu_threads if chosen.capabilities.threads else None

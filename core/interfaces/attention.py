@@ -129,7 +129,8 @@ class AttentionBackend(ABC):
         q [T, num_heads, head_dim], k [T, num_kv_heads, head_dim], v [T, num_kv_heads, v_head_dim], rotated.
         k and v are None when a fused op has stored them already. sinks [num_heads] or None.
         Returns [T, num_heads, v_head_dim]. Token t of sequence i sees keys at positions <= its own, within
-        the layer's window.
+        the layer's window. T may exceed the layout's num_tokens: those rows are padding, may hold anything, and what
+        comes back for them is finite.
         """
 
     def run_mla(

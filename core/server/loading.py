@@ -18,7 +18,10 @@ def load_service(
 ) -> Callable[[EngineClient, Hello], ModelService]:
     """All that does not need the engine, done; call the result once the engine is there."""
     renderer = load_renderer(
-        settings.model, resolution.checkpoint, resolution.tool_parser.target, resolution.reasoning_parser.target
+        settings.model,
+        resolution.checkpoint,
+        resolution.parser_factory(resolution.tool_parser),
+        resolution.parser_factory(resolution.reasoning_parser),
     )
     defaults = recommended_sampling(renderer.tokenizer)
 

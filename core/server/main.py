@@ -24,6 +24,7 @@ from core.config.sections import ServerSettings
 from core.engine.child import EngineProcess
 from core.engine.environment import device_environment
 from core.engine.process_client import DEFAULT_FACTORY, ProcessClient
+from core.hooks import HookManager
 from core.interfaces.errors import ConfigError, CoreError
 from core.metrics.loading import LoadingBar
 from core.registry import Catalog, Resolution
@@ -55,7 +56,8 @@ def serve(resolved: ResolvedSettings) -> int:
             environment = device_environment(settings, catalog)
             process.prepare(environment)
             resolution = resolve(settings, catalog)
-            life = _Life(resolved, resolution, process, listener, started_s, environment)
+            hooks = HookManager.start(resolution.hooks, settings, "server")
+            life = _Life(resolved, resolution, hooks, process, listener, started_s, environment)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(life.run())
         finally:
@@ -88,6 +90,7 @@ class _Life:
         self,
         resolved: ResolvedSettings,
         resolution: Resolution,
+        hooks: HookManager,
         process: EngineProcess,
         listener: socket.socket,
         started_s: float,
@@ -96,6 +99,7 @@ class _Life:
         self._resolved = resolved
         self._settings = resolved.settings
         self._resolution = resolution
+        self._hooks = hooks
         self._process = process
         self._listener = listener
         self._started_s = started_s
@@ -112,7 +116,7 @@ class _Life:
         from core.metrics.prometheus import ServerMetrics
 
         settings = self._settings
-        metrics = ServerMetrics(self._name)
+        metrics, plugin_metrics = ServerMetrics(self._name), self._hooks.metrics()
         engine = ProcessClient(
             settings,
             msgspec.msgpack.encode(self._resolution.lock()),
@@ -129,7 +133,9 @@ class _Life:
                 # Imports take a while and hold the interpreter; the engine's process does not wait for them.
                 from core.server.context import ServerContext
 
-                ctx = self._ctx = ServerContext(settings.server, metrics, engine=engine, started_s=self._started_s)
+                ctx = self._ctx = ServerContext(
+                    settings.server, metrics, engine, plugin_metrics=plugin_metrics, started_s=self._started_s
+                )
                 self._server = _uvicorn(ctx)
                 serving = asyncio.create_task(self._server.serve([self._listener]))
                 self._loading = asyncio.create_task(self._become_ready(ctx, starting, engine))

@@ -57,9 +57,9 @@ class MockEvent:
 
 
 class MockAsyncHardware(MockHardware):
-    """Asynchronous steps on memory of its own. The work itself is done at once, but a result that was copied to the host
-    can be read only after waiting for an event recorded behind the copy: before, the buffer holds rubbish. `events` are
-    those recorded so far; num_uploads, num_downloads count copies."""
+    """Asynchronous steps on memory of its own. The work itself is done at once, but a result that was copied to the
+    host can be read only after waiting for an event recorded behind the copy: before, the buffer holds rubbish.
+    `events` are those recorded so far; num_uploads, num_downloads count copies."""
 
     name: ClassVar[str] = "mock_async"
     capabilities: ClassVar[HardwareCapabilities] = HardwareCapabilities(
