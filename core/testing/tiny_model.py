@@ -17,6 +17,7 @@ from core.layers.mlp import GatedMlp
 from core.layers.moe import MoeLayer
 from core.layers.rope import Rope
 from core.layers.rope_config import RopeSpec
+from core.layers.router_config import RouterSpec
 
 _VOCAB, _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _INTERMEDIATE = 64, 32, 4, 2, 8, 48
 _EXPERTS, _TOP_K, _LAYERS, _CONTEXT = 4, 2, 2, 128
@@ -61,9 +62,8 @@ class TinyModel(ModelArch):
                 f"{path}.self_attn", index, spec.layers[index], _HIDDEN, rope, ctx, qk_norm_eps=_EPS
             )
             if index:
-                mlp: Any = ctx.layer(MoeLayer)(
-                    f"{path}.mlp", _HIDDEN, _INTERMEDIATE, _EXPERTS, _TOP_K, ctx, renormalize=True
-                )
+                router = RouterSpec(_EXPERTS, _TOP_K, renormalize=True)
+                mlp: Any = ctx.layer(MoeLayer)(f"{path}.mlp", _HIDDEN, _INTERMEDIATE, router, ctx)
             else:
                 mlp = ctx.layer(GatedMlp)(f"{path}.mlp", _HIDDEN, _INTERMEDIATE, ctx)
             return ctx.layer(DecoderLayer)(path, attention, mlp, _HIDDEN, _EPS, ctx)
