@@ -348,7 +348,14 @@ class ParityCase:
         assert got == wanted
 
 
-def check_ranks(whole: ParityCase, folder: Path, arch: type[ModelArch], size: int) -> None:
+def check_ranks(
+    whole: ParityCase,
+    folder: Path,
+    arch: type[ModelArch],
+    size: int,
+    *,
+    backend: type[AttentionBackend] = DenseAttention,
+) -> None:
     """`size` ranks that load their shares of `whole`'s checkpoint give its logits, prefilling and decoding."""
     prompt, more = whole.tokens(13), whole.tokens(4)
 
@@ -362,7 +369,8 @@ def check_ranks(whole: ParityCase, folder: Path, arch: type[ModelArch], size: in
 
     def run(rank: int) -> None:
         try:
-            results[rank] = texts(ParityCase(None, folder, arch, save=False, tp=ThreadRank(rank, slots, barrier)))
+            tp = ThreadRank(rank, slots, barrier)
+            results[rank] = texts(ParityCase(None, folder, arch, save=False, tp=tp, backend=backend))
         except Exception as error:
             results[rank] = error
             barrier.abort()
