@@ -11,6 +11,9 @@ from core.interfaces.spec import AttentionSpec, CacheGroupSpec, LayerSpec, State
 
 _MISSING = object()
 
+# What a checkpoint may say its weights are, in torch's names.
+DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2")
+
 # Activation of a gated MLP -> operation and its approximation.
 ACTIVATIONS: Mapping[str, tuple[str, str | None]] = MappingProxyType(
     {
@@ -85,14 +88,20 @@ class ConfigReader:
     def dtype(self) -> str:
         """`dtype` (transformers 5) or `torch_dtype` (4), e.g. "bfloat16"."""
         name = "dtype" if self.config.get("dtype") is not None else "torch_dtype"
-        return self.text(name, "float32").removeprefix("torch.")
+        value = self.text(name, "float32").removeprefix("torch.")
+        if value not in DTYPES:
+            raise CheckpointError(
+                f"config.json: {name} = {value!r} is no floating-point type", hint=f"known: {', '.join(DTYPES)}"
+            )
+        return value
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """`eos_token_id` as a tuple, whether it is a number, a list or absent."""
         value = self.config.get("eos_token_id")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return (value,)
-        return self.int_list("eos_token_id")
+        ids = (value,) if isinstance(value, int) and not isinstance(value, bool) else self.int_list("eos_token_id")
+        if any(token < 0 for token in ids):
+            raise CheckpointError(f"config.json: eos_token_id = {value!r}, but token ids are at least 0")
+        return ids
 
     def windows(self, num_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
         """The attention window of each layer: `layer_types` where given, else `window` where `default` is true."""

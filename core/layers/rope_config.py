@@ -104,7 +104,8 @@ def rope_spec(
     factor = number("factor", max_position / original if kind == "yarn" else None) if scaled else 1.0
     if factor <= 0 or theta <= 0 or max_position < 1 or original < 1:
         raise CheckpointError(
-            f"config.json: rope theta {theta}, factor {factor} and lengths {max_position}, {original} must be positive"
+            f"config.json: rope_theta = {theta}, factor = {factor}, max_position_embeddings = {max_position} and "
+            f"original_max_position_embeddings = {original} must be positive"
         )
     fields: dict[str, Any] = {}
     if kind == "llama3":

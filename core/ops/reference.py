@@ -1,6 +1,7 @@
 """Plain-PyTorch references of every named operation, for any device.
 
-What lives here: one pure function a name, with few torch calls each (at batch 1 the calls are the cost).
+What lives here: one pure function a name, with few torch calls each (at batch 1 the calls are the cost); those of the
+sampler come from `core.ops.sampling`.
 What does not: anything device-specific; a hardware or kernel package replaces entries through `core.ops.table`.
 
 Every function takes float32, bfloat16 or float16, returns the dtype of its input unless said otherwise, accepts
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from core.ops.sampling import gumbel_argmax, penalize, sampling_threshold, token_logprobs
 
 # Below this many elements a joint pass over q and k saves more in calls than its copy costs (measured on a CPU).
 _ROPE_JOINT_ELEMENTS = 1 << 15
@@ -207,6 +210,10 @@ REFERENCES: Mapping[str, Callable[..., Any]] = MappingProxyType(
             route_topk,
             store_kv,
             embedding,
+            gumbel_argmax,
+            sampling_threshold,
+            penalize,
+            token_logprobs,
         )
     }
 )

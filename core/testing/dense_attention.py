@@ -17,9 +17,8 @@ from core.interfaces.spec import AttentionSpec, StateKind
 
 
 class DenseAttention(AttentionBackend):
-    """Buffers of a layer: K [num_pages * page_size, num_kv_heads, head_dim] and V with v_head_dim, or of latent
-    attention the latents [.., 1, latent_dim] and the shared keys [.., 1, rope_dim]; filled with NaN, so that reading a
-    token that was never written shows."""
+    """Buffers of a layer: K [num_pages * page_size, num_kv_heads, head_dim] and V with v_head_dim (of latents, the
+    latent and the rope key), filled with NaN, so that reading a token that was never written shows."""
 
     capabilities: ClassVar[AttentionCapabilities] = AttentionCapabilities(
         state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW, StateKind.MLA_LATENT}),
@@ -31,17 +30,24 @@ class DenseAttention(AttentionBackend):
         super().__init__(config, ctx or PluginContext())
         self._layout: BatchLayout | None = None
 
+    @classmethod
+    def rejects(cls, config: AttentionConfig) -> str | None:
+        if config.num_heads % config.num_kv_heads:
+            return f"{config.num_heads} query heads are not a multiple of {config.num_kv_heads} KV heads"
+        return None
+
     def allocate(self) -> dict[int, tuple[torch.Tensor, ...]]:
         config = self.config
         tokens = config.num_pages * config.page_size
 
-        def buffer(head_dim: int) -> torch.Tensor:
-            shape = (tokens, config.num_kv_heads, head_dim)
+        def buffer(width: int) -> torch.Tensor:
+            shape = (tokens, config.num_kv_heads, width)
             return torch.full(shape, float("nan"), dtype=config.dtype, device=config.device)
 
-        if config.group.kind is StateKind.MLA_LATENT:
-            return {layer: (buffer(spec.latent_dim), buffer(spec.rope_dim)) for layer, spec in config.layers.items()}
-        return {layer: (buffer(spec.head_dim), buffer(spec.v_head_dim)) for layer, spec in config.layers.items()}
+        def widths(spec: AttentionSpec) -> tuple[int, int]:
+            return (spec.latent_dim, spec.rope_dim) if spec.latent_dim else (spec.head_dim, spec.v_head_dim)
+
+        return {layer: tuple(buffer(width) for width in widths(spec)) for layer, spec in config.layers.items()}
 
     def plan(self, layout: BatchLayout) -> None:
         self._layout = layout
@@ -55,14 +61,13 @@ class DenseAttention(AttentionBackend):
         kv: tuple[torch.Tensor, ...],
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        layout = self._planned()
         keys, values = kv
         if k is not None and v is not None:
-            keys[layout.slot_mapping] = k.to(keys.dtype)
-            values[layout.slot_mapping] = v.to(values.dtype)
+            keys[self.layout.slot_mapping] = k.to(keys.dtype)
+            values[self.layout.slot_mapping] = v.to(values.dtype)
         spec = self.config.layers[layer]
-        out = q.new_empty(q.shape[0], q.shape[1], spec.v_head_dim)
-        for rows, slots, visible in self._sequences(layout, spec):
+        out = q.new_zeros(q.shape[0], q.shape[1], spec.v_head_dim)
+        for rows, slots, visible in self.sequences(spec):
             out[rows] = attend(q[rows], keys[slots], values[slots], visible, spec, sinks)
         return out
 
@@ -76,30 +81,31 @@ class DenseAttention(AttentionBackend):
         layer: int,
         kv: tuple[torch.Tensor, ...],
     ) -> torch.Tensor:
-        layout = self._planned()
-        latents, rotated = kv
-        latents[layout.slot_mapping, 0] = latent.to(latents.dtype)
-        rotated[layout.slot_mapping, 0] = k_rope.to(rotated.dtype)
+        latents, ropes = kv
+        latents[self.layout.slot_mapping] = latent[:, None].to(latents.dtype)
+        ropes[self.layout.slot_mapping] = k_rope[:, None].to(ropes.dtype)
         spec = self.config.layers[layer]
-        q = torch.cat((q_nope, q_rope), -1)
-        out = q.new_empty(q.shape[0], q.shape[1], spec.v_head_dim)
-        for rows, slots, visible in self._sequences(layout, spec):
-            seen = latents[slots, 0]
-            k_nope = torch.einsum("hdr,kr->khd", weights.key, seen)
-            keys = torch.cat((k_nope, rotated[slots].expand(-1, q.shape[1], -1)), -1)
-            out[rows] = attend(q[rows], keys, torch.einsum("hdr,kr->khd", weights.value, seen), visible, spec)
+        out = q_nope.new_zeros(*q_nope.shape[:2], spec.v_head_dim)
+        wide = torch.promote_types(q_nope.dtype, torch.float32)
+        for rows, slots, visible in self.sequences(spec):
+            # Weights absorbed: the latent is both key and value, and all heads share it.
+            query = torch.einsum("mhn,hnr->mhr", q_nope[rows].to(wide), weights.key.to(wide))
+            query = torch.cat((query, q_rope[rows].to(wide)), -1)
+            key = torch.cat((latents[slots], ropes[slots]), -1).to(wide)
+            seen = attend(query, key, latents[slots].to(wide), visible, spec)
+            out[rows] = torch.einsum("mhr,hvr->mhv", seen, weights.value.to(wide)).to(out.dtype)
         return out
 
-    def _planned(self) -> BatchLayout:
+    @property
+    def layout(self) -> BatchLayout:
         if self._layout is None:
             raise RuntimeError("run before plan")
         return self._layout
 
-    @staticmethod
-    def _sequences(layout: BatchLayout, spec: AttentionSpec) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Of each sequence with new tokens: its token rows, the slots [K] of keys that any of them sees, and which
-        row sees which [Q, K] bool."""
-        device = layout.slot_mapping.device
+    def sequences(self, spec: AttentionSpec) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Of each sequence its token rows, the KV slots from the oldest token seen to the newest, and visible [M, L]
+        bool: which of those each row sees."""
+        layout, device = self.layout, self.config.device
         for row in range(layout.num_seqs):
             start, end = int(layout.cu_q_lens[row]), int(layout.cu_q_lens[row + 1])
             if start == end:
