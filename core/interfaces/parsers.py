@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.interfaces.context import PluginContext
+
 Tool = Mapping[str, Any]  # an OpenAI tool: {"type": "function", "function": {"name": ..., "parameters": ...}}
 
 
@@ -46,7 +48,10 @@ class ParserStream(ABC):
 
 
 class ToolParser(ABC):
-    """One tool-call format."""
+    """One tool-call format. One instance a server; it holds no state of a text."""
+
+    def __init__(self, ctx: PluginContext | None = None) -> None:
+        self.ctx = ctx or PluginContext()
 
     @abstractmethod
     def stream(self, tools: Sequence[Tool]) -> ParserStream:
@@ -58,7 +63,10 @@ class ToolParser(ABC):
 
 
 class ReasoningParser(ABC):
-    """One reasoning format."""
+    """One reasoning format. One instance a server; it holds no state of a text."""
+
+    def __init__(self, ctx: PluginContext | None = None) -> None:
+        self.ctx = ctx or PluginContext()
 
     @abstractmethod
     def stream(self, prompt_opens_reasoning: bool) -> ParserStream:

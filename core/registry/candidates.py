@@ -36,9 +36,9 @@ def wrong_hardware(record: PluginRecord, hardware: str) -> str:
     """Why the plugin does not run on `hardware` as far as its manifest tells, or ""."""
     if record.requires_hardware and hardware not in record.requires_hardware:
         return f"it needs {' or '.join(record.requires_hardware)}, the device is {hardware}"
-    allowed = record.capabilities.get("hardware")
-    if isinstance(allowed, list | tuple) and hardware not in allowed:
-        return f"it runs on {', '.join(map(str, allowed))}, the device is {hardware}"
+    allowed = record.stated.hardware
+    if allowed is not None and hardware not in allowed:
+        return f"it runs on {', '.join(allowed)}, the device is {hardware}"
     return ""
 
 

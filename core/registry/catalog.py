@@ -5,19 +5,25 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
+from abc import ABCMeta
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core.interfaces.errors import PluginClash, PluginError, PluginLoadError, PluginNotFound
+from core.interfaces.deprecation import missing_methods, outdated_methods
+from core.interfaces.errors import ConfigError, PluginClash, PluginError, PluginLoadError, PluginNotFound
 from core.interfaces.kinds import KINDS, Kind
-from core.registry.records import PluginRecord
+from core.registry.records import PluginRecord, canonical
+
+_LOG = logging.getLogger("core.registry")
 
 
 class Catalog:
     """Installed plugins. Made by `scan` or, for tests and embedders, by `from_records`.
 
-    Records change only in one way: one whose import fails becomes "failed" and keeps the reason.
+    Records change in two ways only: one whose import fails becomes "failed" and keeps the reason, and one whose class
+    overrides methods that are on their way out gets a warning for each.
     """
 
     def __init__(self, records: Iterable[PluginRecord], *, kinds: Mapping[str, Kind] = KINDS) -> None:
@@ -43,9 +49,42 @@ class Catalog:
         return cls(scan_records(kinds, groups=groups, paths=paths), kinds=kinds)
 
     @classmethod
-    def from_records(cls, records: Iterable[PluginRecord]) -> Catalog:
+    def from_records(cls, records: Iterable[PluginRecord], *, kinds: Mapping[str, Kind] = KINDS) -> Catalog:
         """A catalog of given records; `record.loaded` may carry the object itself."""
-        return cls(records)
+        return cls(records, kinds=kinds)
+
+    def without(self, disabled: Sequence[str]) -> Catalog:
+        """This catalog with some plugins in state "disabled": never loaded, an error if asked for.
+
+        disabled: names, `distribution:name`s, `kind/name`s or whole distributions. Raises ConfigError for one that
+        means nothing installed.
+        """
+        if not disabled:
+            return self
+        means = {text: [r for r in self._records if _is_meant(r, text)] for text in disabled}
+        unknown = [text for text, found in means.items() if not found]
+        if unknown:
+            names = sorted({n for r in self._records for n in (r.name, r.full_name, r.distribution)})
+            close = difflib.get_close_matches(unknown[0], names, n=1)
+            raise ConfigError(
+                f"disable_plugins has {unknown[0]!r}, but no installed plugin or distribution is called that",
+                field="engine.disable_plugins",
+                value=unknown[0],
+                hint=f"did you mean {close[0]!r}?" if close else "`core plugins list` shows the names",
+            )
+        off = {id(record): text for text, found in means.items() for record in found}
+        changed = [
+            replace(r, state="disabled", reason=f"disable_plugins names {off[id(r)]!r}") if id(r) in off else r
+            for r in self._records
+        ]
+        catalog = Catalog(changed, kinds=self._kinds)
+        catalog._loaded = self._loaded
+        return catalog
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """The kinds it knows, by name."""
+        return self._kinds
 
     @property
     def records(self) -> tuple[PluginRecord, ...]:
@@ -57,11 +96,16 @@ class Catalog:
         return tuple(record for record in self._records if record.kind == kind)
 
     def clashes(self, record: PluginRecord) -> tuple[PluginRecord, ...]:
-        """Records of other distributions that claim the same kind and name."""
+        """Records of other distributions that claim the same kind and name, leaving out those that are turned off and,
+        where a plugin for one device overrides a general one, those for other devices."""
+        kind = self._kinds.get(record.kind)
         return tuple(
             other
             for other in self.of_kind(record.kind)
-            if other.name == record.name and other.distribution != record.distribution
+            if other.name == record.name
+            and other.distribution != record.distribution
+            and "disabled" not in (record.state, other.state)
+            and (kind is None or not kind.overrides or record.overlaps(other))
         )
 
     def has(self, kind: str, name: str) -> bool:
@@ -73,6 +117,8 @@ class Catalog:
         matches = [record for record in self.of_kind(kind) if record.answers_to(name)]
         if not matches:
             raise self._not_found(kind, name)
+        if len(matches) > 1:
+            matches = [record for record in matches if record.state != "disabled"] or matches[:1]
         if len(matches) > 1:
             names = " and ".join(f"{record.distribution} {record.version}" for record in matches)
             options = " or ".join(record.full_name for record in matches)
@@ -114,6 +160,7 @@ class Catalog:
             if problem:
                 raise self._fail(record, problem)
             self._loaded[key] = target
+            self._warn_of_outdated(record, target)
         return self._loaded[key]
 
     def _import(self, record: PluginRecord) -> Any:
@@ -125,18 +172,34 @@ class Catalog:
 
     def _breaks_interface(self, record: PluginRecord, target: Any) -> str:
         """Why `target` is no implementation of its kind's abstract class, or ""."""
-        module_name, _, attribute = self._kinds[record.kind].interface.partition(":")
-        if not module_name.startswith("core.interfaces."):
-            return ""
-        interface = getattr(importlib.import_module(module_name), attribute)
-        if not inspect.isabstract(interface):  # a Protocol: a callable of some shape
+        interface = self._interface(record.kind)
+        where = self._kinds[record.kind].interface.replace(":", ".")
+        if not _is_abstract_class(interface):  # a Protocol or a mere convenience: an object of some shape
             return "" if callable(target) else f"{record.target} is not callable"
         if not (isinstance(target, type) and issubclass(target, interface)):
-            return f"{record.target} is no subclass of {module_name}.{attribute}"
-        if inspect.isabstract(target):
-            missing = ", ".join(sorted(getattr(target, "__abstractmethods__", ())))
-            return f"{record.target} lacks {missing} of {module_name}.{attribute}"
-        return ""
+            return f"{record.target} is no subclass of {where}"
+        missing = sorted(getattr(target, "__abstractmethods__", ()))
+        missing += [entry.by for entry in missing_methods(target, interface)]
+        return f"{record.target} lacks {', '.join(missing)} of {where}" if missing else ""
+
+    def _interface(self, kind: str) -> type:
+        module_name, _, attribute = self._kinds[kind].interface.partition(":")
+        found: type = getattr(importlib.import_module(module_name), attribute)
+        return found
+
+    def _warn_of_outdated(self, record: PluginRecord, target: Any) -> None:
+        interface = self._interface(record.kind)
+        entries = outdated_methods(target, interface) if isinstance(target, type) else ()
+        if not entries:
+            return
+        texts = tuple(
+            f"it implements {entry.method}, which {entry.by} replaces since version {entry.since} of the {record.kind} "
+            f"interface; version {entry.removed_in} will no longer call it"
+            for entry in entries
+        )
+        for text in texts:
+            _LOG.warning("%s: %s", record.title, text)
+        self._records[self._records.index(record)] = replace(record, warnings=record.warnings + texts)
 
     def _fail(self, record: PluginRecord, reason: str) -> PluginError:
         failed = replace(record, state="failed", reason=reason)
@@ -153,3 +216,16 @@ class Catalog:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? {listed}" if close else listed
         return PluginNotFound(f"no {kind} plugin {name!r} is installed", hint=hint)
+
+
+def _is_abstract_class(interface: Any) -> bool:
+    """Whether implementations must be subclasses."""
+    is_protocol = getattr(interface, "_is_protocol", False)
+    return inspect.isclass(interface) and isinstance(interface, ABCMeta) and not is_protocol
+
+
+def _is_meant(record: PluginRecord, text: str) -> bool:
+    kind, slash, name = text.rpartition("/")
+    if slash:
+        return kind == record.kind and record.answers_to(name)
+    return record.answers_to(text) or canonical(text) == canonical(record.distribution)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.interfaces.capabilities import StatedCheckpoint
 from core.interfaces.errors import CheckpointError, ConfigError, PluginLoadError
 from core.registry.catalog import Catalog
 from core.registry.records import PluginRecord
@@ -50,7 +51,7 @@ def find_checkpoint(model: str | None, catalog: Catalog) -> FoundCheckpoint:
 
 
 def _default(catalog: Catalog) -> PluginRecord:
-    defaults = [record for record in catalog.of_kind(KIND) if record.capabilities.get("default") is True]
+    defaults = [r for r in catalog.of_kind(KIND) if stated_checkpoint(r).default and r.state != "disabled"]
     if len(defaults) == 1:
         return catalog.record(KIND, defaults[0].full_name)
     if defaults:
@@ -68,6 +69,11 @@ def _default(catalog: Catalog) -> PluginRecord:
         hint="pass --model FOLDER, or pip install a package that provides a bundled checkpoint "
         "(`core plugins list --kind checkpoints` shows what is installed)",
     )
+
+
+def stated_checkpoint(record: PluginRecord) -> StatedCheckpoint:
+    """What the manifest of a bundled checkpoint states."""
+    return record.stated if isinstance(record.stated, StatedCheckpoint) else StatedCheckpoint()
 
 
 def _bundled(record: PluginRecord, catalog: Catalog, reason: str) -> FoundCheckpoint:

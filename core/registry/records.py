@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from core.interfaces.capabilities import Stated, read_capabilities
 from core.interfaces.errors import PluginApiError, PluginError, PluginLoadError
-from core.interfaces.kinds import Kind
+from core.interfaces.kinds import KINDS, Kind
 
-State = Literal["available", "unavailable", "failed"]
+State = Literal["available", "unavailable", "failed", "disabled"]
+_UNREAD = Stated()
 
 
 def canonical(distribution: str) -> str:
@@ -27,8 +29,11 @@ class PluginRecord:
 
     target: "module:attr" of the entry point ("" if it has none). api: (oldest, newest) interface version.
     config: "module:Model" of its settings, or None. requires_hardware: names it works with, empty for any.
-    state: "available", "unavailable" (known before import) or "failed" (import was tried). reason: why; of an
-    available plugin, a warning.
+    capabilities: the manifest's table as it stands; stated: the same, checked and typed by the kind's schema (filled
+    in where it is not given).
+    state: "available", "unavailable" (known before import), "failed" (import was tried) or "disabled" (the operator
+    turned it off). reason: why.
+    warnings: what does not stop it but should be known (outdated interface, unknown capabilities).
     api_mismatch: why its interface versions do not fit this core, or "".
     loaded: the object itself, where a catalog was built from objects.
     """
@@ -49,6 +54,19 @@ class PluginRecord:
     reason: str = ""
     api_mismatch: str = ""
     loaded: Any = None
+    warnings: tuple[str, ...] = ()
+    stated: Stated = _UNREAD
+
+    def __post_init__(self) -> None:
+        if self.stated is not _UNREAD:
+            return
+        kind = KINDS.get(self.kind)
+        read = read_capabilities(kind.capabilities if kind is not None else Stated, self.capabilities)
+        object.__setattr__(self, "stated", read.stated)
+        object.__setattr__(self, "warnings", self.warnings + (read.warnings if kind is not None else ()))
+        if read.problems and self.state == "available":
+            object.__setattr__(self, "state", "unavailable")
+            object.__setattr__(self, "reason", f"its manifest states {'; '.join(read.problems)}")
 
     @property
     def full_name(self) -> str:
@@ -63,8 +81,19 @@ class PluginRecord:
     @property
     def priority(self) -> int:
         """Order among plugins that core may choose from, higher first; from the manifest, 0 if not stated."""
-        value = self.capabilities.get("priority", 0)
-        return value if isinstance(value, int) else 0
+        return self.stated.priority
+
+    @property
+    def devices(self) -> frozenset[str] | None:
+        """Hardware plugins it says it runs on, None for any."""
+        limits = [frozenset(names) for names in (self.requires_hardware, self.stated.hardware) if names]
+        return frozenset.intersection(*limits) if limits else None
+
+    def overlaps(self, other: PluginRecord) -> bool:
+        """Whether the two are for the same devices: both for any, or both for one that they share."""
+        if self.devices is None or other.devices is None:
+            return self.devices is other.devices
+        return bool(self.devices & other.devices)
 
     def answers_to(self, name: str) -> bool:
         """Whether `name` or `distribution:name` means this plugin."""
@@ -83,6 +112,11 @@ class PluginRecord:
                 else f"pip install --upgrade {self.distribution}, or install an older core"
             )
             return PluginApiError(f"{self.title} cannot be used: {self.api_mismatch}", hint=hint)
+        if self.state == "disabled":
+            return PluginLoadError(
+                f"{self.title} is turned off: {self.reason}",
+                hint=f"take it off the list, or choose another {self.kind} plugin",
+            )
         if self.state != "available":
             return PluginLoadError(
                 f"{self.title} cannot be used: {self.reason}",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.interfaces.capabilities import ReadCapabilities, Stated, read_capabilities
 from core.interfaces.kinds import Kind
 from core.registry.manifest import MANIFEST_NAME, Manifest, ManifestEntry, ManifestError, read_manifest
 from core.registry.records import PluginRecord, api_mismatch, canonical, missing_requirements, outdated_api
@@ -126,17 +127,18 @@ def _record(
     kinds: Mapping[str, Kind],
     problem: str,
 ) -> PluginRecord:
-    version = importlib.metadata.version("core")
-    mismatch = ""
+    mismatch, read = "", ReadCapabilities(Stated())
     if entry is not None and kind in kinds:
-        mismatch = api_mismatch(entry.api, kinds[kind], version)
+        mismatch = api_mismatch(entry.api, kinds[kind], importlib.metadata.version("core"))
+        # A manifest for another interface version may state what this core cannot know.
+        read = read if mismatch else read_capabilities(kinds[kind].capabilities, entry.capabilities)
     if entry is None:
         return PluginRecord(
-            kind, name, source.distribution, source.version, target,
-            state="unavailable", reason=problem or mismatch, api_mismatch=mismatch,
-        )  # fmt: skip
-    unusable = problem or mismatch or missing_requirements(entry.requires.packages)
-    warning = outdated_api(entry.api, kinds[kind]) if kind in kinds else ""
+            kind, name, source.distribution, source.version, target, state="unavailable", reason=problem
+        )
+    wrong = f"its manifest states {'; '.join(read.problems)}" if read.problems else ""
+    unusable = problem or mismatch or wrong or missing_requirements(entry.requires.packages)
+    outdated = outdated_api(entry.api, kinds[kind]) if kind in kinds else ""
     return PluginRecord(
         kind=kind,
         name=name,
@@ -151,6 +153,8 @@ def _record(
         requires_packages=entry.requires.packages,
         requires_hardware=entry.requires.hardware,
         state="unavailable" if unusable else "available",
-        reason=unusable or warning,
+        reason=unusable,
         api_mismatch=mismatch,
+        warnings=((outdated,) if outdated else ()) + read.warnings,
+        stated=read.stated,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.interfaces.attention import AttentionCapabilities
+from core.interfaces.capabilities import StatedAttention
 from core.interfaces.errors import ConfigError
 from core.interfaces.spec import AttentionSpec, CacheGroupSpec, ModelSpec
 from core.registry.candidates import Rejected, by_priority, listing, loadable, wrong_hardware
@@ -150,26 +151,28 @@ def _capabilities(target: Any) -> AttentionCapabilities:
 
 def _manifest_rejects(record: PluginRecord, needs: GroupNeeds) -> str:
     """What the manifest alone rules out, so that the plugin need not be imported. Keys it lacks rule out nothing."""
-    stated = record.capabilities
+    stated = _stated(record)
     everything = AttentionCapabilities(
         state_kinds=frozenset(type(needs.group.kind)), dtypes=(needs.dtype,), softcap=True, sinks=True
     )
-    changes: dict[str, Any] = {}
-    for key in ("page_sizes", "head_dims", "dtypes", "hardware", "state_kinds"):
-        value = stated.get(key)
-        if isinstance(value, list | tuple):
-            changes[key] = frozenset(value) if key == "state_kinds" else tuple(value)
-    for key in ("softcap", "sinks"):
-        if isinstance(stated.get(key), bool):
-            changes[key] = stated[key]
+    changes: dict[str, Any] = {
+        key: getattr(stated, key)
+        for key in ("page_sizes", "head_dims", "dtypes", "hardware", "softcap", "sinks")
+        if getattr(stated, key) is not None
+    }
+    if stated.state_kinds is not None:
+        changes["state_kinds"] = frozenset(stated.state_kinds)
     return needs.rejects(replace(everything, **changes))
+
+
+def _stated(record: PluginRecord) -> StatedAttention:
+    return record.stated if isinstance(record.stated, StatedAttention) else StatedAttention()
 
 
 def _page_size(choice: Choice, wished: int, wish_reason: str) -> Decision:
     sizes = _capabilities(choice.target).page_sizes
     if sizes is None:
-        stated = choice.record.capabilities.get("page_sizes") if choice.record is not None else None
-        sizes = tuple(stated) if isinstance(stated, list | tuple) else None
+        sizes = _stated(choice.record).page_sizes if choice.record is not None else None
     if sizes is None or wished in sizes:
         return Decision("page size", str(wished), wish_reason)
     # The nearest that the backend takes; of two equally near the smaller, which wastes less of a last page.

@@ -1,12 +1,12 @@
-"""Choose model architecture, quantization, prefix cache, experts' runner, op tables and parsers."""
+"""Choose quantization, prefix cache, experts' runner, op tables and parsers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from core.interfaces.errors import CheckpointError, ConfigError, PluginError, UnknownArchitecture
+from core.interfaces.capabilities import StatedQuant
+from core.interfaces.errors import CheckpointError, ConfigError, PluginError
 from core.interfaces.spec import ModelSpec
 from core.registry.candidates import Rejected, by_priority, listing, loadable, why_not, wrong_hardware
 from core.registry.catalog import Catalog
@@ -14,25 +14,6 @@ from core.registry.records import PluginRecord
 from core.registry.resolution import Choice
 
 NO_PLUGIN = "none"
-
-
-def choose_model(config: Mapping[str, Any], folder: Path, catalog: Catalog) -> Choice:
-    """The first of config.json's architectures that is installed. Raises UnknownArchitecture."""
-    names: list[str] = config["architectures"]
-    for name in names:
-        if catalog.has("models", name):
-            record = catalog.record("models", name)
-            target = catalog.load("models", name)
-            return Choice("models", name, record, target, f"named in {folder.name}/config.json")
-    installed = sorted({record.name for record in catalog.of_kind("models")})
-    wanted = names[0]
-    model_type = config.get("model_type")
-    plugin = f", usually named plugin-{str(model_type).replace('_', '-')}" if model_type else ""
-    raise UnknownArchitecture(
-        f"no installed plugin serves architecture {wanted!r} of {folder}; "
-        f"installed architectures: {', '.join(installed) or 'none'}",
-        hint=f"pip install a plugin that provides the core.models entry {wanted!r}{plugin}",
-    )
 
 
 def choose_quant(asked: str | None, quant_config: Mapping[str, Any] | None, hardware: str, catalog: Catalog) -> Choice:
@@ -54,9 +35,9 @@ def choose_quant(asked: str | None, quant_config: Mapping[str, Any] | None, hard
     rejected: Rejected = []
     found: list[tuple[PluginRecord, Any]] = []
     for record in by_priority(catalog, "quant"):
-        formats = record.capabilities.get("formats")
-        if quant_config is not None and isinstance(formats, list | tuple) and stated not in formats:
-            rejected.append((record.name, f"reads {', '.join(map(str, formats)) or 'no quantized format'}"))
+        formats = record.stated.formats if isinstance(record.stated, StatedQuant) else None
+        if quant_config is not None and formats is not None and stated not in formats:
+            rejected.append((record.name, f"reads {', '.join(formats) or 'no quantized format'}"))
             continue
         for _, target in loadable(catalog, [record], hardware, rejected):
             if _recognises(target, quant_config, record):
@@ -122,6 +103,18 @@ def choose_prefix_cache(asked: str, explicit: bool, spec: ModelSpec, catalog: Ca
         f"the default {asked!r} was not taken: {why}, which {spec.architecture} keeps",
         ((record.name, why),),
     )
+
+
+def choose_schedule_policy(asked: str, hardware: str, catalog: Catalog) -> Choice:
+    """The order of waiting requests. Raises PluginNotFound, which lists what is installed."""
+    try:
+        record = catalog.record("schedule_policies", asked)
+        target = catalog.load("schedule_policies", asked)
+    except PluginError as exc:
+        exc.hint = f"{exc.hint + '; ' if exc.hint else ''}--schedule-policy chooses one"
+        raise
+    _require_hardware(record, hardware, "scheduler.schedule_policy", asked)
+    return Choice("schedule_policies", record.name, record, target, "asked for, or the default")
 
 
 def choose_moe(asked: str, hardware: str, catalog: Catalog) -> Choice:

@@ -17,12 +17,13 @@ Int32 = npt.NDArray[np.int32]
 @dataclass(slots=True)
 class Flight:
     """A step under way. Of its sampled rows: slots [S], seq_lens [S] (KV length it writes), and the slots' epochs
-    [S] when it was planned."""
+    [S] when it was planned. num_tokens: that it computes, counted only for policies that plan steps."""
 
     step: int
     slots: Int32
     seq_lens: Int32
     epochs: npt.NDArray[np.int64]
+    num_tokens: int = 0
 
 
 class PlanBuilder:

@@ -15,13 +15,16 @@ from collections.abc import Callable
 import numpy as np
 
 from core.config.sections import SchedulerSettings
+from core.interfaces.context import PluginContext
 from core.interfaces.errors import EngineError, Overloaded, RequestError
+from core.interfaces.schedule import SchedulePolicy, StepLoad
 from core.interfaces.step import Admission, StepPlan, StepResult
 from core.memory.manager import MemoryManager
 from core.scheduler.events import StepEvents
 from core.scheduler.facts import Finish, ModelFacts
 from core.scheduler.plan import Flight, Int32, PlanBuilder
-from core.scheduler.policy import make_policy
+from core.scheduler.policies import Fcfs
+from core.scheduler.policy import AdmissionOrder
 from core.scheduler.queue import WaitingQueue
 from core.scheduler.request import Request
 from core.scheduler.sharing import MAX_HELD, PromptSharing
@@ -33,8 +36,8 @@ NOT_FINITE = "the model's output was not finite; this request cannot go on"
 class Scheduler:
     """One engine's scheduler. Called from one thread.
 
-    `memory` has `facts.max_running` slots and `facts.max_pages` columns. clock: seconds, monotonic. seed: of the
-    random policy. Raises ConfigError for an unknown policy.
+    `memory` has `facts.max_running` slots and `facts.max_pages` columns. clock: seconds, monotonic. policy: which
+    waiting request is next; None is first come, first served.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Scheduler:
         facts: ModelFacts,
         memory: MemoryManager,
         clock: Callable[[], float] = time.monotonic,
-        seed: int = 0,
+        policy: SchedulePolicy | None = None,
     ) -> None:
         expected = (facts.num_groups, facts.max_running, facts.max_pages)
         if memory.page_table.shape != expected or memory.capacity != facts.num_pages - 1:
@@ -55,7 +58,7 @@ class Scheduler:
         self.max_len = min(facts.context_length, memory.capacity * facts.page_size + 1)
         self.table = RequestTable(facts.max_running, memory.page_table, self.max_len)
         self.queue = WaitingQueue()
-        self.policy = make_policy(settings.schedule_policy, seed)
+        self.policy = AdmissionOrder(policy or Fcfs(PluginContext()), facts.chunk_tokens)
         self.sharing = PromptSharing(facts.page_size)
         self._clock = clock
         self._requests: dict[int, Request] = {}
@@ -66,6 +69,7 @@ class Scheduler:
         self._passed = -1
         self._order = 0
         self._blocked: tuple[int, int, int, int] | None = None
+        self._last_tokens, self._last_step_s = 0, 0.0
         self._counters = dict.fromkeys(
             ("steps", "prompt_tokens", "hit_tokens", "generated_tokens", "preemptions", "finished", "aborted"), 0
         )
@@ -140,7 +144,8 @@ class Scheduler:
         always can."""
         if not self._requests:
             return None
-        plan = PlanBuilder(self._step, self.facts.chunk_tokens, self.facts.num_groups)
+        budget = self._step_tokens() if self.policy.plans_steps else self.facts.chunk_tokens
+        plan = PlanBuilder(self._step, budget, self.facts.num_groups)
         self._plan_decodes(plan)
         self._plan_chunks(plan)
         self._plan_admissions(plan)
@@ -151,9 +156,18 @@ class Scheduler:
         slots, seq_lens = built.slots, built.seq_lens
         if len(slots) > built.num_decodes:
             slots, seq_lens = slots[built.samples], seq_lens[built.samples]
-        self._in_flight.append(Flight(self._step, slots, seq_lens, self.table.epoch[slots]))
+        tokens = built.num_tokens if self.policy.plans_steps else 0
+        self._in_flight.append(Flight(self._step, slots, seq_lens, self.table.epoch[slots], tokens))
         self._step += 1
         return built
+
+    def _step_tokens(self) -> int:
+        """What the policy gives this step; decodes run even if they are more."""
+        table = self.table
+        decodes = np.count_nonzero((table.state == DECODE) & (table.seq_len + 1 < table.max_len))
+        return self.policy.step_tokens(
+            StepLoad(int(decodes), len(self.queue), self.facts.chunk_tokens, self._last_tokens, self._last_step_s)
+        )
 
     def _plan_decodes(self, plan: PlanBuilder) -> None:
         table = self.table
@@ -306,6 +320,7 @@ class Scheduler:
         if result.tokens.shape[1:] != (1,):
             raise EngineError(f"tokens have shape {result.tokens.shape}; one token a row is supported")
         self._passed = result.step
+        self._last_tokens, self._last_step_s = flight.num_tokens, result.device_time_s
         self._counters["steps"] += 1
         self.memory.fence_passed(result.step)
         self.table.fence_passed(result.step)
@@ -391,5 +406,6 @@ class Scheduler:
             "pages_transfer": memory.transfer,
             "pages_quarantined": memory.quarantined,
             "prefill_slots": int(np.count_nonzero(self.table.state == PREFILL)),
+            "policy_failed": float(bool(self.policy.failure)),
         }
         return values | {f"{name}_total": number for name, number in self._counters.items()}

@@ -132,6 +132,7 @@ def records(
         record("prefix_cache", "none", cache(*StateKind)),
         record("quant", "none", quant(None)),
         record("moe", "plain", type("Moe", (), {})),
+        record("schedule_policies", "fcfs", type("Policy", (), {})),
     ]
 
 

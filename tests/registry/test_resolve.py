@@ -67,6 +67,7 @@ class TestWhole:
             "attention_backend": "plain",
             "prefix_cache": "radix",
             "moe_backend": "plain",
+            "schedule_policy": "fcfs",
             "ops": "none",
             "page_size": "16",
             "context_length": "4096",
@@ -75,6 +76,8 @@ class TestWhole:
             "tensor_parallel_size": "1",
             "tool_call_parser": "none",
             "reasoning_parser": "none",
+            "hooks": "none",
+            "routes": "none",
         }
         assert resolution.hf_config["model_type"] == "x_y"
         assert resolution.arch is resolution.model.target
@@ -89,6 +92,7 @@ class TestWhole:
         assert [(p.kind, p.name) for p in lock.plugins] == [
             ("attention", "plain"), ("hardware", "host"), ("models", "XForCausalLM"),
             ("moe", "plain"), ("prefix_cache", "radix"), ("quant", "none"),
+            ("schedule_policies", "fcfs"),
         ]  # fmt: skip
         assert resolve(settings(folder), catalog, lock).lock() == lock
 
@@ -102,7 +106,6 @@ class TestWhole:
         wrong = settings(folder, plugins={"plian": {"a": 1}})
         with pytest.raises(ConfigError, match="did you mean 'plain'"):
             resolve(wrong, swap(records()))
-        assert resolve(settings(folder, plugins={"dummy:plain": {"a": 1}}), swap(records())).plugin_settings
 
 
 class TestCheckpoint:
@@ -185,7 +188,7 @@ class TestModel:
     def test_unknown_architecture_without_model_type(self, tmp_path: Path) -> None:
         folder = write_checkpoint(tmp_path / "c", architectures=["ZForCausalLM"], model_type=None)
         with pytest.raises(UnknownArchitecture) as caught:
-            resolve(settings(folder), Catalog.from_records([]))
+            resolve(settings(folder), Catalog.from_records([r for r in records() if r.kind != "models"]))
         assert "installed architectures: none" in caught.value.message
         assert "plugin-" not in (caught.value.hint or "")
 
@@ -492,6 +495,28 @@ class TestPrefixCache:
         assert resolve(settings(folder, prefix_cache="mine"), catalog).prefix_cache.name == "mine"
         with pytest.raises(PluginNotFound, match="'mime'"):
             resolve(settings(folder, prefix_cache="mime"), catalog)
+
+
+class TestSchedulePolicy:
+    def test_any_installed_policy_is_chosen_by_name(self, folder: Path) -> None:
+        target = type("Shortest", (), {})
+        catalog = swap(records(), record("schedule_policies", "shortest", target))
+        resolution = resolve(settings(folder, schedule_policy="shortest"), catalog)
+        assert resolution.schedule_policy.target is target
+        assert resolution.effective["schedule_policy"] == "shortest"
+        assert any(p.name == "shortest" for p in resolution.lock().plugins)
+        assert any(row.what == "schedule policy" and "shortest" in row.chosen for row in resolution.explain())
+
+    def test_an_unknown_policy_lists_what_is_installed_and_the_nearest(self, folder: Path) -> None:
+        with pytest.raises(PluginNotFound, match="'fcsf'") as error:
+            resolve(settings(folder, schedule_policy="fcsf"), swap(records()))
+        assert error.value.hint is not None
+        assert all(word in error.value.hint for word in ("did you mean 'fcfs'", "installed: fcfs", "--schedule-policy"))
+
+    def test_a_policy_of_another_device_is_refused(self, folder: Path) -> None:
+        other = record("schedule_policies", "far", object, requires_hardware=("elsewhere",))
+        with pytest.raises(ConfigError, match="schedule_policy is 'far'"):
+            resolve(settings(folder, schedule_policy="far"), swap(records(), other))
 
 
 class TestMoeOpsParsers:

@@ -12,10 +12,12 @@ from core.config.sections import SchedulerSettings
 from core.interfaces.context import PluginContext
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import CacheGeometry
+from core.interfaces.schedule import SchedulePolicy
 from core.interfaces.step import Admission, StepPlan, StepResult
 from core.memory.manager import MemoryManager
 from core.memory.no_cache import NoCache
 from core.memory.radix import RadixCache
+from core.registry import Catalog
 from core.scheduler.events import StepEvents
 from core.scheduler.facts import Finish, ModelFacts
 from core.scheduler.request import Request
@@ -23,6 +25,12 @@ from core.scheduler.scheduler import Scheduler
 
 VOCAB = 7
 EOS = 0
+CATALOG = Catalog.scan(groups=["core.schedule_policies"])
+
+
+def make_policy(name: str, seed: int = 0) -> SchedulePolicy:
+    """An installed policy, by its entry point's name."""
+    return CATALOG.load("schedule_policies", name)(PluginContext(), seed)
 
 
 def cell(namespace: bytes, before: int, token: int) -> int:
@@ -152,7 +160,7 @@ class Bench:
         chunk_tokens: int = 64,
         max_running: int = 8,
         context_length: int = 128,
-        policy: str = "fcfs",
+        policy: str | SchedulePolicy = "fcfs",
         eviction: str = "lru",
         max_queued: int = 1024,
         shuffle: int | None = None,
@@ -170,10 +178,9 @@ class Bench:
         if shuffle is not None:  # groups must not happen to use the same page numbers
             for group in range(num_groups):
                 np.random.default_rng(shuffle + group).shuffle(self.memory.pool._free[group])
-        settings = SchedulerSettings(
-            schedule_policy=policy, max_running_requests=max_running, max_queued_requests=max_queued
-        )
-        self.scheduler = Scheduler(settings, self.facts, self.memory)
+        settings = SchedulerSettings(max_running_requests=max_running, max_queued_requests=max_queued)
+        made = make_policy(policy) if isinstance(policy, str) else policy
+        self.scheduler = Scheduler(settings, self.facts, self.memory, policy=made)
         self.runner = FakeRunner(self.facts)
         self.requests: dict[int, Request] = {}
         self.prompts: dict[int, list[int]] = {}

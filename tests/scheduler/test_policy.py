@@ -1,13 +1,18 @@
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from scheduler_fakes import Bench
+from scheduler_fakes import Bench, make_policy
 
-from core.interfaces.errors import ConfigError
+from core.interfaces.context import PluginContext
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import CacheKey, MatchResult
-from core.scheduler.policy import MAX_MATCHED, SchedulePolicy, make_policy
+from core.interfaces.schedule import Match, SchedulePolicy, StepLoad
+from core.scheduler.facts import Finish
+from core.scheduler.policies import MAX_MATCHED
+from core.scheduler.policy import AdmissionOrder
 from core.scheduler.queue import WaitingQueue
 from core.scheduler.request import Request
 
@@ -36,7 +41,7 @@ class Line:
         return MatchResult(pages.shape[1], pages)
 
     def order(self, policy: SchedulePolicy) -> list[int]:
-        return [request.id for request in policy.order(self.queue, self.match)]
+        return [request.id for request in AdmissionOrder(policy, 64).order(self.queue, self.match)]
 
 
 def test_fcfs_is_first_come_within_priority() -> None:
@@ -105,16 +110,10 @@ def test_random_is_a_permutation_and_repeats_with_its_seed() -> None:
     assert first != line.order(make_policy("random", seed=2))
 
 
-def test_unknown_policy() -> None:
-    with pytest.raises(ConfigError, match="sjf") as error:
-        make_policy("sjf")
-    assert error.value.field == "scheduler.schedule_policy"
-
-
 @pytest.mark.parametrize("name", POLICIES)
 def test_nobody_is_passed_for_ever(name: str) -> None:
     """One poor request against an endless stream of better ones."""
-    policy = make_policy(name)
+    policy = AdmissionOrder(make_policy(name), 64)
     line = Line()
     poor = line.add(max_tokens=1)
     line.add(1, max_tokens=50)
@@ -177,3 +176,118 @@ def test_admissions_follow_the_policy(name: str) -> None:
     }
     assert expected[name]()
     bench.drain()
+
+
+class _Broken(SchedulePolicy):
+    """Does as `how` says."""
+
+    how = ""
+
+    def rank(self, waiting: Sequence[Any], match: Match) -> Sequence[Any]:
+        match self.how:
+            case "loses":
+                return waiting[1:]
+            case "repeats":
+                return [waiting[0], *waiting[:-1]]
+            case "adds":
+                return [*waiting, waiting[0]]
+            case "raises":
+                raise KeyError("weights")
+            case "none":
+                return None  # type: ignore[return-value]
+            case "strange":
+                return list(range(len(waiting)))
+        return waiting[::-1]
+
+
+def _broken(how: str) -> SchedulePolicy:
+    policy = _Broken(PluginContext())
+    policy.how = how
+    return policy
+
+
+def _submit(bench: Bench) -> list[int]:
+    bench.add([6, 6, 6], max_tokens=2)
+    bench.step()
+    return [bench.add([i, 2, 2], max_tokens=2) for i in range(4)]
+
+
+@pytest.mark.parametrize("how", ["loses", "repeats", "adds", "raises", "none", "strange"])
+def test_a_policy_that_breaks_its_word_costs_nobody_an_answer(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(policy=_broken(how), max_running=1)
+    waiting = _submit(bench)
+    with caplog.at_level(logging.ERROR):
+        bench.drain()
+    assert all(bench.finish[request] is Finish.LENGTH for request in waiting)
+    assert list(bench.finish) == [0, *waiting], "first come, first served from the failure on"
+    reports = [record for record in caplog.records if "test_policy._Broken" in record.getMessage()]
+    assert len(reports) == 1, "reported once, by name"
+    assert bench.scheduler.stats()["policy_failed"] == 1
+    for request in waiting:
+        bench.check_output(request)
+
+
+def test_a_policy_that_keeps_its_word_is_followed() -> None:
+    bench = Bench(policy=_broken(""), max_running=1)
+    waiting = _submit(bench)
+    bench.drain()
+    assert list(bench.finish) == [0, *waiting[::-1]]
+    assert bench.scheduler.stats()["policy_failed"] == 0
+
+
+class _Budget(SchedulePolicy):
+    """Gives each step what `budgets` says, and keeps what it was told."""
+
+    reorders: ClassVar[bool] = False
+    plans_steps: ClassVar[bool] = True
+    budget: Any = 3
+
+    def __init__(self, ctx: PluginContext, seed: int = 0) -> None:
+        super().__init__(ctx, seed)
+        self.loads: list[StepLoad] = []
+
+    def rank(self, waiting: Sequence[Any], match: Match) -> Sequence[Any]:
+        raise AssertionError("a policy that does not reorder is not asked")
+
+    def step_tokens(self, load: StepLoad) -> int:
+        self.loads.append(load)
+        return self.budget
+
+
+def test_step_tokens_is_the_budget_of_every_step_and_decodes_are_never_left_out() -> None:
+    policy = _Budget(PluginContext())
+    policy.budget = 12
+    bench = Bench(policy=policy, chunk_tokens=16)
+    requests = [bench.add([i] * 3, max_tokens=6) for i in range(1, 6)]
+    bench.step()
+    policy.budget = 1
+    bench.drain()
+    first, *rest = bench.plans
+    assert first.num_tokens == 12
+    assert [plan.num_tokens for plan in rest[:5]] == [4] * 5, "4 decodes run though the budget is 1, the fifth waits"
+    assert policy.loads[0] == StepLoad(0, 5, 16)
+    assert policy.loads[1] == StepLoad(4, 1, 16, last_tokens=12)
+    for request in requests:
+        bench.check_output(request)
+
+
+@pytest.mark.parametrize(("given", "used"), [(0, 1), (-5, 1), (10**9, 16), (2.9, 2)])
+def test_step_tokens_is_cut_to_its_range(given: Any, used: int) -> None:
+    policy = _Budget(PluginContext())
+    policy.budget = given
+    bench = Bench(policy=policy, chunk_tokens=16)
+    bench.add(list(range(1, 7)) * 6, max_tokens=1)
+    bench.drain()
+    assert bench.plans[0].num_tokens == used
+
+
+def test_a_budget_that_is_no_number_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    policy = _Budget(PluginContext())
+    policy.budget = "many"
+    bench = Bench(policy=policy, chunk_tokens=16)
+    request = bench.add([1] * 40, max_tokens=2)
+    with caplog.at_level(logging.ERROR):
+        bench.drain()
+    assert bench.plans[0].num_tokens == 16
+    assert sum("_Budget" in record.getMessage() for record in caplog.records) == 1
+    bench.check_output(request)

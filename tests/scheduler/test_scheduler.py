@@ -3,7 +3,7 @@ import pytest
 from scheduler_fakes import EOS, VOCAB, Bench, unloaded
 
 from core.config.sections import SchedulerSettings
-from core.interfaces.errors import ConfigError, EngineError, Overloaded, RequestError
+from core.interfaces.errors import EngineError, Overloaded, RequestError
 from core.interfaces.step import StepResult
 from core.memory.pages import PageState
 from core.scheduler.facts import Finish, ModelFacts
@@ -62,10 +62,6 @@ def test_a_full_queue_is_overloaded() -> None:
 
 
 def test_settings_and_memory_must_fit() -> None:
-    bench = Bench()
-    settings = SchedulerSettings.model_construct(schedule_policy="best", max_queued_requests=1)
-    with pytest.raises(ConfigError, match="schedule_policy"):
-        Scheduler(settings, bench.facts, bench.memory)
     with pytest.raises(ValueError, match="page table of shape"):
         Scheduler(SchedulerSettings(), ModelFacts(128, 65, 4, 64, 9), Bench().memory)
 

@@ -1,0 +1,24 @@
+"""Core's attention backends and this repository's through their suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from core.testing.contracts.attention import AttentionContract
+from core.testing.dense_attention import DenseAttention
+
+
+class TestTorchNative(AttentionContract):
+    name = "torch_native"
+
+
+class TestCpuNative(AttentionContract):
+    name = "cpu_native"
+
+
+class TestDense(AttentionContract):
+    implementation = DenseAttention
+
+
+def test_broken_backends_are_caught(assert_caught: Callable[[str], None]) -> None:
+    assert_caught("attention")
