@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,9 +13,14 @@ import numpy as np
 
 from core.config.sections import Settings
 from core.engine.engine import Engine
+from core.engine.environment import apply_environment, variables_of, with_threads
+from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
+from core.engine.wire_errors import describe
+from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, RequestError
 from core.interfaces.hardware import HardwareBackend
+from core.interfaces.hooks import EngineStarted, WeightsLoaded
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
 from core.registry.catalog import Catalog
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
     from core.engine.start import StartEngine
     from core.interfaces.context import PluginContext
+    from core.runner.weights import LoadReport
 
 Progress = Callable[[str, float], None]
 MIN_PAGES = 2
@@ -49,17 +56,33 @@ def build_from_start(start: StartEngine, progress: Progress) -> Engine:
     return build_engine(settings, resolve(settings, Catalog.scan(), lock), progress)
 
 
-def build_engine(settings: Settings, resolution: Resolution, progress: Progress | None = None) -> Engine:
+def build_engine(
+    settings: Settings,
+    resolution: Resolution,
+    progress: Progress | None = None,
+    hooks: HookManager | None = None,
+) -> Engine:
     """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
 
-    progress: phase for people, and fraction of it done.
+    progress: phase for people, and fraction of it done. hooks: listeners that this process has started already.
     """
-    progress = progress or _silent
+    if hooks is None:
+        hooks = HookManager.start(resolution.hooks, settings, "engine")
+    try:
+        return _build(settings, resolution, progress or _silent, hooks)
+    except Exception as error:
+        hooks.call("core_engine_stopping", reason=describe(error)[0])
+        raise
+
+
+def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks: HookManager) -> Engine:
     timer = _PhaseTimer(progress)
     hardware, runner = _make_runner(settings, resolution)
     timer.done("device")
-    runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
+    report = runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
     timer.done("weights")
+    if hooks.has("core_weights_loaded"):
+        hooks.call("core_weights_loaded", report=_weights_loaded(resolution, report))
     num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
     runner.allocate(num_pages)
     timer.done("KV cache")
@@ -84,7 +107,7 @@ def build_engine(settings: Settings, resolution: Resolution, progress: Progress 
         )  # fmt: skip
     eos = tuple(resolution.spec.eos_token_ids)
     vocab_size = resolution.spec.vocab_size
-    return Engine(
+    engine = Engine(
         scheduler,
         executor,
         hello,
@@ -92,7 +115,21 @@ def build_engine(settings: Settings, resolution: Resolution, progress: Progress 
         max_slots=settings.scheduler.max_running_requests,
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
+        listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
     )
+    if hooks.has("core_engine_started"):
+        started = EngineStarted(
+            hello.architecture, MappingProxyType(hello.effective), num_pages, hello.page_size, hello.load_s
+        )
+        hooks.call("core_engine_started", info=started)
+    return engine
+
+
+def _weights_loaded(resolution: Resolution, report: LoadReport | None) -> WeightsLoaded:
+    architecture = resolution.spec.architecture
+    if report is None:
+        return WeightsLoaded(architecture, 0, 0, 0.0)
+    return WeightsLoaded(architecture, report.num_tensors, report.num_bytes, report.seconds, report.ignored)
 
 
 def _silent(phase: str, fraction: float) -> None:
@@ -230,14 +267,15 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
 
 
 def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBackend:
-    choice, plugins = resolution.hardware, dict(resolution.plugin_settings)
+    choice, takes_threads = resolution.hardware, resolution.hardware.target.capabilities.threads
     assert choice.record is not None
     threads = settings.engine.cpu_threads
-    if threads is not None and choice.target.capabilities.threads:
-        plugins[choice.name] = {"threads": threads, **plugins.get(choice.name, {})}
-    elif threads is not None:
+    if threads is not None and not takes_threads:
         logger.warning("cpu_threads=%d has no effect: %s does not compute on the host's threads", threads, choice.name)
+    plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
     hardware: HardwareBackend = choice.target(plugin_context(choice.record, plugins))
+    # A process of our own has them long since; here they are for whoever embeds the engine.
+    apply_environment(variables_of(hardware), choice.name)
     return hardware
 
 

@@ -74,11 +74,19 @@ class LinearBase(WeightModule):
 
 
 class ReplicatedLinear(LinearBase):
-    """The whole layer on every rank."""
+    """The whole layer on every rank. out_features: rows, or the rows of each part where several projections of one
+    input are one matrix."""
 
-    def __init__(self, path: str, in_features: int, out_features: int, ctx: BuildContext, *, bias: bool) -> None:
-        part = LinearPart("", out_features, 0, out_features)
-        super().__init__(LinearShape(path, in_features, (part,), bias, in_features), ctx)
+    def __init__(
+        self, path: str, in_features: int, out_features: int | dict[str, int], ctx: BuildContext, *, bias: bool
+    ) -> None:
+        rows = {"": out_features} if isinstance(out_features, int) else out_features
+        parts: list[LinearPart] = []
+        offset = 0
+        for name, full in rows.items():
+            parts.append(LinearPart(name, full, offset, full))
+            offset += full
+        super().__init__(LinearShape(path, in_features, tuple(parts), bias, in_features), ctx)
 
 
 class QkvLinear(LinearBase):
@@ -128,14 +136,19 @@ class MergedLinear(LinearBase):
 
 
 class RowLinear(LinearBase):
-    """Input split over the ranks, partial results summed over them. The bias lives on rank 0 alone."""
+    """Input split over the ranks, partial results summed over them. The bias lives on rank 0 alone.
 
-    def __init__(self, path: str, in_features: int, out_features: int, ctx: BuildContext, *, bias: bool) -> None:
+    reduce: False leaves the sum over the ranks to the caller, who adds more to it first.
+    """
+
+    def __init__(
+        self, path: str, in_features: int, out_features: int, ctx: BuildContext, *, bias: bool, reduce: bool = True
+    ) -> None:
         local = shard(in_features, ctx.tp, path)
         part = LinearPart("", out_features, 0, out_features)
         super().__init__(LinearShape(path, local, (part,), bias, in_features, ctx.tp.rank * local), ctx)
         self.rank = ctx.tp.rank
-        self.all_reduce = ctx.tp.all_reduce if ctx.tp.size > 1 else None
+        self.all_reduce = ctx.tp.all_reduce if reduce and ctx.tp.size > 1 else None
 
     def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
         # The sum over ranks must count the bias once.

@@ -14,7 +14,7 @@ from core.layers.module import Layer
 
 class GatedMlp(Layer):
     """down(act(gate(x)) * up(x)), gate and up as one matrix. x [T, hidden_size] -> [T, hidden_size].
-    `activation`: a key of `core.layers.config.ACTIVATIONS`."""
+    `activation`: a key of `core.layers.config.ACTIVATIONS`. reduce: as in RowLinear."""
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class GatedMlp(Layer):
         *,
         bias: bool = False,
         activation: str = "silu",
+        reduce: bool = True,
     ) -> None:
         super().__init__()
         name, approximate = ACTIVATIONS[activation]
@@ -32,7 +33,9 @@ class GatedMlp(Layer):
         self.act = op if approximate is None else partial(op, approximate=approximate)
         parts = {"gate": intermediate_size, "up": intermediate_size}
         self.gate_up_proj = ctx.layer(MergedLinear)(f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias)
-        self.down_proj = ctx.layer(RowLinear)(f"{path}.down_proj", intermediate_size, hidden_size, ctx, bias=bias)
+        self.down_proj = ctx.layer(RowLinear)(
+            f"{path}.down_proj", intermediate_size, hidden_size, ctx, bias=bias, reduce=reduce
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act(self.gate_up_proj(x)))
