@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from core.interfaces.errors import ConfigError
 from core.interfaces.kinds import KINDS
 from core.registry.manifest import read_manifest
 
-ARCHITECTURE = "OursForCausalLM"
+ARCHITECTURE = "OurModelForCausalLM"  # of the package that is made for models
 
 
 def made(kind: str, name: str) -> NewPackage:
@@ -51,27 +52,33 @@ class Site:
         return self.folder / self.packages[kind].distribution
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        sources = [self.folder / "site", *(self.path(kind) / "src" for kind in self.packages)]
         inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CORE_")}
-        environment |= {"PYTHONPATH": os.pathsep.join([*map(str, sources), *inherited]), "OMP_NUM_THREADS": "1"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("CORE_")} | {
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), *inherited]),
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(self.folder),
+        }
         return subprocess.run(
             [sys.executable, *words], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
 
 
-def write_metadata(project: Path, site: Path) -> None:
-    """The part of a wheel's dist-info that makes entry points visible, without building one."""
+def install(project: Path, site: Path) -> None:
+    """What an installer makes of the project's wheel, without building one."""
     described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    shutil.copytree(project / "src", site, dirs_exist_ok=True)
     info = site / f"{described['name'].replace('-', '_')}-{described['version']}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {described['name']}\nVersion: {described['version']}\n"
-    )
+    lines = ["Metadata-Version: 2.4", f"Name: {described['name']}", f"Version: {described['version']}"]
+    lines += [f"License-Expression: {described['license']}"]
+    lines += [f"Requires-Dist: {text}" for text in described["dependencies"]]
+    (info / "METADATA").write_text("\n".join(lines) + "\n")
     lines = []
     for group, points in described["entry-points"].items():
         lines += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    files = [path.relative_to(project / "src") for path in (project / "src").rglob("*") if path.is_file()]
+    (info / "RECORD").write_text("".join(f"{path.as_posix()},,\n" for path in files))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     packages = {kind: made(kind, name_of(kind)) for kind in KINDS}
     for package in packages.values():
         package.write(folder / package.distribution)
-        write_metadata(folder / package.distribution, folder / "site")
+        install(folder / package.distribution, folder / "site")
     return Site(folder, packages)
 
 
@@ -157,7 +164,7 @@ class TestEveryKind:
     def test_is_listed_as_available(self, site: Site) -> None:
         done = site.run("-m", "core.cli.main", "plugins", "list", "--json")
         assert done.returncode == 0, done.stderr
-        listed = {(entry["kind"], entry["name"]): entry for entry in json.loads(done.stdout)}
+        listed = {(entry["kind"], entry["name"]): entry for entry in json.loads(done.stdout)["plugins"]}
         for kind, package in site.packages.items():
             entry = listed[kind, package.entry_name]
             assert (entry["distribution"], entry["state"], entry["reason"]) == (package.distribution, "available", "")
