@@ -9,17 +9,21 @@ server, next to a listener of its own. How long a hook takes is not measured her
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import prometheus_client
 import pytest
 
 from core.config.sections import Settings
+from core.engine.client import EngineRequest
 from core.hooks import HookManager, public_settings
 from core.interfaces.context import PluginContext
+from core.interfaces.errors import RequestError
 from core.interfaces.hooks import (
     HOOK_NAMES,
     EngineStarted,
@@ -30,6 +34,7 @@ from core.interfaces.hooks import (
     WeightsLoaded,
     hookimpl,
 )
+from core.interfaces.params import SamplingParams
 from core.registry.records import PluginRecord
 from core.registry.select_listeners import listener_problem
 from core.testing.contracts.base import Contract
@@ -148,7 +153,7 @@ class HooksContract(Contract):
         assert witness.stopped == ["shutdown"]
         assert len(witness.finished) == len(set(witness.finished))
         assert set(witness.admitted) <= set(witness.finished)
-        assert len(witness.finished) >= 4
+        assert len(witness.finished) == len(witness.admitted) + 1 == 5
 
     def _run(self, server: MemoryServer) -> None:
         """Requests that end in different ways."""
@@ -157,6 +162,15 @@ class HooksContract(Contract):
         assert server.client.post("/v1/completions", json=body | {"n": 2, "stop": "a"}).status_code == 200
         with server.client.stream("POST", "/v1/completions", json=body | {"max_tokens": 1500, "stream": True}) as reply:
             next(reply.iter_bytes())
+
+        async def refused() -> None:
+            """Only the engine sees what is wrong: it finishes without having been admitted."""
+            empty = EngineRequest(np.empty(0, np.int32), SamplingParams(max_tokens=1))
+            with contextlib.suppress(RequestError):
+                async for _ in server.engine.generate(empty):
+                    pass
+
+        server.run(refused)
 
     # Helpers
 
