@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +22,7 @@ import msgspec
 from core.config.loading import ResolvedSettings
 from core.config.sections import ServerSettings
 from core.engine.child import EngineProcess
+from core.engine.environment import device_environment
 from core.engine.process_client import DEFAULT_FACTORY, ProcessClient
 from core.hooks import HookManager
 from core.interfaces.errors import ConfigError, CoreError
@@ -52,9 +53,12 @@ def serve(resolved: ResolvedSettings) -> int:
     with listener:
         process = EngineProcess.spawn(DEFAULT_FACTORY)
         try:
-            resolution = resolve(settings, Catalog.scan())
+            catalog = Catalog.scan()
+            environment = device_environment(settings, catalog)
+            process.prepare(environment)
+            resolution = resolve(settings, catalog)
             hooks = HookManager.start(resolution.hooks, settings, "server")
-            life = _Life(resolved, resolution, hooks, process, listener, started_s)
+            life = _Life(resolved, resolution, hooks, process, listener, started_s, environment)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(life.run())
         finally:
@@ -91,6 +95,7 @@ class _Life:
         process: EngineProcess,
         listener: socket.socket,
         started_s: float,
+        environment: Mapping[str, str],
     ) -> None:
         self._resolved = resolved
         self._settings = resolved.settings
@@ -99,6 +104,7 @@ class _Life:
         self._process = process
         self._listener = listener
         self._started_s = started_s
+        self._environment = environment
         self._exit_code = 0
         self._num_signals = 0
         self._bar = LoadingBar()
@@ -115,6 +121,7 @@ class _Life:
         engine = ProcessClient(
             settings,
             msgspec.msgpack.encode(self._resolution.lock()),
+            environment=self._environment,
             process=self._process,
             on_fatal=self._fatal,
             on_progress=self._bar,
