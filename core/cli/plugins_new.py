@@ -135,8 +135,8 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(way):
         way = "my-plugin"
     raise ConfigError(
-        f"name is {name!r}; it must be at most {MAX_NAME} lower-case letters and digits, words joined by single - or _, "
-        "beginning with a letter and not with 'plugin-', which is put before it",
+        f"name is {name!r}; it must be at most {MAX_NAME} lower-case letters and digits, words joined by single - or "
+        "_, beginning with a letter and not with 'plugin-', which is put before it",
         field="name",
         value=name,
         hint=f"for example {way!r}, which makes the distribution 'plugin-{way}'",

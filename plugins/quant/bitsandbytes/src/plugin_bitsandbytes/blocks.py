@@ -71,11 +71,15 @@ class Blocks:
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """[rows, cols] in float32, bfloat16 or float16."""
         op = torch.ops.bitsandbytes.dequantize_4bit.default
-        if self.cols % 2 == 0 or self.packed.device.type != "cpu":
-            return op(self.packed, self.scales(), self.block_size, self.kind, (self.rows, self.cols), dtype)
-        # The library's CPU kernel wants rows of whole bytes, and compiles another one on the first call without.
+        shape: tuple[int, int] = (self.rows, self.cols)
         numel = self.rows * self.cols
-        flat = op(self.packed, self.scales(), self.block_size, self.kind, (1, numel + numel % 2), dtype)
+        if self.cols % self.block_size and self.packed.device.type == "cpu":
+            # The library's AVX-512 kernel takes a wrong scale where a block goes on into the next row (0.50.2), and
+            # compiles a fallback for odd rows on the first call. Blocks are along the flattened matrix anyway.
+            shape = (numel // self.block_size, self.block_size) if numel % self.block_size == 0 else (1, numel)
+        if shape[1] % 2 == 0 or self.packed.device.type != "cpu":
+            return op(self.packed, self.scales(), self.block_size, self.kind, shape, dtype).view(self.rows, self.cols)
+        flat = op(self.packed, self.scales(), self.block_size, self.kind, (1, numel + 1), dtype)
         return flat[0, :numel].view(self.rows, self.cols)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from core.layers.unquantized import STACKED
 from plugin_bitsandbytes.config import INT8, Format
 from plugin_bitsandbytes.cut import Cut
 from plugin_bitsandbytes.groups import Group, parameter
-from plugin_bitsandbytes.linear import group_class, place
+from plugin_bitsandbytes.linear import group_class, left_out, place
 
 PARTS = ("gate", "up", "down")
 
@@ -26,31 +26,30 @@ class QuantizedExperts(ExpertsMethod):
     """Computes the experts itself, each chosen one over its tokens. Experts that a checkpoint holds unquantized, as
     transformers 5 writes them, go to the MoeRunner as plain ones.
 
-    names: the checkpoint module of each part, with "{expert}" for its number. skipped: parts left out.
+    names: the checkpoint module of each part, with "{expert}" for its number.
     """
 
     format = None
 
-    def __init__(self, format_: Format, names: Mapping[str, str], skipped: Collection[str]) -> None:
+    def __init__(self, format_: Format, names: Mapping[str, str]) -> None:
         self.quantization = format_
         self.names = names
-        self.skipped = frozenset(skipped)
 
     def create(self, module: nn.Module, shape: ExpertsShape, dtype: torch.dtype, device: torch.device) -> None:
         full, local, first = shape.full_intermediate_size, shape.intermediate_size, shape.intermediate_offset
         hidden = shape.hidden_size
         cuts = {part: Cut(self.names[part], full, hidden, first, local, 0, hidden) for part in ("gate", "up")}
         cuts["down"] = Cut(self.names["down"], hidden, full, 0, hidden, first, local)
+        skipped = {part for part, name in self.names.items() if left_out(self.quantization, name)}
         if self.quantization.prequantized and self.quantization.kind != INT8:
-            for part, cut in cuts.items():
-                if part not in self.skipped:
-                    cut.check()
+            for part in cuts.keys() - skipped:
+                cuts[part].check()
         where = place(self.quantization, dtype, device)
         groups: dict[str, Group] = {}
-        for name, parts in (("gate_up_", ("gate", "up")), ("down_", ("down",))):
+        for name, parts in (("gate_up", ("gate", "up")), ("down", ("down",))):
             own = {part: cuts[part] for part in parts}
             group = group_class(self.quantization)(
-                name, own, shape.num_experts, self.quantization, self.skipped & set(parts), where
+                f"{name}_", own, shape.num_experts, self.quantization, skipped & own.keys(), where
             )
             group.create(module)
             groups |= dict.fromkeys(parts, group)

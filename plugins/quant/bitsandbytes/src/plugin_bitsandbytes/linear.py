@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from core.interfaces.errors import WeightError
 from core.interfaces.quant import LinearMethod, LinearShape
 from core.layers.module import check_tensor, empty_parameter
+from core.layers.skip import names_module
 from core.layers.unquantized import copy_rows
 from plugin_bitsandbytes.config import INT8, Format
 from plugin_bitsandbytes.cut import Cut
@@ -26,6 +27,11 @@ def group_class(format_: Format) -> type[Group]:
     return Int8Group if format_.kind == INT8 else FourBitGroup
 
 
+def left_out(format_: Format, name: str) -> bool:
+    """Whether the checkpoint module `name` is in the list of skipped ones."""
+    return any(names_module(entry, name) for entry in format_.skip)
+
+
 def place(format_: Format, dtype: torch.dtype, device: torch.device) -> Place:
     """Raises ConfigError if bitsandbytes has no kernels for the device."""
     check_device(device, format_.kind)
@@ -35,12 +41,11 @@ def place(format_: Format, dtype: torch.dtype, device: torch.device) -> Place:
 
 
 class QuantizedLinear(LinearMethod):
-    """names: the checkpoint modules that fill the layer. skipped: those of them that are left out."""
+    """names: the checkpoint modules that fill the layer, one for each part."""
 
-    def __init__(self, format_: Format, names: Sequence[str], skipped: Collection[str]) -> None:
+    def __init__(self, format_: Format, names: Sequence[str]) -> None:
         self.format = format_
         self.names = tuple(names)
-        self.skipped = frozenset(skipped)
 
     def _name(self, shape: LinearShape, number: int) -> str:
         if len(self.names) == len(shape.parts):
@@ -62,7 +67,7 @@ class QuantizedLinear(LinearMethod):
                 shape.in_offset,
                 shape.in_features,
             )
-            if name in self.skipped:
+            if left_out(self.format, name):
                 skipped.append(part.name)
             elif self.format.prequantized and self.format.kind != INT8:
                 cut.check()

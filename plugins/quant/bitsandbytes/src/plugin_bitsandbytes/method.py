@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from core.interfaces.context import PluginContext
@@ -38,12 +38,12 @@ class BitsAndBytes(QuantMethod):
         return None
 
     def linear(self, path: str, sources: Sequence[str]) -> LinearMethod:
-        skipped = self._skipped(sources)
-        if not self.format.prequantized and len(skipped) == len(sources):
+        """Parts of one layer may be quantized and left out side by side; no list of modules is refused for that."""
+        if self._all_left_out(sources):
             return UnquantizedLinear()
         from plugin_bitsandbytes.linear import QuantizedLinear
 
-        return QuantizedLinear(self.format, sources, skipped)
+        return QuantizedLinear(self.format, sources)
 
     def experts(self, path: str, sources: Sequence[str]) -> ExpertsMethod:
         single = [source for source in sources if "{expert}" in source]
@@ -52,12 +52,15 @@ class BitsAndBytes(QuantMethod):
         else:
             whole = next((source for source in sources if "{expert}" not in source), path)
             names = {part: f"{whole}.{{expert}}.{part}_proj" for part in _PARTS}
-        skipped = [part for part, name in names.items() if self._skipped([name])]
-        if not self.format.prequantized and len(skipped) == len(_PARTS):
+        if self._all_left_out(names.values()):
             return UnquantizedExperts()
         from plugin_bitsandbytes.experts import QuantizedExperts
 
-        return QuantizedExperts(self.format, names, skipped)
+        return QuantizedExperts(self.format, names)
 
-    def _skipped(self, sources: Sequence[str]) -> list[str]:
-        return [source for source in sources if any(names_module(entry, source) for entry in self.format.skip)]
+    def _all_left_out(self, names: Collection[str]) -> bool:
+        """Of a checkpoint that is quantized while it is loaded. One that is quantized already is taken as it stands:
+        versions of transformers differ in which modules a list of skipped ones names."""
+        if self.format.prequantized:
+            return False
+        return all(any(names_module(entry, name) for entry in self.format.skip) for name in names)
