@@ -121,8 +121,8 @@ def _unknown(
 
 
 def _likely_distributions(model_type: Any) -> list[str]:
-    """Model type abc4_x_y: plugin-abc4-x-y, plugin-abc4-x, plugin-abc4, plugin-abc. One package often serves a family, and
-    what is not installed cannot be asked."""
+    """Of model type abc4_x_y: plugin-abc4-x-y, plugin-abc4-x, plugin-abc4, plugin-abc. One package often serves a
+    family, and what is not installed cannot be asked."""
     if not isinstance(model_type, str) or not model_type:
         return []
     words = model_type.replace("_", "-").lower().split("-")
