@@ -2,7 +2,8 @@
 
 Environment: `CORE_` plus the field's name in capitals, e.g. CORE_MAX_RUNNING_REQUESTS; lists are separated by
 commas. CORE_CONFIG names a YAML file where none is given. A plugin's own settings are
-CORE_PLUGINS__NAME__KEY=value (read in lower case).
+CORE_PLUGINS__NAME__KEY=value, where what is no letter or digit in NAME is "_" and ":" is "__" (`plugin-a:fast-attn`
+is PLUGIN_A__FAST_ATTN).
 YAML: sections (`cache: {page_size: 16}`) or flat names (`page_size: 16`), and `plugins: {name: {key: value}}`.
 """
 
@@ -28,6 +29,7 @@ from core.config.fields import (
     section_names,
     setting_fields,
 )
+from core.config.names import fold
 from core.config.sections import Settings
 from core.interfaces.errors import ConfigError
 
@@ -51,17 +53,13 @@ class ResolvedSettings:
         return self.sources.get(dotted, DEFAULT)
 
     def rows(self) -> list[tuple[str, Any, str]]:
-        """(dotted name, value, source) of every setting and every plugin setting; secrets are masked."""
+        """(dotted name, value, source) of every setting but those of plugins; secrets are masked."""
         rows = []
         for entry in setting_fields():
             value = getattr(getattr(self.settings, entry.section), entry.name)
             if entry.name in SECRET_FIELDS and value is not None:
                 value = "***"
             rows.append((entry.dotted, value, self.source(entry.dotted)))
-        for name, section in self.settings.plugins.items():
-            for key, value in section.items():
-                dotted = f"plugins.{name}.{key}"
-                rows.append((dotted, value, self.source(dotted)))
         return rows
 
 
@@ -79,12 +77,29 @@ class _Layers:
     def __init__(self) -> None:
         self.values: dict[str, _Given] = {}
         self.plugins: dict[tuple[str, str], _Given] = {}
+        self._folded: set[str] = set()  # section names that came through the environment
 
     def put(self, entry: SettingField, value: Any, source: str) -> None:
         self.values[entry.dotted] = _Given(_normal(entry, value), source)
 
     def put_plugin(self, name: str, key: str, value: Any, source: str) -> None:
-        self.plugins[(name, key)] = _Given(value, source)
+        """A variable's name was folded (see `fold`): where a file or a flag writes a name that folds to it, that is
+        the name."""
+        folded = fold(name)
+        if folded in self._folded and name != folded:
+            self._folded.discard(folded)
+            self.plugins = {(name if n == folded else n, k): given for (n, k), given in self.plugins.items()}
+        same = [k for n, k in self.plugins if n == name and fold(k) == fold(key)]
+        self.plugins[(name, same[0] if same else key)] = _Given(value, source)
+
+    def put_variable(self, name: str, key: str, value: Any, source: str) -> None:
+        """One of a plugin's settings from the environment."""
+        written = {n for n, _ in self.plugins if fold(n) == name}
+        if len(written) == 1:
+            name = written.pop()
+        else:
+            self._folded.add(name)
+        self.put_plugin(name, key, value, source)
 
 
 def load_settings(
@@ -160,7 +175,7 @@ def _read_env(env: Mapping[str, str], layers: _Layers) -> None:
                     value=text,
                     hint="it must be CORE_PLUGINS__NAME__KEY",
                 )
-            layers.put_plugin(name, key, _yaml_value(text, variable), f"environment {variable}")
+            layers.put_variable(name, key, _yaml_value(text, variable), f"environment {variable}")
             continue
         if variable in names:
             layers.put(names[variable], text, f"environment {variable}")
@@ -266,7 +281,9 @@ def _build(layers: _Layers) -> ResolvedSettings:
     for (name, key), given in layers.plugins.items():
         plugins.setdefault(name, {})[key] = given.value
         sources[f"plugins.{name}.{key}"] = given.source
-    return ResolvedSettings(Settings(**models, plugins=plugins), MappingProxyType(sources))
+    settings = Settings(**models, plugins=plugins)
+    settings._sources.update(sources)
+    return ResolvedSettings(settings, MappingProxyType(sources))
 
 
 def _disable_radix_cache(cache: dict[str, Any], layers: _Layers) -> None:

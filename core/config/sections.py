@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 
 class Section(BaseModel):
@@ -40,6 +40,10 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Compute type.")
     context_length: int | None = Field(
         None, ge=1, description="Most tokens of prompt plus output.", json_schema_extra=_aka("max-model-len")
+    )
+    model_plugin: str | None = Field(
+        None,
+        description="Which plugin of the architecture, as `distribution:name`. Default: the device's own.",
     )
     quantization: str | None = Field(None, description="Quantization plugin. Default: what the checkpoint states.")
     load_threads: int = Field(4, ge=1, le=64, description="Threads that read weight files.")
@@ -115,7 +119,13 @@ class EngineSettings(Section):
     cpu_threads: int | None = Field(None, ge=1, description="Compute threads on the CPU. Default: all cores.")
     random_seed: int | None = Field(None, description="Seed of dummy weights and of requests that give none.")
     on_engine_death: Literal["restart", "exit"] = Field("restart", description="What to do if the engine process dies.")
+    hooks: tuple[str, ...] = Field(
+        ("auto",), description="Hook plugins that listen. auto: all installed ones that work; none: no listener."
+    )
     log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
+    disable_plugins: tuple[str, ...] = Field(
+        (), description="Plugins never to load: names, `distribution:name`, `kind/name` or whole distributions."
+    )
 
 
 class ServerSettings(Section):
@@ -130,6 +140,7 @@ class ServerSettings(Section):
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, seconds for running requests to finish.")
     cors_allow_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
     chat_page: bool = Field(True, description="Serve the chat page at /.")
+    routes: tuple[str, ...] = Field((), description="Route plugins whose routes are served too.")
 
 
 class Settings(Section):
@@ -141,3 +152,9 @@ class Settings(Section):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     plugins: dict[str, dict[str, Any]] = {}
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def source(self, dotted: str) -> str:
+        """Who decided `section.name` or `plugins.NAME.key`, e.g. "flag --dtype"; "" if nobody did, or if these settings
+        crossed a process boundary."""
+        return self._sources.get(dotted, "")

@@ -146,18 +146,26 @@ def check_heads(num_heads: int, num_kv_heads: int) -> None:
 
 
 def group_layers(attention: Sequence[AttentionSpec]) -> tuple[tuple[LayerSpec, ...], tuple[CacheGroupSpec, ...]]:
-    """Layers that remember alike (kind, window, KV heads, head sizes) share a cache group, in order of appearance."""
-    members: dict[tuple[int | None, int, int, int], list[int]] = {}
+    """Layers that remember alike (kind, window, KV heads, sizes of what is cached) share a cache group, in order of
+    appearance."""
+    members: dict[tuple[StateKind, int | None, int, int, int], list[int]] = {}
     for index, rule in enumerate(attention):
-        members.setdefault((rule.window, rule.num_kv_heads, rule.head_dim, rule.v_head_dim), []).append(index)
+        members.setdefault(_remembers(rule), []).append(index)
     groups: list[CacheGroupSpec] = []
     layers: dict[int, LayerSpec] = {}
     names: set[str] = set()
-    for number, ((window, kv_heads, head_dim, v_head_dim), indices) in enumerate(members.items()):
-        kind = StateKind.FULL if window is None else StateKind.SLIDING_WINDOW
-        name = "full" if window is None else f"window_{window}"
+    for number, ((kind, window, kv_heads, head_dim, v_head_dim), indices) in enumerate(members.items()):
+        name = {StateKind.FULL: "full", StateKind.MLA_LATENT: "latent"}.get(kind, f"window_{window}")
         name = name if name not in names else f"{name}_{number}"
         names.add(name)
         groups.append(CacheGroupSpec(name, kind, tuple(indices), kv_heads, head_dim, v_head_dim, window))
         layers.update({index: LayerSpec(attention[index], number) for index in indices})
     return tuple(layers[i] for i in range(len(attention))), tuple(groups)
+
+
+def _remembers(rule: AttentionSpec) -> tuple[StateKind, int | None, int, int, int]:
+    """Kind, window, and KV heads and their sizes as a CacheGroupSpec states them."""
+    if rule.latent_dim:
+        return StateKind.MLA_LATENT, rule.window, 1, rule.latent_dim, rule.rope_dim
+    kind = StateKind.FULL if rule.window is None else StateKind.SLIDING_WINDOW
+    return kind, rule.window, rule.num_kv_heads, rule.head_dim, rule.v_head_dim

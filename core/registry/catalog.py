@@ -56,8 +56,8 @@ class Catalog:
     def without(self, disabled: Sequence[str]) -> Catalog:
         """This catalog with some plugins in state "disabled": never loaded, an error if asked for.
 
-        disabled: names, `distribution:name`s or whole distributions. Raises ConfigError for one that means nothing
-        installed.
+        disabled: names, `distribution:name`s, `kind/name`s or whole distributions. Raises ConfigError for one that
+        means nothing installed.
         """
         if not disabled:
             return self
@@ -225,4 +225,7 @@ def _is_abstract_class(interface: Any) -> bool:
 
 
 def _is_meant(record: PluginRecord, text: str) -> bool:
+    kind, slash, name = text.rpartition("/")
+    if slash:
+        return kind == record.kind and record.answers_to(name)
     return record.answers_to(text) or canonical(text) == canonical(record.distribution)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import ModelArch
 from core.interfaces.spec import ModelDefaults, ModelSpec
+from core.registry.catalog import Catalog
 from core.registry.checkpoint import quantization_of
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
@@ -44,12 +45,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class ExplainRow:
-    """One line of `core plugins explain`."""
+    """One line of `core plugins explain`. kind, plugin: of a choice, "" of other decisions; plugin is the chosen one's
+    `distribution:name`."""
 
     what: str
     chosen: str
     reason: str
     rejected: tuple[tuple[str, str], ...] = ()
+    kind: str = ""
+    plugin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,10 @@ class Resolution:
     checkpoint: folder. hf_config: config.json. arch: the architecture's class. dtype: compute type, e.g.
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
-    tool_parser, reasoning_parser: target None when off.
+    tool_parser, reasoning_parser: target None when off. hooks: listeners in the order they are called. routes: extra
+    routes; target None in a process that serves none.
+    plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
+    warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
 
     checkpoint: Path
@@ -83,11 +90,38 @@ class Resolution:
     context_length: int
     chunk_tokens: int
     overlap: bool
+    hooks: tuple[Choice, ...] = ()
+    routes: tuple[Choice, ...] = ()
     decisions: tuple[Decision, ...] = ()
     ops_rejected: tuple[tuple[str, str], ...] = ()
+    hooks_rejected: tuple[tuple[str, str], ...] = ()
     plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     max_running: int = 256
+    warnings: tuple[str, ...] = ()
+
+    def with_plugin_data(
+        self, plugin_settings: Mapping[str, Mapping[str, Any]], catalog: Catalog, warnings: Iterable[str]
+    ) -> Resolution:
+        """With the chosen plugins' settings, their records as they are after the import (which may add warnings to
+        them), and all warnings, those of the plugins first."""
+
+        def fresh(choice: Choice) -> Choice:
+            if choice.record is None:
+                return choice
+            return replace(choice, record=catalog.lookup(choice.kind, choice.record.full_name))
+
+        changed: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Choice):
+                changed[entry.name] = fresh(value)
+            elif isinstance(value, tuple) and value and all(isinstance(item, Choice) for item in value):
+                changed[entry.name] = tuple(fresh(item) for item in value)
+        resolution = replace(self, plugin_settings=plugin_settings, **changed)
+        records = [choice.record for choice in resolution.choices() if choice.record is not None]
+        own = [f"{record.title}: {text}" for record in records for text in record.warnings]
+        return replace(resolution, warnings=tuple(dict.fromkeys((*own, *warnings))))
 
     @property
     def facts(self) -> EngineFacts:
@@ -104,6 +138,8 @@ class Resolution:
             max_tokens=max(self.chunk_tokens, self.max_running),
             tensor_parallel_size=self.tensor_parallel_size,
             overlap=self.overlap,
+            prefix_cache=self.prefix_cache.name,
+            schedule_policy=self.schedule_policy.name,
         )
 
     def choices(self) -> Iterator[Choice]:
@@ -119,6 +155,8 @@ class Resolution:
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+        yield from self.hooks
+        yield from self.routes
 
     def parser_factory(self, choice: Choice) -> Callable[[], Any] | None:
         """Makes the chosen parser, with its own settings; None where it is off. Raises ConfigError for wrong ones."""
@@ -156,6 +194,8 @@ class Resolution:
             "tensor_parallel_size": str(self.tensor_parallel_size),
             "tool_call_parser": self.tool_parser.name,
             "reasoning_parser": self.reasoning_parser.name,
+            "hooks": ",".join(choice.name for choice in self.hooks) or "none",
+            "routes": ",".join(choice.name for choice in self.routes) or "none",
         }
 
     def _attention_text(self) -> str:
@@ -167,26 +207,36 @@ class Resolution:
     def explain(self) -> list[ExplainRow]:
         """Every choice and decision with its reason, for `core plugins explain`."""
         rows = [
-            _row("checkpoint", self.checkpoint_choice),
-            _row("model", self.model),
-            _row("hardware", self.hardware),
-            _row("quantization", self.quant),
+            row_of("checkpoint", self.checkpoint_choice),
+            row_of("model", self.model),
+            row_of("hardware", self.hardware),
+            row_of("quantization", self.quant),
         ]
         for group, choice in zip(self.spec.cache_groups, self.attention, strict=True):
             label = "attention" if len(self.attention) == 1 else f"attention ({group.name})"
-            rows.append(_row(label, choice))
-        rows += [_row("prefix cache", self.prefix_cache), _row("mixture of experts", self.moe)]
-        rows.append(_row("schedule policy", self.schedule_policy))
-        rows += [_row("ops", choice) for choice in self.ops]
+            rows.append(row_of(label, choice))
+        rows += [row_of("prefix cache", self.prefix_cache), row_of("mixture of experts", self.moe)]
+        rows.append(row_of("schedule policy", self.schedule_policy))
+        rows += [row_of("ops", choice) for choice in self.ops]
         if self.ops_rejected or not self.ops:
             rows.append(
-                ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected)
+                ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected, "ops")
             )
-        rows += [_row("tool-call parser", self.tool_parser), _row("reasoning parser", self.reasoning_parser)]
-        rows += [ExplainRow(d.name, d.value, d.reason) for d in self.decisions]
+        rows += [row_of("tool-call parser", self.tool_parser), row_of("reasoning parser", self.reasoning_parser)]
+        rows += [row_of("hooks", choice) for choice in self.hooks]
+        if self.hooks_rejected or not self.hooks:
+            why = "these cannot be used" if self.hooks_rejected else "none is installed, or they are turned off"
+            rows.append(ExplainRow("hooks", "no other" if self.hooks else "none", why, self.hooks_rejected))
+        rows += [row_of("routes", choice) for choice in self.routes]
+        rows += [row_of(d.name, d) for d in self.decisions]
         return rows
 
 
-def _row(what: str, choice: Choice) -> ExplainRow:
-    origin = f" ({choice.record.distribution} {choice.record.version})" if choice.record is not None else ""
-    return ExplainRow(what, f"{choice.name}{origin}", choice.reason, choice.rejected)
+def row_of(what: str, made: Choice | Decision) -> ExplainRow:
+    """One line of `explain`."""
+    if isinstance(made, Decision):
+        return ExplainRow(made.name, made.value, made.reason)
+    if made.record is None:
+        return ExplainRow(what, made.name, made.reason, made.rejected, made.kind)
+    origin = f" ({made.record.distribution} {made.record.version})"
+    return ExplainRow(what, f"{made.name}{origin}", made.reason, made.rejected, made.kind, made.record.full_name)

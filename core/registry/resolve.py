@@ -1,19 +1,19 @@
 """resolve: from settings and installed plugins to one Resolution. Runs in the parent, before anything is built.
 
-Order matters and is the order below: checkpoint, architecture, device, quantization, dtype, lengths, attention
-with the page size, prefix cache, experts, op tables, parsers, overlap. Only plugins that are considered are
-imported.
+Order matters and is that of `STEPS`: each small step reads what earlier ones decided and writes one decision. Only
+plugins that are considered are imported. `core plugins explain` follows the same steps through a `Trace`.
 """
 
 from __future__ import annotations
 
-import difflib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from core.interfaces.errors import CheckpointError, ConfigError, CoreError, PluginLoadError
-from core.interfaces.quant import QuantFacts
+from core.interfaces.errors import CheckpointError, ConfigError, CoreError
+from core.interfaces.hardware import HardwareBackend
 from core.interfaces.spec import ModelDefaults, ModelSpec
-from core.registry.candidates import wrong_hardware
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
 from core.registry.checkpoint import (
@@ -23,14 +23,17 @@ from core.registry.checkpoint import (
     read_hf_config,
     stated_checkpoint,
 )
+from core.registry.checks import check_device, check_device_of_all, check_quant, check_requested
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
-from core.registry.resolution import Choice, Decision, Resolution
+from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
+from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
-from core.registry.select_device import choose_dtype, choose_hardware, choose_overlap, make_hardware
+from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
+from core.registry.select_listeners import choose_hooks, choose_routes
+from core.registry.select_model import choose_model
 from core.registry.select_others import (
     NO_PLUGIN,
-    choose_model,
     choose_moe,
     choose_ops,
     choose_parser,
@@ -42,100 +45,274 @@ from core.registry.select_others import (
 if TYPE_CHECKING:
     from core.config.sections import Settings
 
+_LOG = logging.getLogger("core.registry")
 
-def resolve(settings: Settings, catalog: Catalog, lock: LockSet | None = None) -> Resolution:
+
+@dataclass(slots=True)
+class Trace:
+    """How far `resolve` came, for those who want to know why it stopped. step: the one that runs or failed.
+    catalog: the one in use, in which plugins may be turned off."""
+
+    rows: list[ExplainRow] = field(default_factory=list)
+    step: str = ""
+    catalog: Catalog | None = None
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What is decided so far. Fields below the inputs are set by the step of that name."""
+
+    settings: Settings
+    catalog: Catalog
+    parent: bool
+    trace: Trace
+    sections: PluginSections = field(init=False)
+    found: FoundCheckpoint = field(init=False)
+    checkpoint: Choice = field(init=False)
+    config: dict[str, Any] = field(init=False)
+    hardware: ChosenHardware = field(init=False)
+    device: HardwareBackend = field(init=False)
+    model: Choice = field(init=False)
+    spec: ModelSpec = field(init=False)
+    defaults: ModelDefaults = field(init=False)
+    quant: Choice = field(init=False)
+    dtype: Decision = field(init=False)
+    context: Decision = field(init=False)
+    attention: tuple[Choice, ...] = field(init=False)
+    page_size: Decision = field(init=False)
+    prefix_cache: Choice = field(init=False)
+    moe: Choice = field(init=False)
+    schedule_policy: Choice = field(init=False)
+    ops: tuple[Choice, ...] = field(init=False)
+    ops_rejected: list[tuple[str, str]] = field(init=False)
+    chunk: Decision = field(init=False)
+    overlap: Decision = field(init=False)
+    tool_parser: Choice = field(init=False)
+    reasoning_parser: Choice = field(init=False)
+    hooks: tuple[Choice, ...] = field(init=False)
+    hooks_rejected: list[tuple[str, str]] = field(init=False)
+    routes: tuple[Choice, ...] = field(init=False)
+
+
+def resolve(
+    settings: Settings, catalog: Catalog, lock: LockSet | None = None, *, trace: Trace | None = None
+) -> Resolution:
     """Decide everything. Raises the CoreError that stops the start: ConfigError, CheckpointError or a
     PluginError naming distribution and cause.
 
     lock: in a child process, the parent's lock set; raises PluginMismatch if this process would choose otherwise.
+    trace: is filled as the steps go, and keeps what was decided if one of them raises.
     """
+    trace = trace if trace is not None else Trace()
+    trace.catalog = catalog = catalog.without(settings.engine.disable_plugins)
     if lock is not None:
         lock.verify(catalog)
-    _check_plugin_sections(settings, catalog)
-
-    found = find_checkpoint(settings.model.model, catalog)
-    config = read_hf_config(found.folder)
-    checkpoint = Choice(
-        CHECKPOINTS,
-        found.record.name if found.record is not None else str(found.folder),
-        found.record,
-        found.target,
-        found.reason,
-    )
-    model = choose_model(config, found.folder, catalog)
-    spec: ModelSpec = _ask_model(model, "read config.json", model.target.spec, config)
-    hardware = choose_hardware(settings.engine.device, catalog)
-    defaults: ModelDefaults = _ask_model(model, "state its defaults", model.target.defaults, spec, hardware.name)
-    quant = choose_quant(settings.model.quantization, quantization_of(config), hardware.name, catalog)
-    dtype = choose_dtype(settings.model.dtype, config, spec.dtype, hardware)
-    context = _context_length(settings.model.context_length, spec)
-
-    assert hardware.choice.record is not None
-    instance = make_hardware(hardware, plugin_context(hardware.choice.record, settings.plugins))
-    wish, wish_reason = hardware.capabilities.page_size, f"preferred by {hardware.name}"
-    if defaults.page_size is not None:
-        wish, wish_reason = defaults.page_size, "preferred by the model"
-    attention, page_size = choose_attention(
-        settings.engine.attention_backend,
-        {"the model": defaults.attention, hardware.name: tuple(instance.preferred_attention(spec))},
-        spec,
-        dtype=dtype.value,
-        hardware=hardware.name,
-        page_size=settings.cache.page_size,
-        wished_page_size=wish,
-        wish_reason=wish_reason,
-        catalog=catalog,
-    )
-    ops, ops_rejected = choose_ops(hardware.name, catalog)
-    chunk = _chunk_tokens(settings.scheduler.chunked_prefill_size, hardware.capabilities.chunk_tokens, hardware.name)
-    overlap = choose_overlap(settings.engine.overlap, hardware)
-    wishes = _parser_wishes(found, defaults)
-    resolution = Resolution(
-        checkpoint=found.folder,
-        checkpoint_choice=checkpoint,
-        hf_config=config,
-        model=model,
-        arch=model.target,
-        spec=spec,
-        defaults=defaults,
-        hardware=hardware.choice,
-        quant=quant,
-        attention=attention,
-        prefix_cache=_prefix_cache(settings, spec, catalog, parent=lock is None),
-        moe=choose_moe(settings.engine.moe_backend, hardware.name, catalog),
-        schedule_policy=choose_schedule_policy(settings.scheduler.schedule_policy, hardware.name, catalog),
-        ops=ops,
-        tool_parser=choose_parser(
-            "tool_parsers", "model.tool_call_parser", settings.model.tool_call_parser, wishes["tool_parser"], catalog
-        ),
-        reasoning_parser=choose_parser(
-            "reasoning_parsers", "model.reasoning_parser", settings.model.reasoning_parser,
-            wishes["reasoning_parser"], catalog,
-        ),
-        dtype=dtype.value,
-        page_size=int(page_size.value),
-        context_length=int(context.value),
-        chunk_tokens=int(chunk.value),
-        overlap=overlap.value == "on",
-        decisions=(dtype, page_size, context, chunk, overlap),
-        ops_rejected=tuple(ops_rejected),
-        plugin_settings=settings.plugins,
-        tensor_parallel_size=settings.engine.tensor_parallel_size,
-        max_running=settings.scheduler.max_running_requests,
-    )  # fmt: skip
-    _check_hardware(resolution)
-    _check_quant(resolution)
-    why = instance.rejects(resolution.facts)
-    if why:
-        raise ConfigError(
-            f"device {hardware.name!r} cannot run this: {why}",
-            field="engine.device",
-            value=hardware.name,
-            hint="change what is named above, or choose another with --device",
-        )
+    draft = _Draft(settings, catalog, parent=lock is None, trace=trace)
+    for name, step in STEPS:
+        trace.step = name
+        trace.rows += [row_of(name, made) for made in step(draft)]
+    trace.step = "checks"
+    resolution = _finish(draft)
     if lock is not None:
         lock.check_same(resolution.lock())
+    else:
+        for warning in resolution.warnings:
+            _LOG.warning("%s", warning)
     return resolution
+
+
+Made = tuple[Choice | Decision, ...]
+
+
+def _settings_of_plugins(draft: _Draft) -> Made:
+    draft.sections = PluginSections(draft.settings, draft.catalog)
+    return ()
+
+
+def _checkpoint(draft: _Draft) -> Made:
+    draft.found = found = find_checkpoint(draft.settings.model.model, draft.catalog)
+    name = found.record.name if found.record is not None else str(found.folder)
+    draft.checkpoint = Choice(CHECKPOINTS, name, found.record, found.target, found.reason)
+    draft.config = read_hf_config(found.folder)
+    return (draft.checkpoint,)
+
+
+def _hardware(draft: _Draft) -> Made:
+    draft.hardware = choose_hardware(draft.settings.engine.device, draft.catalog)
+    record = draft.hardware.choice.record
+    assert record is not None
+    draft.device = make_hardware(draft.hardware, plugin_context(record, draft.sections.exact([record])))
+    return (draft.hardware.choice,)
+
+
+def _model(draft: _Draft) -> Made:
+    asked = draft.settings.model.model_plugin
+    draft.model = model = choose_model(draft.config, draft.found.folder, draft.catalog, draft.hardware.name, asked)
+    draft.spec = _ask_model(model, "read config.json", model.target.spec, draft.config)
+    draft.defaults = _ask_model(
+        model, "state its defaults", model.target.defaults, draft.spec, draft.hardware.name
+    )  # fmt: skip
+    return (model,)
+
+
+def _quant(draft: _Draft) -> Made:
+    asked, stated = draft.settings.model.quantization, quantization_of(draft.config)
+    draft.quant = choose_quant(asked, stated, draft.hardware.name, draft.catalog)
+    return (draft.quant,)
+
+
+def _sizes(draft: _Draft) -> Made:
+    settings, hardware = draft.settings, draft.hardware
+    draft.dtype = choose_dtype(settings.model.dtype, draft.config, draft.spec.dtype, hardware)
+    draft.context = _context_length(settings.model.context_length, draft.spec)
+    draft.chunk = _chunk_tokens(settings.scheduler.chunked_prefill_size, hardware)
+    draft.overlap = choose_overlap(settings.engine.overlap, hardware)
+    return (draft.dtype, draft.context, draft.chunk, draft.overlap)
+
+
+def _attention(draft: _Draft) -> Made:
+    name = draft.hardware.name
+    wish, wish_reason = draft.hardware.capabilities.page_size, f"preferred by {name}"
+    if draft.defaults.page_size is not None:
+        wish, wish_reason = draft.defaults.page_size, "preferred by the model"
+    draft.attention, draft.page_size = choose_attention(
+        draft.settings.engine.attention_backend,
+        {"the model": draft.defaults.attention, name: tuple(draft.device.preferred_attention(draft.spec))},
+        draft.spec,
+        dtype=draft.dtype.value,
+        hardware=name,
+        page_size=draft.settings.cache.page_size,
+        wished_page_size=wish,
+        wish_reason=wish_reason,
+        catalog=draft.catalog,
+    )
+    return (*draft.attention, draft.page_size)
+
+
+def _prefix_cache(draft: _Draft) -> Made:
+    cache = draft.settings.cache
+    asked, explicit = cache.prefix_cache, _explicit_cache(draft)
+    if cache.disable_radix_cache:
+        if explicit and asked != NO_PLUGIN:
+            raise ConfigError(
+                f"disable_radix_cache is set, but prefix_cache is {asked!r}",
+                field="cache.disable_radix_cache",
+                value=True,
+                hint="leave one of them out",
+            )
+        asked, explicit = NO_PLUGIN, True
+    draft.prefix_cache = choose_prefix_cache(asked, explicit, draft.spec, draft.catalog)
+    return (draft.prefix_cache,)
+
+
+def _moe(draft: _Draft) -> Made:
+    draft.moe = choose_moe(draft.settings.engine.moe_backend, draft.hardware.name, draft.catalog)
+    return (draft.moe,)
+
+
+def _schedule_policy(draft: _Draft) -> Made:
+    asked = draft.settings.scheduler.schedule_policy
+    draft.schedule_policy = choose_schedule_policy(asked, draft.hardware.name, draft.catalog)
+    return (draft.schedule_policy,)
+
+
+def _ops(draft: _Draft) -> Made:
+    draft.ops, draft.ops_rejected = choose_ops(draft.hardware.name, draft.catalog)
+    return draft.ops
+
+
+def _tool_parser(draft: _Draft) -> Made:
+    wish = _parser_wishes(draft.found, draft.defaults)["tool_parser"]
+    asked = draft.settings.model.tool_call_parser
+    draft.tool_parser = choose_parser("tool_parsers", "model.tool_call_parser", asked, wish, draft.catalog)
+    return (draft.tool_parser,)
+
+
+def _reasoning_parser(draft: _Draft) -> Made:
+    wish = _parser_wishes(draft.found, draft.defaults)["reasoning_parser"]
+    asked = draft.settings.model.reasoning_parser
+    draft.reasoning_parser = choose_parser("reasoning_parsers", "model.reasoning_parser", asked, wish, draft.catalog)
+    return (draft.reasoning_parser,)
+
+
+def _hooks(draft: _Draft) -> Made:
+    draft.hooks, draft.hooks_rejected = choose_hooks(
+        draft.settings.engine.hooks, draft.hardware.name, draft.catalog, warn=draft.parent
+    )
+    return draft.hooks
+
+
+def _routes(draft: _Draft) -> Made:
+    draft.routes = choose_routes(draft.settings.server.routes, draft.catalog, load=draft.parent)
+    return draft.routes
+
+
+STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
+    ("settings of plugins", _settings_of_plugins),
+    ("checkpoint", _checkpoint),
+    ("hardware", _hardware),
+    ("model", _model),
+    ("quantization", _quant),
+    ("sizes", _sizes),
+    ("attention", _attention),
+    ("prefix cache", _prefix_cache),
+    ("mixture of experts", _moe),
+    ("schedule policy", _schedule_policy),
+    ("ops", _ops),
+    ("tool-call parser", _tool_parser),
+    ("reasoning parser", _reasoning_parser),
+    ("hooks", _hooks),
+    ("routes", _routes),
+)
+
+
+def _finish(draft: _Draft) -> Resolution:
+    """Put the decisions together and check the whole."""
+    resolution = Resolution(
+        checkpoint=draft.found.folder,
+        checkpoint_choice=draft.checkpoint,
+        hf_config=draft.config,
+        model=draft.model,
+        arch=draft.model.target,
+        spec=draft.spec,
+        defaults=draft.defaults,
+        hardware=draft.hardware.choice,
+        quant=draft.quant,
+        attention=draft.attention,
+        prefix_cache=draft.prefix_cache,
+        moe=draft.moe,
+        schedule_policy=draft.schedule_policy,
+        ops=draft.ops,
+        tool_parser=draft.tool_parser,
+        reasoning_parser=draft.reasoning_parser,
+        hooks=draft.hooks,
+        routes=draft.routes,
+        dtype=draft.dtype.value,
+        page_size=int(draft.page_size.value),
+        context_length=int(draft.context.value),
+        chunk_tokens=int(draft.chunk.value),
+        overlap=draft.overlap.value == "on",
+        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap),
+        ops_rejected=tuple(draft.ops_rejected),
+        hooks_rejected=tuple(draft.hooks_rejected),
+        tensor_parallel_size=draft.settings.engine.tensor_parallel_size,
+        max_running=draft.settings.scheduler.max_running_requests,
+    )
+    records = [choice.record for choice in resolution.choices() if choice.record is not None]
+    ignored = draft.sections.check(records)
+    resolution = resolution.with_plugin_data(draft.sections.exact(records), draft.catalog, ignored)
+    check_device_of_all(resolution)
+    check_quant(resolution)
+    check_device(resolution, draft.device)
+    check_requested(draft.settings, resolution, explicit_cache=_explicit_cache(draft))
+    return resolution
+
+
+def _explicit_cache(draft: _Draft) -> bool:
+    """Whether the operator asked for the prefix cache. Settings that crossed a process boundary no longer know which
+    fields were given. A child needs no such knowledge: the parent has made the check, and the lock set tells whether
+    the child chose the same."""
+    return draft.parent and "prefix_cache" in draft.settings.cache.model_fields_set
 
 
 def _parser_wishes(found: FoundCheckpoint, defaults: ModelDefaults) -> dict[str, str | None]:
@@ -164,48 +341,6 @@ def _ask_model(model: Choice, what: str, call: Any, *args: Any) -> Any:
         ) from exc
 
 
-def _check_hardware(resolution: Resolution) -> None:
-    """Plugins that were not picked among several (a model, a parser) may still need another device."""
-    name = resolution.hardware.name
-    for choice in resolution.choices():
-        why = wrong_hardware(choice.record, name) if choice.record is not None else ""
-        if choice.record is not None and why:
-            raise ConfigError(
-                f"device is {name!r}, but {choice.record.title} cannot be used there: {why}",
-                field="engine.device",
-                value=name,
-                hint="choose another with --device",
-            )
-
-
-def _check_quant(resolution: Resolution) -> None:
-    """The chosen method must be able to serve the model. It is asked here, before anything is loaded."""
-    choice = resolution.quant
-    assert choice.record is not None
-    ctx = plugin_context(choice.record, resolution.plugin_settings)
-    try:
-        method = choice.target(resolution.quant_config, ctx)
-        facts = QuantFacts(
-            resolution.spec, resolution.dtype, resolution.hardware.name, resolution.tensor_parallel_size,
-            resolution.moe.target,
-        )  # fmt: skip
-        why = method.rejects(facts)
-    except CoreError:
-        raise
-    except Exception as exc:
-        raise PluginLoadError(
-            f"{choice.record.title} could not be set up: {type(exc).__name__}: {exc}",
-            hint="choose another method with --quantization",
-        ) from exc
-    if why:
-        raise ConfigError(
-            f"quantization {choice.name!r} cannot serve {resolution.spec.architecture}: {why}",
-            field="model.quantization",
-            value=choice.name,
-            hint="choose another method with --quantization, or an unquantized checkpoint",
-        )
-
-
 def _context_length(asked: int | None, spec: ModelSpec) -> Decision:
     if asked is None:
         return Decision("context length", str(spec.context_length), "the model's")
@@ -219,39 +354,7 @@ def _context_length(asked: int | None, spec: ModelSpec) -> Decision:
     return Decision("context length", str(asked), "asked for")
 
 
-def _chunk_tokens(asked: int | None, preferred: int, hardware: str) -> Decision:
+def _chunk_tokens(asked: int | None, hardware: ChosenHardware) -> Decision:
     if asked is not None:
         return Decision("step token budget", str(asked), "asked for")
-    return Decision("step token budget", str(preferred), f"preferred by {hardware}")
-
-
-def _prefix_cache(settings: Settings, spec: ModelSpec, catalog: Catalog, *, parent: bool) -> Choice:
-    cache = settings.cache
-    # Settings that crossed a process boundary no longer know which fields were given. A child needs no such
-    # knowledge: the parent has made the check, and the lock set tells whether the child chose the same.
-    explicit = parent and "prefix_cache" in cache.model_fields_set
-    if not cache.disable_radix_cache:
-        return choose_prefix_cache(cache.prefix_cache, explicit, spec, catalog)
-    if explicit and cache.prefix_cache != NO_PLUGIN:
-        raise ConfigError(
-            f"disable_radix_cache is set, but prefix_cache is {cache.prefix_cache!r}",
-            field="cache.disable_radix_cache",
-            value=True,
-            hint="leave one of them out",
-        )
-    return choose_prefix_cache(NO_PLUGIN, True, spec, catalog)
-
-
-def _check_plugin_sections(settings: Settings, catalog: Catalog) -> None:
-    """Settings for a plugin that is not installed are a mistake, most often a misspelt name."""
-    for key in settings.plugins:
-        if any(record.answers_to(key) for record in catalog.records):
-            continue
-        names = sorted({record.name for record in catalog.records})
-        close = difflib.get_close_matches(key, names, n=1)
-        raise ConfigError(
-            f"plugins.{key} has settings, but no installed plugin is called {key!r}",
-            field=f"plugins.{key}",
-            value=dict(settings.plugins[key]),
-            hint=f"did you mean {close[0]!r}?" if close else "`core plugins list` shows the names",
-        )
+    return Decision("step token budget", str(hardware.capabilities.chunk_tokens), f"preferred by {hardware.name}")

@@ -1,13 +1,12 @@
-"""Choose model architecture, quantization, prefix cache, experts' runner, op tables and parsers."""
+"""Choose quantization, prefix cache, experts' runner, op tables and parsers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from core.interfaces.capabilities import StatedQuant
-from core.interfaces.errors import CheckpointError, ConfigError, PluginError, UnknownArchitecture
+from core.interfaces.errors import CheckpointError, ConfigError, PluginError
 from core.interfaces.spec import ModelSpec
 from core.registry.candidates import Rejected, by_priority, listing, loadable, why_not, wrong_hardware
 from core.registry.catalog import Catalog
@@ -15,25 +14,6 @@ from core.registry.records import PluginRecord
 from core.registry.resolution import Choice
 
 NO_PLUGIN = "none"
-
-
-def choose_model(config: Mapping[str, Any], folder: Path, catalog: Catalog) -> Choice:
-    """The first of config.json's architectures that is installed. Raises UnknownArchitecture."""
-    names: list[str] = config["architectures"]
-    for name in names:
-        if catalog.has("models", name):
-            record = catalog.record("models", name)
-            target = catalog.load("models", name)
-            return Choice("models", name, record, target, f"named in {folder.name}/config.json")
-    installed = sorted({record.name for record in catalog.of_kind("models")})
-    wanted = names[0]
-    model_type = config.get("model_type")
-    plugin = f", usually named plugin-{str(model_type).replace('_', '-')}" if model_type else ""
-    raise UnknownArchitecture(
-        f"no installed plugin serves architecture {wanted!r} of {folder}; "
-        f"installed architectures: {', '.join(installed) or 'none'}",
-        hint=f"pip install a plugin that provides the core.models entry {wanted!r}{plugin}",
-    )
 
 
 def choose_quant(asked: str | None, quant_config: Mapping[str, Any] | None, hardware: str, catalog: Catalog) -> Choice:

@@ -20,7 +20,7 @@ _NOT_CLAIMED = "not claimed: "  # as in core.testing.contracts.base, which is no
 
 _MOST_NAMES = 3  # tests shown for one capability; the report file has all
 
-# Contract class ("tests/test_mine.py::TestMine") -> {"plugin": "attention:mine", "passed": n, "failed": n,
+# Contract class ("tests/test_mine.py::TestMine") -> {"plugin": "attention:mine", "passed": n, "failed": [tests],
 # "skipped": {test: reason}, "not_claimed": {capability: [tests]}}, filled while tests run.
 CONTRACTS: pytest.StashKey[dict[str, dict[str, Any]]] = pytest.StashKey()
 
@@ -62,7 +62,7 @@ class _Collector:
         where, _, test = report.nodeid.partition("[")[0].rpartition("::")
         test += report.nodeid[len(where) + 2 + len(test) :]
         entry = self._contracts.setdefault(
-            where, {"plugin": plugin, "passed": 0, "failed": 0, "skipped": {}, "not_claimed": {}}
+            where, {"plugin": plugin, "passed": 0, "failed": [], "skipped": {}, "not_claimed": {}}
         )
         if report.skipped:
             reason = _reason(report)
@@ -70,8 +70,10 @@ class _Collector:
                 entry["not_claimed"].setdefault(reason.removeprefix(_NOT_CLAIMED), []).append(test)
             else:
                 entry["skipped"][test] = reason
+        elif report.passed:
+            entry["passed"] += 1
         else:
-            entry["passed" if report.passed else "failed"] += 1
+            entry["failed"].append(test)
 
 
 def _reason(report: pytest.TestReport) -> str:

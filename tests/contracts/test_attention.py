@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from core.testing.contracts.attention import AttentionContract
 from core.testing.dense_attention import DenseAttention
 
@@ -16,3 +18,7 @@ class TestCpuNative(AttentionContract):
 
 class TestDense(AttentionContract):
     implementation = DenseAttention
+
+
+def test_broken_backends_are_caught(assert_caught: Callable[[str], None]) -> None:
+    assert_caught("attention")

@@ -37,7 +37,7 @@ def test_model_of_the_manifest_validates(make_dist: MakeDist, site: Path) -> Non
     assert caught.value.field == "plugins.fast.splits"
     with pytest.raises(ConfigError, match=r"plugins\.fast\.split is 4") as caught:
         plugin_context(fast, {"fast": {"split": 4}})
-    assert caught.value.hint == "settings of fast: splits"
+    assert caught.value.hint == "did you mean 'splits'? settings of fast: splits (int, default 2)"
 
 
 def test_model_that_cannot_be_imported() -> None:

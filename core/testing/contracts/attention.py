@@ -271,16 +271,21 @@ class AttentionContract(AttentionSetup):
         self.check(world, [(n, 1) for n in numbers])
 
     def test_padding_sequences_on_the_null_page(self, shape: Shape) -> None:
-        """A captured step may be filled up with rows of one token that stand on page 0, also several of them."""
+        """A captured step may be filled up with rows of one token that stand on page 0, several of them and whatever
+        they hold."""
         world = self.world(shape)
-        numbers = self.prompts(world, [6, 11])
+        work = [(n, 1) for n in self.prompts(world, [6, 11])]
         nobody = world.new(2)
         for number in nobody:
             world.stories[number].pages = [0]
-        work = [(n, 1) for n in (*numbers, *nobody)]
-        for outcome in world.step(work):
-            real = len(numbers)
-            self.check_outcome(world, Outcome(outcome.layer, outcome.got[:real], outcome.want[:real]))
+        layout = world.layout([*work, *((n, 1) for n in nobody)])
+        (layer,) = world.config.layers
+        inputs = world.inputs(layer, layout.num_tokens)
+        for x in inputs:
+            x[len(work) :] = float("nan")
+        world.backend.plan(layout)
+        got = world.run(layer, inputs)[: len(work)]
+        self.check_outcome(world, Outcome(layer, got, world.remember(layer, work, inputs)))
 
     def test_what_a_fused_operation_has_stored(self, shape: Shape) -> None:
         """k and v are None; for latents, the same step again."""
