@@ -12,8 +12,8 @@ import numpy as np
 
 from core.config.loading import load_settings
 from core.config.sections import Settings
-from core.engine.build import build_engine
 from core.engine.client import EngineRequest, TokenChunk
+from core.engine.environment import apply_environment, device_environment
 from core.engine.offline import OfflineEngine
 from core.frontend.chat import ChatRenderer, ChatRequest, Message, Prompt
 from core.frontend.loading import load_renderer, recommended_sampling
@@ -110,7 +110,11 @@ class LLM:
         return made
 
     def _start(self, settings: Settings) -> None:
-        resolution = resolve(settings, Catalog.scan())
+        catalog = Catalog.scan()
+        apply_environment(device_environment(settings, catalog), settings.engine.device)
+        from core.engine.build import build_engine  # with it comes torch, which reads what has just been set
+
+        resolution = resolve(settings, catalog)
         renderer = load_renderer(
             settings.model,
             resolution.checkpoint,

@@ -20,7 +20,8 @@ def decode_rows(
 ) -> torch.Tensor:
     """q [N, Hq, D] of the decode rows, buffers [S, Hkv * D] and [S, Hkv * Dv] -> [N, Hq, Dv].
 
-    The queries that share a KV head are rows of one problem, so that keys are neither repeated nor read twice.
+    The queries that share a KV head are rows of one problem, so that keys are neither repeated nor read twice. Both
+    buffers may be the same tensor: then it is read once.
     """
     num_rows, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
@@ -56,7 +57,10 @@ def _gather(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys [B, Hkv, L, D] and values [B, Hkv, L, Dv] of a block; views of the buffers for one contiguous row."""
     shape = (block.num_rows, block.length, num_kv_heads, -1)
-    return block.keys.rows(k_buffer).view(shape).transpose(1, 2), block.keys.rows(v_buffer).view(shape).transpose(1, 2)
+    k = block.keys.rows(k_buffer).view(shape).transpose(1, 2)
+    if v_buffer is k_buffer:
+        return k, k
+    return k, block.keys.rows(v_buffer).view(shape).transpose(1, 2)
 
 
 def _plain_block(
@@ -92,7 +96,7 @@ def _shared_part(
     num_rows, num_kv_heads, group, head_dim = q.shape
     shape = (1, prefix.keys.count, num_kv_heads, -1)
     k = prefix.keys.rows(k_buffer).view(shape).transpose(1, 2)
-    v = prefix.keys.rows(v_buffer).view(shape).transpose(1, 2)
+    v = k if v_buffer is k_buffer else prefix.keys.rows(v_buffer).view(shape).transpose(1, 2)
     queries = q.transpose(0, 1).reshape(1, num_kv_heads, num_rows * group, head_dim)
     out, lse = attend_lse(queries, k, v, spec.scale, softcap=spec.softcap)
     return (

@@ -129,13 +129,18 @@ class Planner:
 
     def plan(self, layout: BatchLayout, rule: Rule) -> StepPlan:
         """layout's host side -> plan. Rows with one new token are decodes, wherever the scheduler counted them."""
+        plan = self.plan_decodes(layout, rule)
+        prefills = self.plan_prefills(layout, rule, range(plan.num_decodes, layout.num_seqs))
+        return replace(plan, masked=prefills.masked, causal=prefills.causal)
+
+    def plan_decodes(self, layout: BatchLayout, rule: Rule) -> StepPlan:
+        """A plan that covers the decode rows alone."""
         num_decodes = leading_decodes(layout)
         decodes: tuple[DecodeBlock, ...] = ()
         shared: tuple[SharedPrefix, ...] = ()
         if num_decodes:
             decodes, shared = self._decodes(layout, num_decodes, rule)
-        prefills = self.plan_prefills(layout, rule, range(num_decodes, layout.num_seqs))
-        return replace(prefills, num_decodes=num_decodes, decodes=decodes, shared=shared)
+        return StepPlan(layout.num_tokens, num_decodes, decodes, shared, (), ())
 
     def plan_prefills(self, layout: BatchLayout, rule: Rule, sequences: Iterable[int]) -> StepPlan:
         """A plan that covers the token rows of `sequences` alone, each as a prefill."""
@@ -158,7 +163,7 @@ class Planner:
     def _tensor(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-    def _keys(self, pages: Int32, first: int, last: int) -> Keys:
+    def keys(self, pages: Int32, first: int, last: int) -> Keys:
         """Slots of tokens first..last-1 of the sequence whose page numbers are `pages` [P]."""
         size = self.page_size
         first_page, end_page = first // size, -(-last // size)
@@ -182,9 +187,9 @@ class Planner:
             for members, count in self._shared_prefixes(table, ends):
                 starts[members] = count
                 rows = None if len(members) == num_rows else self._tensor(members)
-                shared.append(SharedPrefix(rows, len(members), self._keys(table[members[0]], 0, count)))
+                shared.append(SharedPrefix(rows, len(members), self.keys(table[members[0]], 0, count)))
         if num_rows == 1:
-            keys = self._keys(table[0], int(starts[0]), int(ends[0]))
+            keys = self.keys(table[0], int(starts[0]), int(ends[0]))
             return (DecodeBlock(None, 1, keys.count, keys, None),), ()
         blocks = tuple(
             self._decode_block(table, starts, ends, rows, whole=len(rows) == num_rows)
@@ -263,7 +268,7 @@ class Planner:
         together = history > 0 and (small or not rule.merges)
         if not (windowed or rule.masked or together):
             causal.append(
-                CausalSequence(first_row, last_row, self._keys(pages, 0, history) if history else None),
+                CausalSequence(first_row, last_row, self.keys(pages, 0, history) if history else None),
             )
             return
         for row in range(first_row, last_row, PREFILL_BLOCK_ROWS):
@@ -274,7 +279,7 @@ class Planner:
                 MaskedBlock(
                     row,
                     stop,
-                    self._keys(pages, first_key, newest),
+                    self.keys(pages, first_key, newest),
                     self._causal_mask(stop - row, newest - first_key, rule.window),
                 )
             )

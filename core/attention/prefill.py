@@ -51,7 +51,9 @@ def prefill_rows(
         part = attend_lse(queries, own_k, own_v, spec.scale, causal=True)
         if sequence.history is not None:
             old_k = _heads_first(sequence.history.rows(k_buffer), num_kv_heads, group)
-            old_v = _heads_first(sequence.history.rows(v_buffer), num_kv_heads, group)
+            old_v = old_k
+            if v_buffer is not k_buffer:
+                old_v = _heads_first(sequence.history.rows(v_buffer), num_kv_heads, group)
             part = merge(part, attend_lse(queries, old_k, old_v, spec.scale))
         write(first, last, part[0] if grouped_sinks is None else apply_sinks(*part, grouped_sinks))
 
@@ -59,7 +61,7 @@ def prefill_rows(
         first, last = block.first_row, block.last_row
         queries = q[first:last].unflatten(1, (num_kv_heads, group)).permute(1, 2, 0, 3)
         keys = _heads_first(block.keys.rows(k_buffer), num_kv_heads, group)
-        values = _heads_first(block.keys.rows(v_buffer), num_kv_heads, group)
+        values = keys if v_buffer is k_buffer else _heads_first(block.keys.rows(v_buffer), num_kv_heads, group)
         if grouped_sinks is None and spec.softcap is None:
             write(first, last, attend(queries, keys, values, spec.scale, block.mask))
             continue

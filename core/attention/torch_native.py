@@ -6,22 +6,31 @@ import numpy as np
 import torch
 
 from core.attention.decode import decode_rows
+from core.attention.latent import (
+    LatentPlan,
+    LatentPlanner,
+    LatentShape,
+    absorbed_queries,
+    absorbed_values,
+    expanded_rows,
+)
 from core.attention.plan import Planner, Rule, StepPlan
 from core.attention.prefill import prefill_rows
-from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig
+from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights
 from core.interfaces.batch import BatchLayout
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import AttentionSpec, StateKind
 
 
 class TorchNativeAttention(AttentionBackend):
-    """KV of a layer: K [num_pages * page_size, Hkv * head_dim] and V [num_pages * page_size, Hkv * v_head_dim].
+    """KV of a layer: K [num_pages * page_size, Hkv * head_dim] and V [num_pages * page_size, Hkv * v_head_dim]; of
+    latent attention one buffer [num_pages * page_size, latent_dim + rope_dim].
 
     One row a slot, so that one index_select fetches the tokens of many pages, whatever the page size.
     """
 
     capabilities = AttentionCapabilities(
-        state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW}),
+        state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW, StateKind.MLA_LATENT}),
         softcap=True,
         sinks=True,
     )
@@ -29,18 +38,37 @@ class TorchNativeAttention(AttentionBackend):
     def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
         super().__init__(config, ctx)
         self._planner = Planner(config.page_size, _max_block_tokens(config), config.device, config.dtype)
-        self._rules = {layer: _rule(spec, config.device) for layer, spec in config.layers.items()}
+        self._rules: dict[int, Rule] = {}
         self._plans: dict[Rule, StepPlan] = {}
+        self._latent: dict[int, LatentPlanner] = {}
+        self._latent_plans: dict[LatentShape, LatentPlan] = {}
+        if config.group.kind is StateKind.MLA_LATENT:
+            merges = config.device.type == "cpu"  # see kernels.attend_lse
+            self._latent = {
+                layer: LatentPlanner(config, self._planner, spec, merges=merges)
+                for layer, spec in config.layers.items()
+            }
+        else:
+            self._rules = {layer: _rule(spec, config.device) for layer, spec in config.layers.items()}
         self._slots: torch.Tensor | None = None
 
     @classmethod
     def rejects(cls, config: AttentionConfig) -> str | None:
         if config.num_heads % config.num_kv_heads:
             return f"{config.num_heads} query heads are not a multiple of {config.num_kv_heads} KV heads"
+        if config.group.kind is StateKind.MLA_LATENT:
+            for layer, spec in config.layers.items():
+                if spec.window is not None or spec.softcap is not None or spec.has_sinks:
+                    return f"latent attention of layer {layer} has a window, a soft cap or sinks"
         return None
 
     def allocate(self) -> dict[int, tuple[torch.Tensor, ...]]:
         slots = self.config.num_pages * self.config.page_size
+        if self._latent:
+            return {
+                layer: (_zeros(slots, planner.shape.row, self.config.dtype, self.config.device),)
+                for layer, planner in self._latent.items()
+            }
         return {
             layer: tuple(
                 _zeros(slots, self.config.num_kv_heads * dim, self.config.dtype, self.config.device)
@@ -52,6 +80,8 @@ class TorchNativeAttention(AttentionBackend):
     def plan(self, layout: BatchLayout) -> None:
         self._slots = layout.slot_mapping
         self._plans = {rule: self._planner.plan(layout, rule) for rule in set(self._rules.values())}
+        planners = {planner.shape: planner for planner in self._latent.values()}  # most often one for all layers
+        self._latent_plans = {shape: planner.plan(layout) for shape, planner in planners.items()}
 
     def run(
         self,
@@ -87,6 +117,44 @@ class TorchNativeAttention(AttentionBackend):
             out[plan.num_tokens :] = 0  # padding rows: defined, and never read
         return out
 
+    def run_mla(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        weights: MlaWeights,
+        layer: int,
+        kv: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        assert self._slots is not None, "plan() comes before run_mla()"
+        shape, scale = self._latent[layer].shape, self.config.layers[layer].scale
+        plan = self._latent_plans[shape]
+        rule = AttentionSpec(shape.num_heads, 1, shape.row, scale)  # of cached rows, which are keys and values in one
+        (buffer,) = kv
+        rows = torch.cat((latent, k_rope), -1)
+        buffer.index_copy_(0, self._slots, rows)
+        num_rows, num_decodes = q_nope.shape[0], plan.decodes.num_decodes
+        if num_decodes == num_rows:
+            q = absorbed_queries(q_nope, q_rope, weights)
+            return absorbed_values(decode_rows(q, buffer, buffer, plan.decodes, rule, 1, None), weights)
+
+        out = q_nope.new_empty(num_rows, shape.num_heads, shape.v_dim)
+        if num_decodes:
+            q = absorbed_queries(q_nope[:num_decodes], q_rope[:num_decodes], weights)
+            sums = decode_rows(q, buffer, buffer, plan.decodes, rule, 1, None)
+            out[:num_decodes] = absorbed_values(sums, weights)
+        for sequence in plan.absorbed:
+            mine = slice(sequence.first_row, sequence.last_row)
+            q, own = absorbed_queries(q_nope[mine], q_rope[mine], weights), rows[mine]
+            sums = torch.empty_like(q)
+            prefill_rows(q, own, own, buffer, buffer, sums, sequence.plan, rule, 1, None)
+            out[mine] = absorbed_values(sums, weights)
+        expanded_rows(q_nope, q_rope, rows, buffer, out, plan.expanded, weights, shape, scale)
+        if plan.decodes.num_tokens < num_rows:
+            out[plan.decodes.num_tokens :] = 0
+        return out
+
 
 def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """On a CPU the kernel hands out zeroed memory as it is first touched: writing the zeros would take seconds for a
@@ -104,7 +172,8 @@ _GATHER_BYTES = 256 << 20
 
 
 def _max_block_tokens(config: AttentionConfig) -> int:
-    widest = max((max(spec.head_dim, spec.v_head_dim) for spec in config.layers.values()), default=1)
+    dims = [spec.latent_dim + spec.rope_dim or max(spec.head_dim, spec.v_head_dim) for spec in config.layers.values()]
+    widest = max(dims, default=1)
     row_bytes = config.num_kv_heads * widest * config.dtype.itemsize
     return max(1, (_GATHER_BYTES_CPU if config.device.type == "cpu" else _GATHER_BYTES) // row_bytes)
 

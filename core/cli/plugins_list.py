@@ -1,8 +1,17 @@
-"""`core plugins list`."""
+"""`core plugins list`.
+
+With `--json`, one object:
+
+- "core": version of core.
+- "kinds": of {"name", "group" (entry-point group), "api" ([oldest, newest] interface version that this core speaks),
+  "stage" ("live" or "draft"), "summary", "interface" ("module:Class")}.
+- "plugins": of {"kind", "name", "full_name" (`distribution:name`), "distribution", "version", "target", "api", "stage",
+  "state" ("available", "unavailable", "failed"), "reason", "warnings", "summary", "stability", "capabilities",
+  "requires" {"packages", "hardware"}, "config" (target of the settings' model or null), "clashes_with"
+  (distributions)}.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import click
 
@@ -11,53 +20,52 @@ from core.interfaces.errors import PluginError
 from core.interfaces.kinds import KINDS
 from core.registry.catalog import Catalog
 from core.registry.records import PluginRecord
+from core.registry.report import capabilities_text, installed
 
 
 def _list(kind: str | None, check: bool, as_json: bool) -> int:
     catalog = Catalog.scan()
     if check:
         for record in catalog.records:
-            if record.state == "available":
+            if record.state == "available" and kind in (None, record.kind):
                 try:
                     catalog.load(record.kind, record.full_name)
                 except PluginError:
                     continue  # the catalog keeps the reason, shown below
-    records = [record for record in catalog.records if kind is None or record.kind == kind]
+    records = [record for record in catalog.records if kind in (None, record.kind)]
     if as_json:
-        print_json([_as_dict(record, catalog) for record in records])
+        print_json(installed(catalog, kind))
     else:
-        print_table(
-            ("KIND", "NAME", "DISTRIBUTION", "VERSION", "API", "STATE", "SUMMARY"),
-            [
-                (r.kind, r.name, r.distribution, r.version, f"{r.api[0]}-{r.api[1]}", r.state, r.summary)
-                for r in records
-            ],
-        )
-        for record in records:
-            if record.reason:
-                click.echo(f"\n{record.title}: {record.state}\n  {record.reason}")
-            if catalog.clashes(record):
-                others = ", ".join(other.distribution for other in catalog.clashes(record))
-                click.echo(f"\n{record.title}: the name is also claimed by {others}\n  use it as {record.full_name}")
+        _print(records, catalog)
     return 1 if check and any(record.state != "available" for record in records) else 0
 
 
-def _as_dict(record: PluginRecord, catalog: Catalog) -> dict[str, Any]:
-    return {
-        "kind": record.kind,
-        "name": record.name,
-        "distribution": record.distribution,
-        "version": record.version,
-        "target": record.target,
-        "api": list(record.api),
-        "state": record.state,
-        "reason": record.reason,
-        "summary": record.summary,
-        "stability": record.stability,
-        "capabilities": dict(record.capabilities),
-        "requires": {"packages": list(record.requires_packages), "hardware": list(record.requires_hardware)},
-        "clashes_with": [other.distribution for other in catalog.clashes(record)],
-    }
+def _print(records: list[PluginRecord], catalog: Catalog) -> None:
+    print_table(
+        ("KIND", "NAME", "DISTRIBUTION", "VERSION", "API", "STAGE", "STATE", "SUMMARY", "CAPABILITIES"),
+        [
+            (
+                r.kind,
+                r.name,
+                r.distribution,
+                r.version,
+                f"{r.api[0]}-{r.api[1]}",
+                catalog.kinds[r.kind].stage if r.kind in catalog.kinds else "unknown",
+                r.state,
+                r.summary,
+                capabilities_text(r),
+            )
+            for r in records
+        ],
+    )
+    for record in records:
+        if record.reason:
+            click.echo(f"\n{record.title}: {record.state}\n  {record.reason}")
+        for warning in record.warnings:
+            click.echo(f"\n{record.title}: warning\n  {warning}")
+        if catalog.clashes(record):
+            others = ", ".join(other.distribution for other in catalog.clashes(record))
+            click.echo(f"\n{record.title}: the name is also claimed by {others}\n  use it as {record.full_name}")
 
 
 command = click.Command(

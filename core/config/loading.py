@@ -53,17 +53,13 @@ class ResolvedSettings:
         return self.sources.get(dotted, DEFAULT)
 
     def rows(self) -> list[tuple[str, Any, str]]:
-        """(dotted name, value, source) of every setting and every plugin setting; secrets are masked."""
+        """(dotted name, value, source) of every setting but those of plugins; secrets are masked."""
         rows = []
         for entry in setting_fields():
             value = getattr(getattr(self.settings, entry.section), entry.name)
             if entry.name in SECRET_FIELDS and value is not None:
                 value = "***"
             rows.append((entry.dotted, value, self.source(entry.dotted)))
-        for name, section in self.settings.plugins.items():
-            for key, value in section.items():
-                dotted = f"plugins.{name}.{key}"
-                rows.append((dotted, value, self.source(dotted)))
         return rows
 
 

@@ -119,6 +119,9 @@ class EngineSettings(Section):
     cpu_threads: int | None = Field(None, ge=1, description="Compute threads on the CPU. Default: all cores.")
     random_seed: int | None = Field(None, description="Seed of dummy weights and of requests that give none.")
     on_engine_death: Literal["restart", "exit"] = Field("restart", description="What to do if the engine process dies.")
+    hooks: tuple[str, ...] = Field(
+        ("auto",), description="Hook plugins that listen. auto: all installed ones that work; none: no listener."
+    )
     log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
     disable_plugins: tuple[str, ...] = Field(
         (), description="Plugins never to load: names, `distribution:name`, `kind/name` or whole distributions."
@@ -137,6 +140,7 @@ class ServerSettings(Section):
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, seconds for running requests to finish.")
     cors_allow_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
     chat_page: bool = Field(True, description="Serve the chat page at /.")
+    routes: tuple[str, ...] = Field((), description="Route plugins whose routes are served too.")
 
 
 class Settings(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,9 +13,14 @@ import numpy as np
 
 from core.config.sections import Settings
 from core.engine.engine import Engine
+from core.engine.environment import apply_environment, variables_of, with_threads
+from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
+from core.engine.wire_errors import describe
+from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, RequestError
-from core.interfaces.hardware import HardwareBackend
+from core.interfaces.hardware import HardwareBackend, MemoryInfo
+from core.interfaces.hooks import EngineStarted, WeightsLoaded
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
 from core.registry.catalog import Catalog
@@ -35,10 +41,12 @@ if TYPE_CHECKING:
 
     from core.engine.start import StartEngine
     from core.interfaces.context import PluginContext
+    from core.runner.weights import LoadReport
 
 Progress = Callable[[str, float], None]
 MIN_PAGES = 2
 MIN_FULL_LENGTHS = 32
+_GIB = 1 << 30
 logger = logging.getLogger("core.engine")
 
 
@@ -49,17 +57,33 @@ def build_from_start(start: StartEngine, progress: Progress) -> Engine:
     return build_engine(settings, resolve(settings, Catalog.scan(), lock), progress)
 
 
-def build_engine(settings: Settings, resolution: Resolution, progress: Progress | None = None) -> Engine:
+def build_engine(
+    settings: Settings,
+    resolution: Resolution,
+    progress: Progress | None = None,
+    hooks: HookManager | None = None,
+) -> Engine:
     """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
 
-    progress: phase for people, and fraction of it done.
+    progress: phase for people, and fraction of it done. hooks: listeners that this process has started already.
     """
-    progress = progress or _silent
+    if hooks is None:
+        hooks = HookManager.start(resolution.hooks, settings, "engine")
+    try:
+        return _build(settings, resolution, progress or _silent, hooks)
+    except Exception as error:
+        hooks.call("core_engine_stopping", reason=describe(error)[0])
+        raise
+
+
+def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks: HookManager) -> Engine:
     timer = _PhaseTimer(progress)
     hardware, runner = _make_runner(settings, resolution)
     timer.done("device")
-    runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
+    report = runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
     timer.done("weights")
+    if hooks.has("core_weights_loaded"):
+        hooks.call("core_weights_loaded", report=_weights_loaded(resolution, report))
     num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
     runner.allocate(num_pages)
     timer.done("KV cache")
@@ -70,12 +94,13 @@ def build_engine(settings: Settings, resolution: Resolution, progress: Progress 
     executor: Executor = InProcessExecutor(runner)
     if resolution.overlap and not hardware.capabilities.async_steps:
         executor = ThreadExecutor(runner)
-    hello = make_hello(settings, resolution, num_pages, timer.total_s)
+    memory = hardware.memory()
+    hello = make_hello(settings, resolution, num_pages, timer.total_s, memory)
     capacity = (num_pages - 1) * resolution.page_size
     logger.info(
-        "ready in %.2f s (%s); %s on %s, KV cache %d tokens in %d pages of %d",
+        "ready in %.2f s (%s); %s on %s, KV cache %d tokens in %d pages of %d; %.2f of %.2f GiB of device memory free",
         timer.total_s, timer.summary, resolution.spec.architecture, resolution.hardware.name, capacity, num_pages - 1,
-        resolution.page_size,
+        resolution.page_size, memory.free_bytes / _GIB, memory.total_bytes / _GIB,
     )  # fmt: skip
     if capacity < resolution.context_length:
         logger.warning(
@@ -84,7 +109,7 @@ def build_engine(settings: Settings, resolution: Resolution, progress: Progress 
         )  # fmt: skip
     eos = tuple(resolution.spec.eos_token_ids)
     vocab_size = resolution.spec.vocab_size
-    return Engine(
+    engine = Engine(
         scheduler,
         executor,
         hello,
@@ -92,7 +117,21 @@ def build_engine(settings: Settings, resolution: Resolution, progress: Progress 
         max_slots=settings.scheduler.max_running_requests,
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
+        listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
     )
+    if hooks.has("core_engine_started"):
+        started = EngineStarted(
+            hello.architecture, MappingProxyType(hello.effective), num_pages, hello.page_size, hello.load_s
+        )
+        hooks.call("core_engine_started", info=started)
+    return engine
+
+
+def _weights_loaded(resolution: Resolution, report: LoadReport | None) -> WeightsLoaded:
+    architecture = resolution.spec.architecture
+    if report is None:
+        return WeightsLoaded(architecture, 0, 0, 0.0)
+    return WeightsLoaded(architecture, report.num_tensors, report.num_bytes, report.seconds, report.ignored)
 
 
 def _silent(phase: str, fraction: float) -> None:
@@ -169,8 +208,8 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
     return Scheduler(settings.scheduler, facts, memory, policy=policy)
 
 
-def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float) -> Hello:
-    """What front ends are told."""
+def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float, memory: MemoryInfo) -> Hello:
+    """What front ends are told. memory: the device's, once everything is allocated."""
     capacity = (num_pages - 1) * resolution.page_size
     return Hello(
         architecture=resolution.spec.architecture,
@@ -183,6 +222,8 @@ def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_
         eos_token_ids=list(resolution.spec.eos_token_ids),
         effective=resolution.effective,
         load_s=load_s,
+        device_total_bytes=memory.total_bytes,
+        device_free_bytes=memory.free_bytes,
     )
 
 
@@ -230,14 +271,15 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
 
 
 def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBackend:
-    choice, plugins = resolution.hardware, dict(resolution.plugin_settings)
+    choice, takes_threads = resolution.hardware, resolution.hardware.target.capabilities.threads
     assert choice.record is not None
     threads = settings.engine.cpu_threads
-    if threads is not None and choice.target.capabilities.threads:
-        plugins[choice.name] = {"threads": threads, **plugins.get(choice.name, {})}
-    elif threads is not None:
+    if threads is not None and not takes_threads:
         logger.warning("cpu_threads=%d has no effect: %s does not compute on the host's threads", threads, choice.name)
+    plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
     hardware: HardwareBackend = choice.target(plugin_context(choice.record, plugins))
+    # A process of our own has them long since; here they are for whoever embeds the engine.
+    apply_environment(variables_of(hardware), choice.name)
     return hardware
 
 

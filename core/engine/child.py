@@ -10,17 +10,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from core.engine.spinning import spin_briefly
-from core.engine.start import StartEngine, write_start
+from core.engine.start import PrepareProcess, StartEngine, write_message
 
 POLL_S = 0.1
 MAX_IPC_PATH = 100
 
 
 class EngineProcess:
-    """One child. `spawn` it early: it imports its factory while the parent resolves settings, and waits.
+    """One child. `spawn` it early and `prepare` it as soon as the device is known: it imports its factory while the
+    parent resolves settings, and waits.
 
     folder: private (0700) folder of its socket.
     """
@@ -30,6 +31,7 @@ class EngineProcess:
         self._folder = folder
         self._pidfd: int | None = None
         self._poll: asyncio.TimerHandle | None = None
+        self._prepared = False
         self.factory = factory
         self.address = f"ipc://{folder}/engine"
 
@@ -62,14 +64,22 @@ class EngineProcess:
         """None while it runs; negative for a signal."""
         return self._process.poll()
 
+    def prepare(self, environment: Mapping[str, str]) -> None:
+        """Variables for it to set before it imports its factory, unless they are set. Once; `configure` does it with
+        none if it has not been done."""
+        self._prepared = True
+        self._write(PrepareProcess(dict(environment)))
+
     def configure(self, settings: bytes, lock: bytes, log_level: str) -> None:
         """Hand over what it waits for. The pipe stays open: its end is the parent's end."""
+        if not self._prepared:
+            self.prepare({})
+        self._write(StartEngine(self.factory, self.address, settings, lock, log_level))
+
+    def _write(self, message: PrepareProcess | StartEngine) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its death is reported by the watch
-            write_start(
-                self._process.stdin,  # type: ignore[arg-type]
-                StartEngine(self.factory, self.address, settings, lock, log_level),
-            )
+            write_message(self._process.stdin, message)  # type: ignore[arg-type]
 
     def remove_folder(self) -> None:
         """Once both ends are connected the socket needs its name no more; so nobody else finds it, and nothing is

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, ErrorInfo, Hello, StepOutputs
 from core.engine.outputs import error_outputs, from_events
 from core.engine.protocols import ExecutorLike, SchedulerLike, StepEventsLike, StepHandle
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineError
-from core.interfaces.step import Logprobs, StepPlan, StepResult
+from core.interfaces.step import StepPlan, StepResult
 from core.metrics.step_record import StepLog, StepRecord
 
 MAX_FAILING_STEPS = 3
@@ -62,6 +63,7 @@ class Engine:
     to_request: makes the scheduler's request of an AddRequest; may raise RequestError.
     overlap: plan and launch step n+1 before waiting for step n.
     max_slots: size of the scheduler's request table.
+    listeners: hooks about requests and steps; None where nobody listens.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class Engine:
         log_interval_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         logger: logging.Logger | None = None,
+        listeners: EngineListeners | None = None,
     ) -> None:
         self.hello = hello
         self._scheduler = scheduler
         self._executor = executor
         self._to_request = to_request
         self._depth = 1 if overlap else 0
+        self._listeners = listeners
         self._clock = clock
         self._logger = logger or logging.getLogger("core.engine")
         self._log = StepLog(log_interval_s, clock())
@@ -134,8 +138,20 @@ class Engine:
         self._gauges(self._log.last, deltas=False)
         return self._log.values(self._clock())
 
+    def tell_steps(self, *, at_once: bool = False) -> None:
+        """Tell hooks of complete steps if it is time, or `at_once`; for callers that have no more work for now."""
+        if self._listeners is not None:
+            self._listeners.tell_steps(self._clock(), at_once=at_once)
+
+    def tell_stopping(self, reason: str, *, failed: bool) -> None:
+        """Tell hooks that this engine ends, once."""
+        if self._listeners is not None:
+            waiting = [item for item in self._inbox if isinstance(item, AddRequest)]
+            self._listeners.stopping(reason, waiting, self._clock(), failed=failed)
+
     def close(self) -> None:
-        """Wait for steps in flight, then give back what the executor holds."""
+        """Tell hooks, wait for steps in flight, then give back what the executor holds."""
+        self.tell_stopping("shutdown", failed=False)
         while self._in_flight:
             flight = self._in_flight.popleft()
             try:
@@ -149,6 +165,13 @@ class Engine:
     def step(self) -> list[StepOutputs] | None:
         """One turn of the loop. Returns what to send, or None. Raises EngineFailed when steps keep failing; a bad
         request or a failing step is an entry of the outputs, never an exception."""
+        try:
+            return self._turn()
+        except Exception as error:
+            self.tell_stopping(describe(error)[0], failed=True)
+            raise
+
+    def _turn(self) -> list[StepOutputs] | None:
         outputs = self._admit()
         launched = self._launch()
         if self._in_flight and (len(self._in_flight) > self._depth or not launched):
@@ -158,8 +181,11 @@ class Engine:
             outputs.append(self._to_outputs(events, None))
         if not self.has_work:
             self._last_end_s = None
-        if (line := self._log.line(self._clock())) is not None:
+        now_s = self._clock()
+        if (line := self._log.line(now_s)) is not None:
             self._logger.info(line)
+        if self._listeners is not None:
+            self._listeners.tell_steps(now_s)
         return outputs or None
 
     def _admit(self) -> list[StepOutputs]:
@@ -173,11 +199,15 @@ class Engine:
                 self._scheduler.add(self._to_request(item))
             except Exception as error:  # whatever a request brings must not stop the others
                 failures.append((item.id, *describe(error)))
+                if self._listeners is not None:
+                    self._listeners.refused(item, "error", failures[-1][1])
                 continue
             self._live.add(item.id)
             self._arrival_s[item.id] = item.arrival_s or self._clock()
             if item.sampling.logprobs is not None:
                 self._num_logprobs[item.id] = item.sampling.logprobs
+            if self._listeners is not None:
+                self._listeners.taken(item)
         return [error_outputs(failures)] if failures else []
 
     def _launch(self) -> bool:
@@ -201,6 +231,8 @@ class Engine:
         except Exception as error:
             handle = _FailedLaunch(error)
         self._in_flight.append(_InFlight(plan, handle, self._slot_ids[plan.slots], schedule_s))
+        if self._listeners is not None and plan.admissions:
+            self._listeners.launched(plan, self._queue_s)
         return True
 
     def _complete(self, flight: _InFlight) -> list[StepOutputs]:
@@ -219,7 +251,7 @@ class Engine:
         if not failed:
             self._failing_steps = 0
         # After complete: the record sees what this step freed.
-        outputs = [self._to_outputs(events, result.logprobs)] if len(events.ids) else []
+        outputs = [self._to_outputs(events, result)] if len(events.ids) else []
         self._record(flight, result, events, self._clock() - start_s, failed)
         return outputs
 
@@ -245,8 +277,11 @@ class Engine:
             failed=np.ones(count, np.bool_),
         )
 
-    def _to_outputs(self, events: StepEventsLike, logprobs: Logprobs | None) -> StepOutputs:
+    def _to_outputs(self, events: StepEventsLike, result: StepResult | None) -> StepOutputs:
+        logprobs = result.logprobs if result is not None else None
         outputs = from_events(events, logprobs, self._num_logprobs, self._failed, self._queue_s)
+        if self._listeners is not None:
+            self._listeners.completed(events, outputs, result)
         for index in events.first:
             self._queue_s.pop(int(events.ids[index]), None)
         if events.finish.any():
@@ -280,6 +315,8 @@ class Engine:
         else:
             record.keep_gauges(self._log.last)
         self._log.add(record)
+        if self._listeners is not None:
+            self._listeners.step(plan, record)
 
     def _gauges(self, record: StepRecord, deltas: bool = True) -> None:
         """Fill in what only the scheduler can count; `deltas`: also what grew since the last time."""

@@ -56,6 +56,7 @@ class OfflineEngine:
                     self._feed(outputs, requests, results, running, waiting, on_progress)
             while self.engine.has_work:  # requests that on_progress ended still have to give back what they hold
                 self.engine.step()
+            self.engine.tell_steps(at_once=True)
         finally:
             if running:
                 self._abandon(running)

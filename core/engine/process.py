@@ -1,8 +1,8 @@
 """Main of the engine's child process: `python -m core.engine.process`.
 
-The parent writes one StartEngine (a length, then msgpack) to standard input and keeps that pipe open: its end
-means that the parent is gone, and the child leaves at once with all its descendants. Nothing of the parent's
-`__main__` is imported.
+The parent writes one PrepareProcess and one StartEngine (each a length, then msgpack) to standard input and keeps that
+pipe open: its end means that the parent is gone, and the child leaves at once with all its descendants. Nothing of the
+parent's `__main__` is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import zmq
 from core.engine.lifetime import EXIT_ORPHANED, die_with_parent, watch_parent
 from core.engine.messages import Fatal, FromEngine, Progress, StartFailed, ToEngine
 from core.engine.serve import serve
-from core.engine.start import StartEngine, read_start
+from core.engine.start import PrepareProcess, StartEngine, read_message
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineError
 
@@ -72,13 +72,18 @@ def main() -> int:
     # Ctrl-C and SIGTERM reach the parent, which drains and then tells us to leave.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    prepare = read_message(sys.stdin.buffer, PrepareProcess)
+    if prepare is None:
+        return EXIT_ORPHANED
+    for name, value in prepare.environment.items():
+        os.environ.setdefault(name, value)
     failure: Exception | None = None
     factory: Callable[..., Any] | None = None
     try:
         factory = load_factory(sys.argv[1])
     except Exception as error:
         failure = error
-    start = read_start(sys.stdin.buffer)
+    start = read_message(sys.stdin.buffer, StartEngine)
     if start is None:
         return EXIT_ORPHANED
     threading.Thread(target=watch_parent, args=(sys.stdin.buffer,), name="parent-watch", daemon=True).start()

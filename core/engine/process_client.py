@@ -11,7 +11,8 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import msgspec
 import zmq
@@ -37,7 +38,8 @@ class ProcessClient(BaseClient):
 
     settings: handed to the child as they are. lock: msgpack of the LockSet that the parent resolved; the child
         verifies it.
-    process: a child that was spawned early for the same factory; else `start` spawns one.
+    environment: the device's variables, for children that are spawned here (a restart is).
+    process: a child that was spawned early for the same factory, and prepared; else `start` spawns one.
     on_fatal: called once, on the event loop, when the engine is gone for good: policy `exit`, a crash loop or a
         failed restart. The server leaves with a non-zero code then.
     on_progress: phase and fraction of start-up.
@@ -49,6 +51,7 @@ class ProcessClient(BaseClient):
         settings: Settings,
         lock: bytes = b"",
         *,
+        environment: Mapping[str, str] = MappingProxyType({}),
         factory: str = DEFAULT_FACTORY,
         process: EngineProcess | None = None,
         on_fatal: Callable[[CoreError], None] | None = None,
@@ -62,6 +65,7 @@ class ProcessClient(BaseClient):
         )
         self._settings = settings
         self._lock = lock
+        self._environment = environment
         self._factory = factory
         self._process = process
         self._on_fatal = on_fatal
@@ -95,7 +99,10 @@ class ProcessClient(BaseClient):
     async def _start_child(self) -> Hello:
         assert self._loop is not None
         self._state = State.STARTING
-        process = self._process if self._process is not None else EngineProcess.spawn(self._factory)
+        process = self._process
+        if process is None:
+            process = EngineProcess.spawn(self._factory)
+            process.prepare(self._environment)
         self._process = process
         self._hello = self._loop.create_future()
         try:

@@ -70,9 +70,11 @@ def serve(engine: Engine, channel: Channel, clock: Callable[[], float] = time.mo
                 next_beat_s = clock() + HEARTBEAT_S
                 channel.send(Heartbeat(engine.steps, engine.has_work))
                 channel.send(Stats(engine.stats()))
+                engine.tell_steps()
     except Exception as error:
         logging.getLogger("core.engine").critical("the engine gives up", exc_info=True)
         message_text, info = describe(error)
+        engine.tell_stopping(message_text, failed=True)  # a parent that reads the last word kills this process
         channel.send(Fatal(message_text, info.kind))
         return False
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
+
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+class PrepareProcess(msgspec.Struct, frozen=True):
+    """What a child needs before it imports anything heavy. environment: variables to set unless they are set."""
+
+    environment: dict[str, str] = {}
 
 
 class StartEngine(msgspec.Struct, frozen=True):
@@ -19,17 +27,17 @@ class StartEngine(msgspec.Struct, frozen=True):
     log_level: str = "info"
 
 
-def write_start(pipe: BinaryIO, start: StartEngine) -> None:
-    """The parent's side of `read_start`."""
-    raw = msgspec.msgpack.encode(start)
+def write_message(pipe: BinaryIO, message: PrepareProcess | StartEngine) -> None:
+    """The parent's side of `read_message`: one PrepareProcess, then one StartEngine."""
+    raw = msgspec.msgpack.encode(message)
     pipe.write(struct.pack("<Q", len(raw)) + raw)
     pipe.flush()
 
 
-def read_start(pipe: BinaryIO) -> StartEngine | None:
+def read_message(pipe: BinaryIO, kind: type[M]) -> M | None:
     """Read from standard input; None if the parent has gone before it wrote."""
     head = pipe.read(8)
     if len(head) < 8:
         return None
     raw = pipe.read(struct.unpack("<Q", head)[0])
-    return msgspec.msgpack.decode(raw, type=StartEngine)
+    return msgspec.msgpack.decode(raw, type=kind)

@@ -21,6 +21,7 @@ class AttentionCapabilities:
 
     page_sizes: accepted sizes, or None for any. head_dims: accepted, or None for any.
     hardware: names of hardware plugins it runs on, or None for any.
+    graph: keeps what `plan` asks of captured layouts, so that a step may be recorded once and replayed.
     slot_dtype: integer type of the layout's slot_mapping, "int64" or "int32"; core builds what is asked for.
     """
 
@@ -102,7 +103,16 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def plan(self, layout: BatchLayout) -> None:
-        """Prepare for this step. Host work only; may copy into persistent device buffers."""
+        """Prepare for this step. Host work only; may copy into persistent device buffers.
+
+        For a layout that is `captured` (only if `capabilities.graph`): `run` is recorded once for each number of rows
+        and then replayed without calling it, while `plan` is called before every replay, outside of the recording.
+        So `run` must read everything that changes from step to step out of device memory at fixed addresses, and fix
+        launch shapes by the number of rows and the configuration alone. The layout's own device tensors are such
+        memory: always the same ones for a number of rows. Buffers of the backend's own, filled by `plan`, have to be
+        kept for each number of rows too. device_page_table is as wide as the longest sequence needs; columns past a
+        sequence's last page hold old page numbers, which are valid but not this sequence's.
+        """
 
     @abstractmethod
     def run(

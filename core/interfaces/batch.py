@@ -33,6 +33,8 @@ class BatchLayout:
         a sequence's last page are 0 and must not be read as keys.
     slot_mapping [T]: flat KV slot (page * page_size + offset) that each new token's K and V go to; of the integer
         type that the backend's capabilities name.
+    captured: the step is recorded or replayed, see `AttentionBackend.plan`. It has decodes only, the last of which may
+        be padding: token 0 at position 0, page-table row 0, slot 0, all in the null page.
     """
 
     page_size: int
@@ -45,6 +47,7 @@ class BatchLayout:
     device_page_table: torch.Tensor | None = None  # [N, P] int32
     device_seq_lens: torch.Tensor | None = None  # [N] int32
     device_cu_q_lens: torch.Tensor | None = None  # [N+1] int32
+    captured: bool = False
 
     @property
     def num_seqs(self) -> int:
@@ -61,8 +64,9 @@ class ForwardBatch:
 
     input_ids [T] int64, positions [T] int64 (position of each token in its sequence).
     logits_rows [S] int64: rows of the hidden states whose logits are sampled.
-    attention: planned backend of each cache group. kv: `kv[layer]` = the buffers of that layer, as the
-        backend of its group laid them out. extra: per-feature tensors (multimodal, adapters), by name.
+    attention: backend of each cache group; whoever runs the model calls `plan_attention` first.
+    kv: `kv[layer]` = the buffers of that layer, as the backend of its group laid them out.
+    extra: per-feature tensors (multimodal, adapters), by name.
     """
 
     input_ids: torch.Tensor
@@ -72,3 +76,8 @@ class ForwardBatch:
     attention: tuple[AttentionBackend, ...]
     kv: tuple[tuple[torch.Tensor, ...], ...]
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def plan_attention(self) -> None:
+        """Let every backend prepare for this batch. Once a step, before the model's forward."""
+        for backend, layout in zip(self.attention, self.layouts, strict=True):
+            backend.plan(layout)

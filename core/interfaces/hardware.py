@@ -40,10 +40,10 @@ class MemoryInfo:
 
 @dataclass(frozen=True, slots=True)
 class HardwareCapabilities:
-    """async_steps: a step can run while the host works on the next (streams). graphs: captured steps can be
-    replayed. dtypes: usable compute types, preferred first. page_size: preferred tokens a KV page.
-    chunk_tokens: preferred prefill token budget of a step. threads: computes on the host's own threads and takes
-    their number as its setting `threads`."""
+    """async_steps: a step can run while the host works on the next (streams). graphs: steps can be recorded and
+    replayed, see `HardwareBackend.graphs`. dtypes: usable compute types, preferred first. page_size: preferred tokens
+    a KV page. chunk_tokens: preferred prefill token budget of a step. threads: computes on the host's own threads and
+    takes their number as its setting `threads`."""
 
     async_steps: bool = False
     graphs: bool = False
@@ -57,8 +57,8 @@ class HardwareCapabilities:
 class EngineFacts:
     """What an engine is about to be built with, for a device to look at before anything is loaded.
 
-    attention: name of the chosen plugin of each cache group. quantization, moe: names. overlap: whether step n+1 is
-    scheduled while n runs. max_seqs, max_tokens: most sequences and tokens of a step.
+    attention: name of the chosen plugin of each cache group. quantization, moe, prefix_cache, schedule_policy: names.
+    overlap: whether step n+1 is scheduled while n runs. max_seqs, max_tokens: most sequences and tokens of a step.
     """
 
     spec: ModelSpec
@@ -72,6 +72,32 @@ class EngineFacts:
     max_tokens: int
     tensor_parallel_size: int
     overlap: bool
+    prefix_cache: str = ""
+    schedule_policy: str = ""
+
+
+class StepGraphs(ABC):
+    """Records steps of decodes once, for some numbers of rows, and replays them. Core does the rest: it pads a step to
+    the next recorded number of rows, keeps the input buffers at fixed addresses, copies the step into them, and has
+    the attention backends plan before each replay, outside of the recording. A step of another shape, or larger than
+    the largest size, runs through `HardwareBackend.forward_runner`.
+
+    sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs.
+    """
+
+    sizes: tuple[int, ...] = ()
+
+    @abstractmethod
+    def capture(self, size: int, run: Callable[[], torch.Tensor]) -> None:
+        """Record `run`, which computes hidden states [size, hidden_size] of a step and does device work only. Called
+        once for each size, largest first (so that all may share the largest one's memory), when everything that
+        happens only once has happened. Its input buffers hold a step of padding rows, which writes to the null page
+        and can be run any number of times. Where the model is called again later, only `replay` runs it."""
+
+    @abstractmethod
+    def replay(self, size: int) -> torch.Tensor:
+        """Queue the recorded step on the current stream; returns the recorded output [size, hidden_size], valid until
+        the next replay of any size."""
 
 
 class HardwareBackend(ABC):
@@ -120,10 +146,21 @@ class HardwareBackend(ABC):
         return model
 
     def forward_runner(self, model: CausalLM, facts: EngineFacts) -> Forward:
-        """What runs the model in a step: ForwardBatch -> hidden states [T, hidden_size] of its T tokens. A device that
-        captures and replays steps (graphs) returns its own runner, which may pad the batch as it likes and gives
-        back the T rows that are real. Called once, after `prepare_model` and when the KV buffers exist."""
-        return model.forward
+        """What runs the model in a step: ForwardBatch -> hidden states [T, hidden_size] of its T tokens. Called once,
+        after `prepare_model` and when the KV buffers exist. A device's own runner may split, pad or compile as it
+        likes; it has the attention backends plan what it is going to run, as here, and gives back the T rows that
+        are real. For plain recording and replaying of decode steps, `graphs` is enough."""
+
+        def forward(batch: ForwardBatch) -> torch.Tensor:
+            batch.plan_attention()
+            return model.forward(batch)
+
+        return forward
+
+    def graphs(self, facts: EngineFacts) -> StepGraphs | None:
+        """Recorder of decode steps; None records nothing. Asked once if `capabilities.graphs`, and used if the
+        attention backends can be recorded too (`AttentionCapabilities.graph`)."""
+        return None
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Implementations that replace core's references on this device, by name."""
@@ -140,6 +177,28 @@ class HardwareBackend(ABC):
     def pinned(self) -> bool:
         """Whether host staging buffers should be pinned."""
         return False
+
+    def shares_host_memory(self, device: torch.device) -> bool:
+        """Whether what the host holds is on the device already, so that the three below are never called."""
+        return device.type == "cpu"
+
+    def staging(self, num_bytes: int) -> torch.Tensor:
+        """A host buffer [num_bytes] of uint8. It is filled, given to `to_device` once and then dropped; it must not be
+        handed out again before that copy has finished (torch's allocator of pinned memory sees to it)."""
+        import torch
+
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.pinned())
+
+    def to_device(self, staged: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Queue the copy of a staging buffer to `device`, on the current stream; returns it there."""
+        return staged.to(device, non_blocking=self.pinned())
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Queue the copy of a result to the host; it is read after an event recorded later on the same stream."""
+        import torch
+
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.pinned())
+        return host.copy_(tensor, non_blocking=self.pinned())
 
     def stream(self) -> AbstractContextManager[Any]:
         """Context in which a step's device work is queued."""

@@ -65,7 +65,8 @@ class RequestAdmitted:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """finish_reason: "stop", "length", "abort" or "error". error: why, for "error"."""
+    """finish_reason: "stop", "length", "abort" or "error". error: why, for "error". num_output_tokens: with the token
+    that ended the text. A text that a stop string ends is an "abort" here: strings are looked for in the server."""
 
     id: int
     finish_reason: str
@@ -92,7 +93,8 @@ class HookSpecs:
 
     @hookspec
     def core_configure(self, settings: Mapping[str, Any], process: Process) -> None:
-        """Both: once, before anything is built. settings: section -> name -> value, secrets left out; read only."""
+        """Both: once, before anything is built. settings: section -> name -> value of core's own settings, secrets left
+        out; read only."""
 
     @hookspec
     def core_weights_loaded(self, report: WeightsLoaded) -> None:
@@ -104,7 +106,8 @@ class HookSpecs:
 
     @hookspec
     def core_engine_stopping(self, reason: str) -> None:
-        """Engine: the last call, "shutdown" or what went wrong. Not called if the process is killed."""
+        """Engine: the last call, "shutdown" or what went wrong, also while starting. Requests that still ran have
+        finished by then. Not called if the process is killed."""
 
     @hookspec
     def core_request_admitted(self, request: RequestAdmitted) -> None:
@@ -112,7 +115,8 @@ class HookSpecs:
 
     @hookspec
     def core_request_finished(self, request: RequestFinished) -> None:
-        """Engine: once a request that was admitted or refused by the scheduler."""
+        """Engine: once for every request that reached it, whatever the way out: those that were admitted, those
+        that were aborted while they waited, and those that were refused."""
 
     @hookspec
     def core_steps_done(self, steps: Sequence[StepDone]) -> None:
@@ -122,6 +126,9 @@ class HookSpecs:
     def core_metrics(self, registry: CollectorRegistry) -> None:
         """Server: once; register prometheus collectors that /metrics is to show. Names of core's own begin with
         `core_`; a collector that clashes is an error of the plugin."""
+
+
+HOOK_NAMES = tuple(name for name in vars(HookSpecs) if name.startswith(f"{PROJECT}_"))
 
 
 class HookPlugin:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 
 from core.interfaces.batch import ForwardBatch
@@ -73,7 +77,9 @@ class SelfAttention(Layer):
         self.rope = rope
         # One pass where the device has it; else the parts, each of which the device may have.
         fused = ctx.ops["qk_norm_rope"]
-        self.norm_rope = None if fused is reference.qk_norm_rope else fused
+        self.norm_rope: Callable[..., Any] | None = None
+        if fused is not reference.qk_norm_rope:
+            self.norm_rope = partial(fused, interleaved=True) if rope.interleaved else fused
         self.qk_norm_eps = qk_norm_eps or 0.0
         self.attention = Attention(layer, spec.cache_group)
         self.head_dim = rule.head_dim

@@ -11,6 +11,9 @@ from core.interfaces.spec import AttentionSpec, CacheGroupSpec, LayerSpec, State
 
 _MISSING = object()
 
+# What a checkpoint may say its weights are, in torch's names.
+DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2")
+
 # Activation of a gated MLP -> operation and its approximation.
 ACTIVATIONS: Mapping[str, tuple[str, str | None]] = MappingProxyType(
     {
@@ -85,14 +88,20 @@ class ConfigReader:
     def dtype(self) -> str:
         """`dtype` (transformers 5) or `torch_dtype` (4), e.g. "bfloat16"."""
         name = "dtype" if self.config.get("dtype") is not None else "torch_dtype"
-        return self.text(name, "float32").removeprefix("torch.")
+        value = self.text(name, "float32").removeprefix("torch.")
+        if value not in DTYPES:
+            raise CheckpointError(
+                f"config.json: {name} = {value!r} is no floating-point type", hint=f"known: {', '.join(DTYPES)}"
+            )
+        return value
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """`eos_token_id` as a tuple, whether it is a number, a list or absent."""
         value = self.config.get("eos_token_id")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return (value,)
-        return self.int_list("eos_token_id")
+        ids = (value,) if isinstance(value, int) and not isinstance(value, bool) else self.int_list("eos_token_id")
+        if any(token < 0 for token in ids):
+            raise CheckpointError(f"config.json: eos_token_id = {value!r}, but token ids are at least 0")
+        return ids
 
     def windows(self, num_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
         """The attention window of each layer: `layer_types` where given, else `window` where `default` is true."""
@@ -137,18 +146,26 @@ def check_heads(num_heads: int, num_kv_heads: int) -> None:
 
 
 def group_layers(attention: Sequence[AttentionSpec]) -> tuple[tuple[LayerSpec, ...], tuple[CacheGroupSpec, ...]]:
-    """Layers that remember alike (kind, window, KV heads, head sizes) share a cache group, in order of appearance."""
-    members: dict[tuple[int | None, int, int, int], list[int]] = {}
+    """Layers that remember alike (kind, window, KV heads, sizes of what is cached) share a cache group, in order of
+    appearance."""
+    members: dict[tuple[StateKind, int | None, int, int, int], list[int]] = {}
     for index, rule in enumerate(attention):
-        members.setdefault((rule.window, rule.num_kv_heads, rule.head_dim, rule.v_head_dim), []).append(index)
+        members.setdefault(_remembers(rule), []).append(index)
     groups: list[CacheGroupSpec] = []
     layers: dict[int, LayerSpec] = {}
     names: set[str] = set()
-    for number, ((window, kv_heads, head_dim, v_head_dim), indices) in enumerate(members.items()):
-        kind = StateKind.FULL if window is None else StateKind.SLIDING_WINDOW
-        name = "full" if window is None else f"window_{window}"
+    for number, ((kind, window, kv_heads, head_dim, v_head_dim), indices) in enumerate(members.items()):
+        name = {StateKind.FULL: "full", StateKind.MLA_LATENT: "latent"}.get(kind, f"window_{window}")
         name = name if name not in names else f"{name}_{number}"
         names.add(name)
         groups.append(CacheGroupSpec(name, kind, tuple(indices), kv_heads, head_dim, v_head_dim, window))
         layers.update({index: LayerSpec(attention[index], number) for index in indices})
     return tuple(layers[i] for i in range(len(attention))), tuple(groups)
+
+
+def _remembers(rule: AttentionSpec) -> tuple[StateKind, int | None, int, int, int]:
+    """Kind, window, and KV heads and their sizes as a CacheGroupSpec states them."""
+    if rule.latent_dim:
+        return StateKind.MLA_LATENT, rule.window, 1, rule.latent_dim, rule.rope_dim
+    kind = StateKind.FULL if rule.window is None else StateKind.SLIDING_WINDOW
+    return kind, rule.window, rule.num_kv_heads, rule.head_dim, rule.v_head_dim

@@ -45,6 +45,29 @@ class DecoderLayer(Layer):
         return self.mlp(x), residual
 
 
+class SandwichDecoderLayer(DecoderLayer):
+    """x += norm(attention(norm(x))); x += norm(mlp(norm(x))): norms before and after each."""
+
+    def __init__(
+        self, path: str, self_attn: nn.Module, mlp: nn.Module, hidden_size: int, norm_eps: float, ctx: BuildContext
+    ) -> None:
+        super().__init__(path, self_attn, mlp, hidden_size, norm_eps, ctx)
+        norm = ctx.layer(RmsNorm)
+        self.post_self_attn_layernorm = norm(f"{path}.post_self_attn_layernorm", hidden_size, norm_eps, ctx)
+        self.post_mlp_layernorm = norm(f"{path}.post_mlp_layernorm", hidden_size, norm_eps, ctx)
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if residual is None:
+            x, residual = self.input_layernorm(x), x
+        else:
+            x, residual = self.input_layernorm.add(x, residual)
+        x = self.post_self_attn_layernorm(self.self_attn(x, batch))
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.post_mlp_layernorm(self.mlp(x)), residual
+
+
 class CausalDecoder(Layer):
     """Embedding, decoder layers, final norm, language-model head.
 

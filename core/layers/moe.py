@@ -11,8 +11,11 @@ from core.interfaces.build import BuildContext
 from core.interfaces.moe import ExpertWeights, MoeRunner
 from core.interfaces.quant import ExpertsShape
 from core.layers.config import ACTIVATIONS
-from core.layers.linear import ReplicatedLinear, shard
+from core.layers.linear import shard
+from core.layers.mlp import GatedMlp
 from core.layers.module import NO_EXPERT, Layer, Slot, WeightModule
+from core.layers.router import make_router
+from core.layers.router_config import RouterSpec
 from core.ops import reference
 
 # Below this many gathered weight elements, two batched products beat a loop over experts (a copy of the weights
@@ -132,9 +135,10 @@ class Experts(WeightModule):
 
 
 class MoeLayer(Layer):
-    """Router, top-k, experts. x [T, hidden_size] -> [T, hidden_size].
+    """Router, chosen experts, and experts that every token goes through. x [T, hidden_size] -> [T, hidden_size].
 
-    renormalize: whether the top-k probabilities are scaled to sum to one.
+    intermediate_size: of each routed expert. shared_intermediate_size: of the shared experts, which are one gated MLP
+    with the sum of their sizes; 0 for none. The sum over ranks is taken once for both.
     """
 
     def __init__(
@@ -142,21 +146,32 @@ class MoeLayer(Layer):
         path: str,
         hidden_size: int,
         intermediate_size: int,
-        num_experts: int,
-        top_k: int,
+        router: RouterSpec,
         ctx: BuildContext,
         *,
-        renormalize: bool,
+        shared_intermediate_size: int = 0,
+        activation: str = "silu",
     ) -> None:
         super().__init__()
-        self.gate = ctx.layer(ReplicatedLinear)(f"{path}.gate", hidden_size, num_experts, ctx, bias=False)
-        self.experts = ctx.layer(Experts)(f"{path}.experts", num_experts, hidden_size, intermediate_size, ctx)
-        self.top_k = top_k
-        self.renormalize = renormalize
-        self.route = ctx.ops["topk_softmax"]
+        self.gate, self.route = make_router(f"{path}.gate", hidden_size, router, ctx)
+        self.experts = ctx.layer(Experts)(
+            f"{path}.experts", router.num_experts, hidden_size, intermediate_size, ctx, activation=activation
+        )
+        self.shared_experts: GatedMlp | None = None
+        if shared_intermediate_size:
+            self.shared_experts = ctx.layer(GatedMlp)(
+                f"{path}.shared_experts",
+                hidden_size,
+                shared_intermediate_size,
+                ctx,
+                activation=activation,
+                reduce=False,
+            )
         self.all_reduce = ctx.tp.all_reduce if ctx.tp.size > 1 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights, ids = self.route(self.gate(x), self.top_k, self.renormalize)
+        weights, ids = self.route(self.gate(x))
         y = self.experts(x, ids, weights)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x)
         return y if self.all_reduce is None else self.all_reduce(y)

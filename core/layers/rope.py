@@ -8,6 +8,7 @@ row p is [cos(p·f_0..), sin(p·f_0..)], float32 [positions, R].
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -94,12 +95,17 @@ def cos_sin_table(spec: RopeSpec, num_positions: int) -> torch.Tensor:
 
 
 class Rope:
-    """The table on the device, shared by the layers that use it. One per distinct RopeSpec of a model."""
+    """The table on the device, shared by the layers that use it. One per distinct RopeSpec of a model.
 
-    def __init__(self, spec: RopeSpec, ctx: BuildContext) -> None:
+    interleaved: pairs are neighbours (2j, 2j + 1) instead of (j, j + rotary_dim / 2).
+    """
+
+    def __init__(self, spec: RopeSpec, ctx: BuildContext, *, interleaved: bool = False) -> None:
         self.spec = spec
+        self.interleaved = interleaved
         self.table = cos_sin_table(spec, ctx.context_length).to(ctx.device)
-        self.op = ctx.ops["rope"]
+        op = ctx.ops["rope"]
+        self.op = partial(op, interleaved=True) if interleaved else op
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """q [T, H, D], k [T, KV, D], positions [T] int64 -> the same, the first rotary_dim dims turned."""

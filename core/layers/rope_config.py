@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +48,21 @@ class RopeSpec:
         return self.max_position
 
 
-def rope_spec(config: Mapping[str, Any], head_dim: int, default_theta: float = 10000.0) -> RopeSpec:
+def latent_scale(rope: RopeSpec, head_dim: int) -> float:
+    """Factor on q·k of latent attention (DeepSeek-V2, section 2.1.3 and its published code): head_dim^-0.5, and with
+    yarn and an `mscale_all_dim` twice its sharpening, which the table of cosines then leaves out."""
+    scale = float(head_dim**-0.5)
+    if rope.kind == "yarn" and rope.mscale_all_dim and rope.factor > 1:
+        scale *= (0.1 * rope.mscale_all_dim * math.log(rope.factor) + 1.0) ** 2
+    return scale
+
+
+def rope_spec(
+    config: Mapping[str, Any], head_dim: int, default_theta: float = 10000.0, default_partial: float = 1.0
+) -> RopeSpec:
     """Read config.json. Transformers 4: `rope_theta`, `partial_rotary_factor` and `rope_scaling` with `type` or
-    `rope_type`; transformers 5: all of it in `rope_parameters`. Raises CheckpointError naming the field."""
+    `rope_type`; transformers 5: all of it in `rope_parameters`. Raises CheckpointError naming the field.
+    default_partial: share of a head that is turned where `partial_rotary_factor` is absent."""
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     given = config.get(where) or {}
     if not isinstance(given, Mapping):
@@ -74,7 +87,7 @@ def rope_spec(config: Mapping[str, Any], head_dim: int, default_theta: float = 1
             raise CheckpointError(f"config.json: {where}.{name} must be a number for rope_type {kind!r}, not {value!r}")
         return float(value)
 
-    partial = number("partial_rotary_factor", 1.0, outer=True)
+    partial = number("partial_rotary_factor", default_partial, outer=True)
     rotary_dim = int(head_dim * partial)
     if rotary_dim <= 0 or rotary_dim % 2 or rotary_dim > head_dim or (kind == "dynamic" and rotary_dim < 4):
         raise CheckpointError(
@@ -91,7 +104,8 @@ def rope_spec(config: Mapping[str, Any], head_dim: int, default_theta: float = 1
     factor = number("factor", max_position / original if kind == "yarn" else None) if scaled else 1.0
     if factor <= 0 or theta <= 0 or max_position < 1 or original < 1:
         raise CheckpointError(
-            f"config.json: rope theta {theta}, factor {factor} and lengths {max_position}, {original} must be positive"
+            f"config.json: rope_theta = {theta}, factor = {factor}, max_position_embeddings = {max_position} and "
+            f"original_max_position_embeddings = {original} must be positive"
         )
     fields: dict[str, Any] = {}
     if kind == "llama3":

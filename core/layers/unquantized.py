@@ -65,6 +65,12 @@ class UnquantizedLinear(LinearMethod):
     def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         return module.kernel(x, module.kernel_weight, module.kernel_bias)
 
+    def dense(self, module: Any, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if module.weight is None:  # packed, so only its products are known
+            return super().dense(module, shape, dtype, device)
+        weight: torch.Tensor = module.weight.data
+        return weight.to(device=device, dtype=dtype)
+
 
 def copy_rows(target: torch.Tensor, place: LinearPart, tensor: torch.Tensor) -> None:
     """Copy this rank's rows of a checkpoint tensor into its place; rows past the checkpoint's end become zero (a

@@ -1,6 +1,7 @@
 """Plain-PyTorch references of every named operation, for any device.
 
-What lives here: one pure function a name, with few torch calls each (at batch 1 the calls are the cost).
+What lives here: one pure function a name, with few torch calls each (at batch 1 the calls are the cost); those of the
+sampler come from `core.ops.sampling`.
 What does not: anything device-specific; a hardware or kernel package replaces entries through `core.ops.table`.
 
 Every function takes float32, bfloat16 or float16, returns the dtype of its input unless said otherwise, accepts
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from core.ops.sampling import gumbel_argmax, penalize, sampling_threshold, token_logprobs
 
 # Below this many elements a joint pass over q and k saves more in calls than its copy costs (measured on a CPU).
 _ROPE_JOINT_ELEMENTS = 1 << 15
@@ -138,6 +141,42 @@ def topk_softmax(router_logits: torch.Tensor, k: int, renormalize: bool) -> tupl
     return weights, ids
 
 
+def route_topk(
+    router_logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: int,
+    *,
+    scoring: str,
+    renormalize: bool,
+    num_groups: int = 1,
+    topk_groups: int = 1,
+    group_score: str = "top2",
+    scale: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expert choice with what `topk_softmax` lacks. router_logits [T, E] -> (weights [T, k] float32, ids [T, k] int64).
+
+    Scores are "softmax" or "sigmoid" of the logits, in float32. bias [E] float32 is added for the choice alone
+    (DeepSeek-V3, arXiv:2412.19437, section 2.1.2). With num_groups > 1 experts are chosen among the `topk_groups`
+    groups of neighbours with the best group score: the sum of the two best of its experts ("top2"), or the best
+    ("max"). Weights are the scores of the chosen; `renormalize` makes each row sum to 1, then `scale` multiplies them.
+    The order within a row is not defined.
+    """
+    logits = router_logits.float()
+    scores = logits.sigmoid() if scoring == "sigmoid" else logits.softmax(-1)
+    choice = scores if bias is None else scores + bias
+    if num_groups > 1:
+        grouped = choice.unflatten(1, (num_groups, choice.shape[1] // num_groups))
+        best = grouped.topk(2, -1).values.sum(-1) if group_score == "top2" else grouped.amax(-1)
+        kept = best.topk(topk_groups, -1, sorted=False).indices
+        left_out = torch.ones_like(best, dtype=torch.bool).scatter_(1, kept, False)
+        choice = grouped.masked_fill(left_out.unsqueeze(-1), float("-inf")).flatten(1)
+    ids = choice.topk(k, -1, sorted=False).indices
+    weights = scores.gather(1, ids)
+    if renormalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)  # all sigmoids may be 0
+    return (weights if scale == 1.0 else weights * scale), ids
+
+
 def store_kv(
     k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
 ) -> None:
@@ -168,8 +207,13 @@ REFERENCES: Mapping[str, Callable[..., Any]] = MappingProxyType(
             silu_and_mul,
             gelu_and_mul,
             topk_softmax,
+            route_topk,
             store_kv,
             embedding,
+            gumbel_argmax,
+            sampling_threshold,
+            penalize,
+            token_logprobs,
         )
     }
 )

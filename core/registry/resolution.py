@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ class Resolution:
     checkpoint: folder. hf_config: config.json. arch: the architecture's class. dtype: compute type, e.g.
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
-    tool_parser, reasoning_parser: target None when off.
+    tool_parser, reasoning_parser: target None when off. hooks: listeners in the order they are called. routes: extra
+    routes; target None in a process that serves none.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
@@ -89,8 +90,11 @@ class Resolution:
     context_length: int
     chunk_tokens: int
     overlap: bool
+    hooks: tuple[Choice, ...] = ()
+    routes: tuple[Choice, ...] = ()
     decisions: tuple[Decision, ...] = ()
     ops_rejected: tuple[tuple[str, str], ...] = ()
+    hooks_rejected: tuple[tuple[str, str], ...] = ()
     plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     max_running: int = 256
@@ -99,13 +103,25 @@ class Resolution:
     def with_plugin_data(
         self, plugin_settings: Mapping[str, Mapping[str, Any]], catalog: Catalog, warnings: Iterable[str]
     ) -> Resolution:
-        """With the chosen plugins' settings, and with their warnings (some are only known after the import) first."""
-        own = []
-        for choice in self.choices():
-            if choice.record is not None:
-                record = catalog.lookup(choice.kind, choice.record.full_name)
-                own += [f"{record.title}: {text}" for text in record.warnings]
-        return replace(self, plugin_settings=plugin_settings, warnings=tuple(dict.fromkeys((*own, *warnings))))
+        """With the chosen plugins' settings, their records as they are after the import (which may add warnings to
+        them), and all warnings, those of the plugins first."""
+
+        def fresh(choice: Choice) -> Choice:
+            if choice.record is None:
+                return choice
+            return replace(choice, record=catalog.lookup(choice.kind, choice.record.full_name))
+
+        changed: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Choice):
+                changed[entry.name] = fresh(value)
+            elif isinstance(value, tuple) and value and all(isinstance(item, Choice) for item in value):
+                changed[entry.name] = tuple(fresh(item) for item in value)
+        resolution = replace(self, plugin_settings=plugin_settings, **changed)
+        records = [choice.record for choice in resolution.choices() if choice.record is not None]
+        own = [f"{record.title}: {text}" for record in records for text in record.warnings]
+        return replace(resolution, warnings=tuple(dict.fromkeys((*own, *warnings))))
 
     @property
     def facts(self) -> EngineFacts:
@@ -122,6 +138,8 @@ class Resolution:
             max_tokens=max(self.chunk_tokens, self.max_running),
             tensor_parallel_size=self.tensor_parallel_size,
             overlap=self.overlap,
+            prefix_cache=self.prefix_cache.name,
+            schedule_policy=self.schedule_policy.name,
         )
 
     def choices(self) -> Iterator[Choice]:
@@ -137,6 +155,8 @@ class Resolution:
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+        yield from self.hooks
+        yield from self.routes
 
     def parser_factory(self, choice: Choice) -> Callable[[], Any] | None:
         """Makes the chosen parser, with its own settings; None where it is off. Raises ConfigError for wrong ones."""
@@ -174,6 +194,8 @@ class Resolution:
             "tensor_parallel_size": str(self.tensor_parallel_size),
             "tool_call_parser": self.tool_parser.name,
             "reasoning_parser": self.reasoning_parser.name,
+            "hooks": ",".join(choice.name for choice in self.hooks) or "none",
+            "routes": ",".join(choice.name for choice in self.routes) or "none",
         }
 
     def _attention_text(self) -> str:
@@ -198,9 +220,14 @@ class Resolution:
         rows += [row_of("ops", choice) for choice in self.ops]
         if self.ops_rejected or not self.ops:
             rows.append(
-                ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected)
+                ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected, "ops")
             )
         rows += [row_of("tool-call parser", self.tool_parser), row_of("reasoning parser", self.reasoning_parser)]
+        rows += [row_of("hooks", choice) for choice in self.hooks]
+        if self.hooks_rejected or not self.hooks:
+            why = "these cannot be used" if self.hooks_rejected else "none is installed, or they are turned off"
+            rows.append(ExplainRow("hooks", "no other" if self.hooks else "none", why, self.hooks_rejected))
+        rows += [row_of("routes", choice) for choice in self.routes]
         rows += [row_of(d.name, d) for d in self.decisions]
         return rows
 

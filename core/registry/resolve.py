@@ -30,6 +30,7 @@ from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, r
 from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
 from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
+from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_model import choose_model
 from core.registry.select_others import (
     NO_PLUGIN,
@@ -88,6 +89,9 @@ class _Draft:
     overlap: Decision = field(init=False)
     tool_parser: Choice = field(init=False)
     reasoning_parser: Choice = field(init=False)
+    hooks: tuple[Choice, ...] = field(init=False)
+    hooks_rejected: list[tuple[str, str]] = field(init=False)
+    routes: tuple[Choice, ...] = field(init=False)
 
 
 def resolve(
@@ -231,6 +235,18 @@ def _reasoning_parser(draft: _Draft) -> Made:
     return (draft.reasoning_parser,)
 
 
+def _hooks(draft: _Draft) -> Made:
+    draft.hooks, draft.hooks_rejected = choose_hooks(
+        draft.settings.engine.hooks, draft.hardware.name, draft.catalog, warn=draft.parent
+    )
+    return draft.hooks
+
+
+def _routes(draft: _Draft) -> Made:
+    draft.routes = choose_routes(draft.settings.server.routes, draft.catalog, load=draft.parent)
+    return draft.routes
+
+
 STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("settings of plugins", _settings_of_plugins),
     ("checkpoint", _checkpoint),
@@ -245,6 +261,8 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("ops", _ops),
     ("tool-call parser", _tool_parser),
     ("reasoning parser", _reasoning_parser),
+    ("hooks", _hooks),
+    ("routes", _routes),
 )
 
 
@@ -267,6 +285,8 @@ def _finish(draft: _Draft) -> Resolution:
         ops=draft.ops,
         tool_parser=draft.tool_parser,
         reasoning_parser=draft.reasoning_parser,
+        hooks=draft.hooks,
+        routes=draft.routes,
         dtype=draft.dtype.value,
         page_size=int(draft.page_size.value),
         context_length=int(draft.context.value),
@@ -274,6 +294,7 @@ def _finish(draft: _Draft) -> Resolution:
         overlap=draft.overlap.value == "on",
         decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap),
         ops_rejected=tuple(draft.ops_rejected),
+        hooks_rejected=tuple(draft.hooks_rejected),
         tensor_parallel_size=draft.settings.engine.tensor_parallel_size,
         max_running=draft.settings.scheduler.max_running_requests,
     )

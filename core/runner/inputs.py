@@ -23,7 +23,7 @@ class StepInputs:
     """A batch and which of its rows are sampled.
 
     slots [S] int32, positions [S] int32 (of the tokens to come) on the host; device_slots [S] int64.
-    every_row: whether the sampled rows are all hidden rows in order, as in a pure decode step.
+    every_row: whether the sampled rows are the first S hidden rows in order, as in a pure decode step.
     """
 
     batch: ForwardBatch
@@ -35,8 +35,11 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Where the tokens stand. cu_q_lens [N+1] int32; positions [T] int64; rows [T]: each token's row of the plan."""
+    """Where the tokens stand, padding included. q_lens, seq_lens [N] int32; cu_q_lens [N+1] int32; positions [T] int64;
+    rows [T]: each token's row of the plan."""
 
+    q_lens: Int32
+    seq_lens: Int32
     cu_q_lens: Int32
     positions: Int64
     rows: Int64
@@ -49,11 +52,17 @@ def build(
     page_size: int,
     attention: tuple[AttentionBackend, ...],
     kv: tuple[tuple[torch.Tensor, ...], ...],
+    pad_to: int = 0,
 ) -> StepInputs:
-    """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror."""
-    shape = _shape(plan)
+    """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror.
+
+    pad_to: number of rows of a step of decodes that is to be replayed; what is missing is filled with padding rows, as
+    `BatchLayout.captured` defines them. 0 for all other steps.
+    """
+    shape = _padded(plan, pad_to) if pad_to else _shape(plan)
     if plan.samples.all():
-        slots, positions, logits_rows = plan.slots, plan.seq_lens, shape.cu_q_lens[1:].astype(np.int64) - 1
+        slots, positions = plan.slots, plan.seq_lens
+        logits_rows = shape.cu_q_lens[1 : len(plan.slots) + 1].astype(np.int64) - 1
     else:
         slots, positions = plan.slots[plan.samples], plan.seq_lens[plan.samples]
         logits_rows = shape.cu_q_lens[1:][plan.samples].astype(np.int64) - 1
@@ -63,45 +72,57 @@ def build(
     tables, mappings = [], []
     for table, backend in zip(state.page_table, attention, strict=True):
         rows = table[plan.slots, :num_pages]
+        if pad_to:
+            rows = np.concatenate([rows, np.zeros((pad_to - len(rows), num_pages), np.int32)])
         tables.append(rows)
         mapping = rows[shape.rows, page_of_token].astype(np.int64) * page_size + offset
         mappings.append(mapping.astype(backend.capabilities.slot_dtype, copy=False))
 
     token_ids, device_positions, rows_device, all_slots, sampled_slots, seq_lens, cu_q_lens, *paged = transfer.upload(
         _host_tokens(plan, state, shape), shape.positions, logits_rows, plan.slots.astype(np.int64),
-        slots.astype(np.int64), plan.seq_lens, shape.cu_q_lens, *mappings, *tables,
+        slots.astype(np.int64), shape.seq_lens, shape.cu_q_lens, *mappings, *tables,
     )  # fmt: skip
     if decodes := plan.num_decodes:
         torch.index_select(state.last_tokens, 0, all_slots[:decodes], out=token_ids[:decodes])
     layouts = tuple(
         BatchLayout(
             page_size=page_size,
-            num_decodes=plan.num_decodes,
-            q_lens=plan.q_lens,
-            seq_lens=plan.seq_lens,
+            num_decodes=pad_to or plan.num_decodes,
+            q_lens=shape.q_lens,
+            seq_lens=shape.seq_lens,
             cu_q_lens=shape.cu_q_lens,
             page_table=table,
             slot_mapping=mapping,
             device_page_table=device_table,
             device_seq_lens=seq_lens,
             device_cu_q_lens=cu_q_lens,
+            captured=bool(pad_to),
         )
         for table, mapping, device_table in zip(tables, paged[: len(tables)], paged[len(tables) :], strict=True)
     )
     batch = ForwardBatch(token_ids, device_positions, rows_device, layouts, attention, kv)
-    return StepInputs(batch, slots, positions, sampled_slots, len(logits_rows) == len(shape.positions))
+    return StepInputs(batch, slots, positions, sampled_slots, bool(pad_to) or len(logits_rows) == len(shape.positions))
 
 
 def _shape(plan: StepPlan) -> _Shape:
     num_rows = len(plan.slots)
     if plan.num_decodes == num_rows:
         cu_q_lens = np.arange(num_rows + 1, dtype=np.int32)
-        return _Shape(cu_q_lens, plan.seq_lens.astype(np.int64) - 1, np.arange(num_rows))
+        return _Shape(plan.q_lens, plan.seq_lens, cu_q_lens, plan.seq_lens.astype(np.int64) - 1, np.arange(num_rows))
     cu_q_lens = np.zeros(num_rows + 1, np.int32)
     np.cumsum(plan.q_lens, out=cu_q_lens[1:])
     rows = np.repeat(np.arange(num_rows), plan.q_lens)
     start = plan.seq_lens.astype(np.int64) - plan.q_lens - cu_q_lens[:-1]
-    return _Shape(cu_q_lens, np.arange(cu_q_lens[-1], dtype=np.int64) + start[rows], rows)
+    positions = np.arange(cu_q_lens[-1], dtype=np.int64) + start[rows]
+    return _Shape(plan.q_lens, plan.seq_lens, cu_q_lens, positions, rows)
+
+
+def _padded(plan: StepPlan, num_rows: int) -> _Shape:
+    """A plan of decodes alone, with rows of one token at position 0 after them."""
+    seq_lens = np.ones(num_rows, np.int32)
+    seq_lens[: len(plan.slots)] = plan.seq_lens
+    cu_q_lens = np.arange(num_rows + 1, dtype=np.int32)
+    return _Shape(np.ones(num_rows, np.int32), seq_lens, cu_q_lens, seq_lens.astype(np.int64) - 1, np.arange(num_rows))
 
 
 def _host_tokens(plan: StepPlan, state: RunnerState, shape: _Shape) -> Int64:

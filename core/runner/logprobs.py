@@ -19,14 +19,6 @@ class LogprobTensors:
     top: torch.Tensor
 
 
-def compute(logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> LogprobTensors:
-    """logits [B, V] as the model gave them, tokens [B] int64 chosen. Float32 log-softmax."""
-    x = logits.float()
-    log_total = torch.logsumexp(x, dim=-1, keepdim=True)
-    top, top_ids = torch.topk(x, min(num_top, x.shape[-1]), dim=-1)
-    return LogprobTensors((x.gather(1, tokens[:, None]) - log_total)[:, 0], top_ids, top - log_total)
-
-
 def spread(tensors: LogprobTensors, rows: Int32, wanted: Int32, num_rows: int) -> Logprobs:
     """Put the B asking rows among all S = num_rows rows. Tensors on the host; rows [B]; wanted [B]: how many
     alternatives each row asked for. What was not asked for is NaN / -1."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from core.interfaces.step import Admission, Int32
+from core.ops import sampling as reference
 from core.runner.sampling_table import SamplingTable
 from core.runner.transfer import Transfer
 
@@ -73,15 +76,16 @@ def apply_bias(logits: torch.Tensor, table: SamplingTable, rows: Int32, slots: I
 
 
 def apply_penalties(
-    logits: torch.Tensor, table: SamplingTable, counts: TokenCounts, rows: Int32, slots: Int32, transfer: Transfer
+    logits: torch.Tensor,
+    table: SamplingTable,
+    counts: TokenCounts,
+    rows: Int32,
+    slots: Int32,
+    transfer: Transfer,
+    penalize: Callable[..., torch.Tensor] = reference.penalize,
 ) -> torch.Tensor:
     """Repetition, frequency and presence penalties. logits [S, V] float32 in place; returns the rows of `counts`
-    [B] that the sampled tokens are to be added to.
-
-    Repetition (Keskar et al. 2019, CTRL): positive logits of tokens seen in prompt or output are divided by the
-    penalty, negative ones multiplied. Frequency and presence (OpenAI): over generated tokens only, minus frequency
-    times the count and minus presence once.
-    """
+    [B] that the sampled tokens are to be added to. penalize: the device's op of that name."""
     scale, frequency, presence, index, count_rows = transfer.upload(
         table.repetition[slots],
         table.frequency[slots],
@@ -89,13 +93,8 @@ def apply_penalties(
         rows.astype(np.int64),
         counts.rows(slots),
     )
-    x = logits[index]
-    count = counts.counts[count_rows]
-    generated = count > 0
-    repeated = torch.where(x > 0, x / scale[:, None], x * scale[:, None])
-    x = torch.where(generated | counts.in_prompt[count_rows], repeated, x)
-    x -= frequency[:, None] * count + presence[:, None] * generated
-    logits[index] = x
+    given = counts.counts[count_rows], counts.in_prompt[count_rows]
+    logits[index] = penalize(logits[index], *given, scale, frequency, presence)
     return count_rows
 
 

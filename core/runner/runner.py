@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ import torch
 from core.interfaces.attention import AttentionBackend, AttentionConfig
 from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
-from core.interfaces.errors import ConfigError, EngineError
+from core.interfaces.errors import ConfigError, EngineError, PluginError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
 from core.interfaces.step import Admission, Int32, StepPlan, StepResult
 from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
+from core.runner.graphs import CapturedSteps
 from core.runner.sampler import Sampled, Sampler
 from core.runner.state import RunnerState
 from core.runner.transfer import Transfer
@@ -34,10 +36,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RunnerStats:
-    """Since the runner was built, warm-up not counted. device_time_s: from a step's launch, or the end of the step
-    before it if that came later, to its tokens being on the host."""
+    """Since the runner was built, warm-up not counted. replayed_steps: of `steps`, those that ran as recorded.
+    device_time_s: from a step's launch, or the end of the step before it if that came later, to its tokens being on
+    the host."""
 
     steps: int = 0
+    replayed_steps: int = 0
     tokens: int = 0
     failed_steps: int = 0
     device_time_s: float = 0.0
@@ -54,10 +58,11 @@ class ModelRunner:
         self.stats = RunnerStats()
         self._hardware = hardware
         self.device = hardware.initialize(config.tp.rank)
-        self._transfer = Transfer(self.device, pinned=hardware.pinned())
+        self._transfer = Transfer(self.device, hardware, direct=hardware.shares_host_memory(self.device))
         self._model: CausalLM | None = None
         self._attention: tuple[AttentionBackend, ...] = ()
         self._forward: Forward | None = None
+        self._captured: CapturedSteps | None = None
         self._kv: tuple[tuple[torch.Tensor, ...], ...] = ()
         self._last_end_s = 0.0
         self._state = self._new_state()
@@ -85,7 +90,7 @@ class ModelRunner:
             tp=config.tp,
             max_tokens=config.max_step_tokens,
             context_length=config.context_length,
-            layers=self._hardware.layers(),
+            layers=_checked_layers(self._hardware),
             sources=RuleTable(rules).sources,
         )
         model: Any = config.arch.build(config.spec, ctx)
@@ -95,6 +100,8 @@ class ModelRunner:
         else:
             report = load_weights(model, rules, config.checkpoint, threads=config.load_threads, progress=progress)
         self._model = self._hardware.prepare_model(model)
+        if self._model is None:
+            raise PluginError(f"device {type(self._hardware).__qualname__}: prepare_model() returned None")
         return report
 
     def kv_bytes_per_page(self) -> int:
@@ -143,7 +150,29 @@ class ModelRunner:
                 kv[layer] = buffers
             backends.append(backend)
         self._attention, self._kv = tuple(backends), tuple(kv)
-        self._forward = self._hardware.forward_runner(self.model, self._facts())
+        facts = self._facts()
+        self._forward = self._hardware.forward_runner(self.model, facts)
+        self._captured = self._captured_steps(facts)
+
+    def _captured_steps(self, facts: EngineFacts) -> CapturedSteps | None:
+        graphs = self._hardware.graphs(facts) if self._hardware.capabilities.graphs else None
+        if graphs is None or not graphs.sizes:
+            return None
+        for backend in self._attention:
+            if not backend.capabilities.graph:
+                name = type(backend).__name__
+                logger.info("steps are not recorded: attention backend %s does not work in a recorded step", name)
+                return None
+        config = self.config
+        return CapturedSteps(
+            graphs,
+            self.model,
+            self._attention,
+            self._kv,
+            max_seqs=config.max_running,
+            max_pages=config.max_pages_per_seq,
+            device=self.device,
+        )
 
     def _facts(self) -> EngineFacts:
         config = self.config
@@ -159,6 +188,8 @@ class ModelRunner:
             max_tokens=config.max_step_tokens,
             tensor_parallel_size=config.tp.size,
             overlap=False,
+            prefix_cache="none",
+            schedule_policy="fcfs",
         )
 
     def launch(self, plan: StepPlan) -> RunningStep:
@@ -180,7 +211,8 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """A short prefill and decodes, greedy and drawn, into the null page, so that the first request does not pay
-        for what happens once. Raises EngineError if that does not work. Call it before the first request."""
+        for what happens once; then the device records steps, if it can. Raises EngineError if that does not work. Call
+        it before the first request."""
         tokens = np.zeros(min(_WARM_UP_TOKENS, self.config.context_length), np.int32)
         for params in (SamplingParams(temperature=0.0), SamplingParams(top_k=8, top_p=0.9, logprobs=1)):
             admission = Admission(0, -1, tokens, len(tokens), params, 0)
@@ -197,12 +229,15 @@ class ModelRunner:
                 error = self.launch(plan).wait().error
                 if error is not None:
                     raise EngineError(f"the warm-up step failed: {error}")
+        if self._captured is not None:
+            with torch.inference_mode(), self._hardware.stream():
+                self._captured.capture()
         self._state = self._new_state()
         self.stats = RunnerStats()
 
     def _new_state(self) -> RunnerState:
         config = self.config
-        sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer)
+        sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
         groups = len(config.spec.cache_groups)
         return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer)
 
@@ -212,10 +247,13 @@ class ModelRunner:
             raise EngineError("there are no KV buffers", hint="call allocate() first")
         state = self._state
         state.apply(plan)
-        step = inputs.build(plan, state, self._transfer, self.config.page_size, self._attention, self._kv)
-        for backend, layout in zip(self._attention, step.batch.layouts, strict=True):
-            backend.plan(layout)
-        hidden = self._forward(step.batch)
+        pad_to = self._captured.size_for(plan) if self._captured is not None else 0
+        step = inputs.build(plan, state, self._transfer, self.config.page_size, self._attention, self._kv, pad_to)
+        if self._captured is not None and pad_to:
+            hidden = self._captured.run(step.batch)[: len(plan.slots)]
+            self.stats.replayed_steps += 1
+        else:
+            hidden = self._forward(step.batch)
         if not len(step.slots):  # nothing but prefill chunks that are not the last
             return _Pending(step.slots, None, [])
         if not step.every_row:
@@ -303,6 +341,20 @@ class RunningStep:
             self._pending = None
         assert self._result is not None
         return self._result
+
+
+def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:
+    """The device's layer classes. Raises PluginError for one that replaces nothing of core's: it would be ignored."""
+    layers = dict(hardware.layers())
+    for name, cls in layers.items():
+        bases = cls.__mro__[1:] if isinstance(cls, type) else ()
+        if not any(base.__name__ == name and base.__module__.startswith("core.layers.") for base in bases):
+            raise PluginError(
+                f"device {type(hardware).__qualname__}: layers() has {cls!r} for {name!r}, which is no subclass of a "
+                f"class of that name in core.layers",
+                hint="name one of core's layer classes and derive from it",
+            )
+    return layers
 
 
 def _failed(plan: StepPlan, error: Exception) -> StepResult:

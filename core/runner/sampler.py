@@ -1,19 +1,24 @@
 """Logits to tokens. Every row is drawn from its own immutable parameters; there is no shared random state.
 
-Order: logit bias, penalties, min_tokens, temperature, top-k, top-p, min-p, draw. A batch of plain greedy rows is one
-reduction. In a mixed batch only the rows that need a stage go through it.
+The arithmetic is that of named operations (`core.ops.sampling`), which a device may replace. Order: logit bias,
+penalties, min_tokens, temperature, top-k, top-p, min-p, draw. A batch of plain greedy rows is one reduction. In a mixed
+batch only the rows that need a stage go through it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from core.interfaces.step import Admission, Int32
-from core.runner import filters, logprobs, noise, penalties
+from core.ops import sampling
+from core.ops.reference import REFERENCES
+from core.runner import logprobs, noise, penalties
 from core.runner.sampling_table import (
     BIASED,
     FILTERED,
@@ -47,14 +52,27 @@ class Sampled:
 class Sampler:
     """Samples for slots whose parameters were admitted before.
 
-    vocab_size: width of the logits. transfer: of the device that the logits are on.
+    vocab_size: width of the logits. transfer: of the device that the logits are on. ops: that device's operations.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, transfer: Transfer) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        vocab_size: int,
+        transfer: Transfer,
+        ops: Mapping[str, Callable[..., Any]] = REFERENCES,
+    ) -> None:
         self.table = SamplingTable(num_slots, vocab_size)
         self._transfer = transfer
         self._counts = penalties.TokenCounts(vocab_size, transfer)
-        self._vocab = noise.spread_ids(torch.arange(vocab_size, device=transfer.device))
+        self._vocab = sampling.spread_ids(torch.arange(vocab_size, device=transfer.device))
+        self._race: Callable[..., torch.Tensor] = ops["gumbel_argmax"]
+        self._threshold: Callable[..., torch.Tensor] = ops["sampling_threshold"]
+        self._penalize: Callable[..., torch.Tensor] = ops["penalize"]
+        self._token_logprobs: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = ops["token_logprobs"]
+        # Looking at a few candidates first reads device values, which is free only where they are the host's; and a
+        # device's own threshold is there to be used.
+        self._candidates = transfer.direct and self._threshold is sampling.sampling_threshold
 
     def admit(self, admission: Admission) -> None:
         """A request enters a slot."""
@@ -89,8 +107,8 @@ class Sampler:
         asking = np.flatnonzero(flags & LOGPROBS).astype(np.int32)
         wanted = self.table.num_logprobs[slots[asking]]
         (rows,) = self._transfer.upload(asking.astype(np.int64))
-        values = logprobs.compute(logits[rows], tokens[rows], int(wanted.max()))
-        return Sampled(tokens, best, values, asking, wanted)
+        values = self._token_logprobs(logits[rows], tokens[rows], int(wanted.max()))
+        return Sampled(tokens, best, logprobs.LogprobTensors(*values), asking, wanted)
 
     def _edit(
         self, work: torch.Tensor, flags: npt.NDArray[np.uint8], slots: Int32, positions: Int32
@@ -100,7 +118,9 @@ class Sampler:
         if (rows := _rows(flags, BIASED)).size:
             penalties.apply_bias(work, self.table, rows, slots[rows], self._transfer)
         if (rows := _rows(flags, PENALISED)).size:
-            count_rows = penalties.apply_penalties(work, self.table, self._counts, rows, slots[rows], self._transfer)
+            count_rows = penalties.apply_penalties(
+                work, self.table, self._counts, rows, slots[rows], self._transfer, self._penalize
+            )
             (index,) = self._transfer.upload(rows.astype(np.int64))
             counted = (index, count_rows)
         if (rows := _rows(flags, MIN_TOKENS)).size:
@@ -130,43 +150,51 @@ class Sampler:
                     drawn[here], keys[here], self.table.temperature[slots[here]]
                 )
                 scaled = work[index].to(torch.float32).div_(temperature[:, None])
-                if has_filters:
+                if not has_filters:
+                    tokens[index] = self._race(scaled, self._vocab, row_keys)
+                elif self._candidates:
                     peak = best[index].to(torch.float32) / temperature
-                    tokens[index] = self._draw_filtered(scaled, peak[:, None], row_keys, slots[here])
+                    tokens[index] = self._draw_candidates(scaled, peak[:, None], row_keys, slots[here])
                 else:
-                    tokens[index] = _race(scaled, self._vocab, row_keys)
+                    tokens[index] = self._draw_filtered(scaled, row_keys, slots[here])
 
-    def _draw_filtered(
+    def _draw_filtered(self, scaled: torch.Tensor, keys: torch.Tensor, slots: Int32) -> torch.Tensor:
+        """scaled [R, V] float32 (overwritten), keys [R, 2]; returns tokens [R] int64. Reads nothing back."""
+        table = self.table
+        host_k, host_p = table.top_k[slots], table.top_p[slots]
+        top_k, top_p, min_p = self._transfer.upload(host_k, host_p, table.min_p[slots])
+        limit = self._threshold(
+            scaled, top_k, top_p, min_p,
+            max_k=int(host_k.max()), any_without_k=bool((host_k == 0).any()), any_top_p=bool((host_p < 1.0).any()),
+        )  # fmt: skip
+        return self._race(scaled.masked_fill_(scaled < limit[:, None], _NEG_INF), self._vocab, keys)
+
+    def _draw_candidates(
         self, scaled: torch.Tensor, peak: torch.Tensor, keys: torch.Tensor, slots: Int32
     ) -> torch.Tensor:
-        """scaled [R, V] float32 (overwritten), peak [R, 1] its row maxima, keys [R, 2]; returns tokens [R] int64."""
+        """The same, and the same tokens, by way of the largest logits only: they are enough if nothing at or above the
+        threshold can lie below the last of them, which is looked at. peak [R, 1]: the rows' maxima."""
         table, vocab_size = self.table, scaled.shape[1]
         host_k, host_p = table.top_k[slots], table.top_p[slots]
         max_k, without_k = int(host_k.max()), bool((host_k == 0).any())
         any_top_p = bool((host_p < 1.0).any())
         top_k, top_p, min_p = self._transfer.upload(host_k, host_p, table.min_p[slots])
-        params = filters.FilterParams(top_k, top_p, min_p, any_top_p)
-        total = filters.row_mass(scaled, peak) if any_top_p and without_k else None
-
-        # Candidates are enough if nothing at or above the threshold can lie below the last of them. Telling so means
-        # reading a device value, so only the CPU takes that way; elsewhere the threshold masks the whole vocabulary.
-        on_host = self._transfer.direct
-        width = _candidate_count(max_k, without_k and any_top_p, on_host, vocab_size)
-        ranked, ids = _rank(scaled, width)
-        limit = filters.threshold(ranked, params, total)
-        if not on_host:
-            return _race(scaled.masked_fill_(scaled < limit[:, None], _NEG_INF), self._vocab, keys)
+        total = sampling.row_mass(scaled, peak) if any_top_p and without_k else None
+        width = _candidate_count(max_k, without_k and any_top_p, vocab_size)
+        ranked, ids = sampling.rank(scaled, width)
+        limit = sampling.ranked_threshold(ranked, top_k, top_p, min_p, total, any_top_p)
         kept = ranked.masked_fill(ranked < limit[:, None], _NEG_INF)
-        tokens = ids.gather(1, _race(kept, noise.spread_ids(ids), keys)[:, None])[:, 0]
+        tokens = ids.gather(1, self._race(kept, sampling.spread_ids(ids), keys)[:, None])[:, 0]
         if width < vocab_size:
             short = torch.nonzero(ranked[:, -1] >= limit)[:, 0]
             if len(short):
                 rest, limit = scaled[short], limit[short]
                 if any_top_p:  # else the threshold is right already, only the candidates were too few
                     part = None if total is None else total[short]
-                    limit = filters.threshold(rest.sort(dim=-1, descending=True)[0], params.rows(short), part)
+                    whole = sampling.rank(rest, vocab_size)[0]
+                    limit = sampling.ranked_threshold(whole, top_k[short], top_p[short], min_p[short], part, any_top_p)
                 rest.masked_fill_(rest < limit[:, None], _NEG_INF)
-                tokens[short] = _race(rest, self._vocab, keys[short])
+                tokens[short] = self._race(rest, self._vocab, keys[short])
         return tokens
 
     def _chunk_rows(self, vocab_size: int) -> int:
@@ -177,22 +205,8 @@ def _rows(flags: npt.NDArray[np.uint8], bit: int) -> Int32:
     return np.flatnonzero(flags & bit).astype(np.int32)
 
 
-def _candidate_count(max_k: int, needs_all: bool, on_host: bool, vocab_size: int) -> int:
-    """How many of the largest logits to rank. Off the host it must not depend on the batch."""
-    if max_k > _MAX_CANDIDATES or (needs_all and not on_host):
+def _candidate_count(max_k: int, needs_all: bool, vocab_size: int) -> int:
+    """How many of the largest logits to look at first."""
+    if max_k > _MAX_CANDIDATES:
         return vocab_size
-    if on_host and not needs_all:
-        return min(vocab_size, max_k + _CANDIDATE_MARGIN)
-    return min(vocab_size, _MAX_CANDIDATES + _CANDIDATE_MARGIN)
-
-
-def _rank(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `width` largest of each row, descending, and their ids."""
-    values, ids = scaled.sort(dim=-1, descending=True) if width == scaled.shape[1] else scaled.topk(width, dim=-1)
-    return values, ids
-
-
-def _race(scaled: torch.Tensor, spread: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Gumbel-max draw. scaled [R, K] float32, spread [K] or [R, K] int32, keys [R, 2]; returns columns [R]."""
-    losses = noise.log_exponential(spread, keys)
-    return torch.sub(scaled, losses, out=losses).max(dim=-1)[1]
+    return min(vocab_size, (_MAX_CANDIDATES if needs_all else max_k) + _CANDIDATE_MARGIN)

@@ -18,6 +18,7 @@ from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
 from core.frontend.rules import RequestRules, samples
 from core.frontend.tokenizer import Tokenizer
+from core.hooks import PluginMetrics
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
@@ -114,7 +115,8 @@ class ModelService:
 class ServerContext:
     """The server's state. `service` is set once, when the model is ready.
 
-    engine: known from the start, for liveness. problem: why the start failed, in words.
+    engine: known from the start, for liveness. problem: why the start failed, in words. plugin_metrics: what hook
+    plugins add to /metrics.
     """
 
     settings: ServerSettings
@@ -123,6 +125,7 @@ class ServerContext:
     service: ModelService | None = None
     phase: Phase = Phase.STARTING
     problem: str = ""
+    plugin_metrics: PluginMetrics = field(default_factory=PluginMetrics)
     started_s: float = field(default_factory=time.monotonic)
 
     def ready_service(self) -> ModelService:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from core.config.sections import Settings
 from core.engine.client import EngineClient
 from core.engine.messages import Hello
 from core.frontend.loading import load_renderer, recommended_sampling
-from core.registry import Choice, Resolution
+from core.frontend.tokenizer import Tokenizer
+from core.registry import Resolution
+from core.registry.report import choice_data
 from core.server.context import ModelService
 
 
 def load_service(
-    settings: Settings, resolution: Resolution, name: str
+    settings: Settings, resolution: Resolution, name: str, tokenizer: Tokenizer | None = None
 ) -> Callable[[EngineClient, Hello], ModelService]:
-    """All that does not need the engine, done; call the result once the engine is there."""
+    """All that does not need the engine, done; call the result once the engine is there.
+
+    tokenizer: instead of the checkpoint's.
+    """
     renderer = load_renderer(
         settings.model,
         resolution.checkpoint,
         resolution.parser_factory(resolution.tool_parser),
         resolution.parser_factory(resolution.reasoning_parser),
+        tokenizer,
     )
     defaults = recommended_sampling(renderer.tokenizer)
 
@@ -34,18 +39,11 @@ def load_service(
             renderer=renderer,
             hello=hello,
             defaults=defaults,
-            facts={"effective": resolution.effective, "plugins": [_plugin(choice) for choice in resolution.choices()]},
+            facts={
+                "effective": resolution.effective,
+                "plugins": [choice_data(choice) for choice in resolution.choices()],
+                "warnings": list(resolution.warnings),
+            },
         )
 
     return service
-
-
-def _plugin(choice: Choice) -> dict[str, Any]:
-    record = choice.record
-    return {
-        "kind": choice.kind,
-        "name": choice.name,
-        "distribution": record.distribution if record is not None else None,
-        "version": record.version if record is not None else None,
-        "reason": choice.reason,
-    }

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,7 +22,9 @@ import msgspec
 from core.config.loading import ResolvedSettings
 from core.config.sections import ServerSettings
 from core.engine.child import EngineProcess
+from core.engine.environment import device_environment
 from core.engine.process_client import DEFAULT_FACTORY, ProcessClient
+from core.hooks import HookManager
 from core.interfaces.errors import ConfigError, CoreError
 from core.metrics.loading import LoadingBar
 from core.registry import Catalog, Resolution
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from core.server.context import ServerContext
+    from core.server.plugin_routes import PluginRouter
 
 log = logging.getLogger("core.server")
 BACKLOG = 4096
@@ -50,8 +53,12 @@ def serve(resolved: ResolvedSettings) -> int:
     with listener:
         process = EngineProcess.spawn(DEFAULT_FACTORY)
         try:
-            resolution = resolve(settings, Catalog.scan())
-            life = _Life(resolved, resolution, process, listener, started_s)
+            catalog = Catalog.scan()
+            environment = device_environment(settings, catalog)
+            process.prepare(environment)
+            resolution = resolve(settings, catalog)
+            hooks = HookManager.start(resolution.hooks, settings, "server")
+            life = _Life(resolved, resolution, hooks, process, listener, started_s, environment)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(life.run())
         finally:
@@ -84,16 +91,20 @@ class _Life:
         self,
         resolved: ResolvedSettings,
         resolution: Resolution,
+        hooks: HookManager,
         process: EngineProcess,
         listener: socket.socket,
         started_s: float,
+        environment: Mapping[str, str],
     ) -> None:
         self._resolved = resolved
         self._settings = resolved.settings
         self._resolution = resolution
+        self._hooks = hooks
         self._process = process
         self._listener = listener
         self._started_s = started_s
+        self._environment = environment
         self._exit_code = 0
         self._num_signals = 0
         self._bar = LoadingBar()
@@ -106,10 +117,11 @@ class _Life:
         from core.metrics.prometheus import ServerMetrics
 
         settings = self._settings
-        metrics = ServerMetrics(self._name)
+        metrics, plugin_metrics = ServerMetrics(self._name), self._hooks.metrics()
         engine = ProcessClient(
             settings,
             msgspec.msgpack.encode(self._resolution.lock()),
+            environment=self._environment,
             process=self._process,
             on_fatal=self._fatal,
             on_progress=self._bar,
@@ -122,8 +134,10 @@ class _Life:
                 # Imports take a while and hold the interpreter; the engine's process does not wait for them.
                 from core.server.context import ServerContext
 
-                ctx = self._ctx = ServerContext(settings.server, metrics, engine=engine, started_s=self._started_s)
-                self._server = _uvicorn(ctx)
+                ctx = self._ctx = ServerContext(
+                    settings.server, metrics, engine, plugin_metrics=plugin_metrics, started_s=self._started_s
+                )
+                self._server = _uvicorn(ctx, self._routers(ctx))
                 serving = asyncio.create_task(self._server.serve([self._listener]))
                 self._loading = asyncio.create_task(self._become_ready(ctx, starting, engine))
                 await asyncio.wait({serving, self._loading}, return_when=asyncio.FIRST_COMPLETED)
@@ -139,6 +153,13 @@ class _Life:
                 await engine.stop(drain=False, timeout_s=0)
                 await asyncio.gather(starting, return_exceptions=True)
         return self._exit_code
+
+    def _routers(self, ctx: ServerContext) -> list[PluginRouter]:
+        from core.server.access import Access
+        from core.server.plugin_routes import make_routers
+
+        access = Access(ctx, self._name, self._resolution.effective)
+        return make_routers(self._resolution.routes, self._settings.plugins, access)
 
     @property
     def _name(self) -> str:
@@ -214,7 +235,7 @@ class _Life:
                 loop.remove_signal_handler(number)
 
 
-def _uvicorn(ctx: ServerContext) -> uvicorn.Server:
+def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter]) -> uvicorn.Server:
     import uvicorn
 
     from core.server.app import build_app
@@ -227,7 +248,7 @@ def _uvicorn(ctx: ServerContext) -> uvicorn.Server:
 
     debug = ctx.settings.log_level == "debug"
     config = uvicorn.Config(
-        build_app(ctx),
+        build_app(ctx, routers),
         log_config=None,
         access_log=debug,
         lifespan="off",

@@ -25,6 +25,6 @@ def routes(ctx: ServerContext) -> APIRouter:
                 values = await engine.stats()
         ready = engine is not None and engine.ready
         ctx.metrics.engine(values, ready, getattr(engine, "num_restarts", 0))
-        return Response(ctx.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(ctx.metrics.render() + ctx.plugin_metrics.render(), media_type=CONTENT_TYPE)
 
     return router

@@ -22,6 +22,7 @@ from core.interfaces.build import BuildContext
 from core.interfaces.errors import CheckpointError, ConfigError
 from core.interfaces.model import CausalLM, HfConfig, ModelArch, WeightRules
 from core.interfaces.spec import AttentionSpec, CacheGroupSpec, LayerSpec, ModelSpec, StateKind
+from core.layers.config import ConfigReader
 
 NUM_FEATURES = 16
 _FEATURE_RANGE = 64  # with at most some thousand tokens, sums stay exact in float32
@@ -54,15 +55,19 @@ class MockModel(ModelArch):
 
     @classmethod
     def spec(cls, hf_config: HfConfig) -> ModelSpec:
-        try:
-            config = MockConfig(
-                vocab_size=hf_config["vocab_size"],
-                windows=tuple(hf_config["windows"]),
-                context_length=hf_config["max_position_embeddings"],
-                eos_token_ids=tuple(hf_config["eos_token_id"]),
+        reader = ConfigReader(hf_config)
+        vocab_size = reader.size("vocab_size")
+        windows = hf_config.get("windows")
+        if not isinstance(windows, list) or not windows or any(not _is_window(window) for window in windows):
+            raise CheckpointError(
+                f"config.json: windows = {windows!r}, but it must list a size of at least 1 or null for each layer"
             )
-        except KeyError as missing:
-            raise CheckpointError(f"config.json of a mock model lacks {missing}") from missing
+        config = MockConfig(
+            vocab_size=vocab_size,
+            windows=tuple(windows),
+            context_length=reader.size("max_position_embeddings"),
+            eos_token_ids=reader.eos_token_ids(),
+        )
         groups = tuple(
             CacheGroupSpec(
                 name=f"group{index}",
@@ -100,6 +105,10 @@ class MockModel(ModelArch):
     @classmethod
     def weights(cls, spec: ModelSpec) -> WeightRules:
         return WeightRules(rules=(), ignored={})
+
+
+def _is_window(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
 
 
 class _MockModule(nn.Module):

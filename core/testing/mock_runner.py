@@ -8,6 +8,7 @@ import torch
 
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.hardware import HardwareBackend
+from core.ops.table import build_ops
 from core.runner.config import RunnerConfig
 from core.runner.runner import ModelRunner
 from core.testing.dense_attention import DenseAttention
@@ -44,7 +45,7 @@ def mock_runner_config(
         arch=MockModel,
         quant=cast(Any, None),
         moe=cast(Any, None),
-        ops={},
+        ops=build_ops(),
         attention=(attention,) * len(spec.cache_groups),
         tp=SingleRank(),
         dtype=torch.float32,

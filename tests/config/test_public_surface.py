@@ -38,6 +38,7 @@ engine.overlap --overlap CORE_OVERLAP text 'auto'
 engine.cpu_threads --cpu-threads CORE_CPU_THREADS integer None
 engine.random_seed --random-seed CORE_RANDOM_SEED integer None
 engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
+engine.hooks --hooks CORE_HOOKS list ('auto',)
 engine.log_interval_s --log-interval-s CORE_LOG_INTERVAL_S number 10.0
 engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'
@@ -49,6 +50,7 @@ server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
 server.drain_timeout_s --drain-timeout-s CORE_DRAIN_TIMEOUT_S number 30.0
 server.cors_allow_origins --cors-allow-origins CORE_CORS_ALLOW_ORIGINS list ()
 server.chat_page --chat-page CORE_CHAT_PAGE boolean True
+server.routes --routes CORE_ROUTES list ()
 """
 
 

@@ -263,7 +263,9 @@ def hello(max_running: int = 8) -> Hello:
     return Hello("Fake", 100, 10_000, 9_999, 100, 16, max_running, [EOS], {"pid": str(os.getpid())})
 
 
-def make_engine(overlap: bool = False, step_s: float = 0.0, max_running: int = 8, **scheduler) -> Engine:
+def make_engine(
+    overlap: bool = False, step_s: float = 0.0, max_running: int = 8, listeners=None, **scheduler
+) -> Engine:
     return Engine(
         FakeScheduler(max_running, **scheduler),
         FakeExecutor(step_s),
@@ -271,6 +273,7 @@ def make_engine(overlap: bool = False, step_s: float = 0.0, max_running: int = 8
         lambda message: message,
         max_slots=max_running,
         overlap=overlap,
+        listeners=listeners,
     )
 
 

@@ -17,6 +17,7 @@ from core.layers.linear import QkvLinear, kv_shard
 from core.layers.mlp import GatedMlp
 from core.layers.module import WeightModule
 from core.layers.moe import MoeLayer, TorchNativeMoe
+from core.layers.router_config import RouterSpec
 from core.layers.unquantized import Unquantized
 from core.ops.reference import REFERENCES
 
@@ -172,7 +173,7 @@ def test_experts(size: int, stacked: bool) -> None:
     x = tensor("x", 7, HIDDEN)
 
     def work(ctx: BuildContext) -> torch.Tensor:
-        layer = MoeLayer("mlp", HIDDEN, inter, num, 2, ctx, renormalize=True)
+        layer = MoeLayer("mlp", HIDDEN, inter, RouterSpec(num, 2, renormalize=True), ctx)
         fill(layer.gate, {("weight", ""): (num, HIDDEN)})
         gate, up, down = (
             tensor("gate", num, inter, HIDDEN), tensor("up", num, inter, HIDDEN), tensor("down", num, HIDDEN, inter)

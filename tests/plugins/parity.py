@@ -8,7 +8,6 @@ in random order, and every cache group has its own page numbers.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig
 from core.interfaces.batch import BatchLayout, ForwardBatch
@@ -28,22 +26,12 @@ from core.layers.moe import TorchNativeMoe
 from core.layers.unquantized import Unquantized
 from core.ops.reference import REFERENCES
 from core.runner.weights import LoadReport, load_weights
+from core.testing.contracts.model_checkpoint import randomise
+from core.testing.contracts.model_driver import ThreadRank, run_ranks
+from core.testing.mock_runner import SingleRank
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
-
-
-class OneRank:
-    """Communicator of a group of one."""
-
-    rank = 0
-    size = 1
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def all_gather(self, x: torch.Tensor, dim: int = -1) -> torch.Tensor:
-        return x
 
 
 def build_context(**changes: Any) -> BuildContext:
@@ -55,32 +43,11 @@ def build_context(**changes: Any) -> BuildContext:
         ops=REFERENCES,
         quant=Unquantized(None, plugin),
         moe=TorchNativeMoe(plugin),
-        tp=OneRank(),
+        tp=SingleRank(),
         max_tokens=512,
         context_length=512,
     )
     return base.replace(**changes)
-
-
-class ThreadRank:
-    """One rank of a group of threads that exchange tensors at a barrier."""
-
-    def __init__(self, rank: int, slots: list[Any], barrier: threading.Barrier) -> None:
-        self.rank, self.size = rank, len(slots)
-        self.slots, self.barrier = slots, barrier
-
-    def _exchange(self, x: torch.Tensor) -> list[torch.Tensor]:
-        self.slots[self.rank] = x
-        self.barrier.wait(20)
-        everyone = list(self.slots)
-        self.barrier.wait(20)
-        return everyone
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self._exchange(x)).sum(0)
-
-    def all_gather(self, x: torch.Tensor, dim: int = -1) -> torch.Tensor:
-        return torch.cat(self._exchange(x), dim)
 
 
 class DenseAttention(AttentionBackend):
@@ -150,17 +117,6 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
 
 
-def randomise(hf_model: nn.Module, seed: int) -> None:
-    """Weights that make logits of order 1 and attention uneven; norms and biases away from 1 and 0."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in hf_model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 1:
-            parameter.data.copy_(noise * 0.2 + (1.0 if "norm" in name else 0.0))
-        else:
-            parameter.data.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
-
-
 class ParityCase:
     """A transformers model and the plugin's, side by side, in float32 on the CPU.
 
@@ -192,7 +148,9 @@ class ParityCase:
         self.num_pages = num_pages
         self.config = json.loads((folder / "config.json").read_text())
         self.spec = arch.spec(self.config)
-        self.ctx = build_context(context_length=context_length or self.spec.context_length, tp=tp or OneRank(), ops=ops)
+        self.ctx = build_context(
+            context_length=context_length or self.spec.context_length, tp=tp or SingleRank(), ops=ops
+        )
         self.model: Any = arch.build(self.spec, self.ctx)
         self.report: LoadReport = load_weights(self.model, arch.weights(self.spec), folder, threads=2)
         self.rng = np.random.default_rng(seed)
@@ -348,7 +306,14 @@ class ParityCase:
         assert got == wanted
 
 
-def check_ranks(whole: ParityCase, folder: Path, arch: type[ModelArch], size: int) -> None:
+def check_ranks(
+    whole: ParityCase,
+    folder: Path,
+    arch: type[ModelArch],
+    size: int,
+    *,
+    backend: type[AttentionBackend] = DenseAttention,
+) -> None:
     """`size` ranks that load their shares of `whole`'s checkpoint give its logits, prefilling and decoding."""
     prompt, more = whole.tokens(13), whole.tokens(4)
 
@@ -356,24 +321,9 @@ def check_ranks(whole: ParityCase, folder: Path, arch: type[ModelArch], size: in
         seq = case.sequence()
         return torch.cat([case.step([(seq, new)])[0] for new in (prompt, *([t] for t in more))])
 
-    slots: list[Any] = [None] * size
-    barrier = threading.Barrier(size)
-    results: list[Any] = [None] * size
+    def share(rank: ThreadRank) -> torch.Tensor:
+        return texts(ParityCase(None, folder, arch, save=False, tp=rank, backend=backend))
 
-    def run(rank: int) -> None:
-        try:
-            results[rank] = texts(ParityCase(None, folder, arch, save=False, tp=ThreadRank(rank, slots, barrier)))
-        except Exception as error:
-            results[rank] = error
-            barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
     wanted = texts(whole)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+    for result in run_ranks(size, share):
         torch.testing.assert_close(result, wanted, atol=TOLERANCE, rtol=TOLERANCE)

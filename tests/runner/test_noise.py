@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.ops import sampling
 from core.runner import noise
 
 M32, M64 = 2**32 - 1, 2**64 - 1
@@ -33,7 +34,7 @@ def python_bits(seed: int, position: int, token: int) -> int:
 
 def bits(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:
     keys = noise.row_keys(np.array([seed], np.uint64), np.array([position], np.int32))
-    return noise.hash_tokens(noise.spread_ids(tokens), torch.from_numpy(keys))[0]
+    return sampling.hash_tokens(sampling.spread_ids(tokens), torch.from_numpy(keys))[0]
 
 
 @given(st.integers(0, M64), st.integers(0, 2**31 - 1), st.integers(0, 2**20))
@@ -48,7 +49,7 @@ def test_vector_and_scalar_code_agree() -> None:
 
 def test_extreme_hashes_give_finite_noise() -> None:
     h = torch.tensor([0, 1, 2, -1, -2, 2**31 - 1, -(2**31)], dtype=torch.int32)
-    v = ((h >> 1) & 0x7FFFFFFF).to(torch.float32) * noise._SCALE + noise._HALF
+    v = ((h >> 1) & 0x7FFFFFFF).to(torch.float32) * sampling._SCALE + sampling._HALF
     assert ((v > 0) & (v < 1)).all()
     loss = v.neg().log1p().neg().log()
     assert torch.isfinite(loss).all()
@@ -57,7 +58,7 @@ def test_extreme_hashes_give_finite_noise() -> None:
 
 def test_noise_is_gumbel() -> None:
     keys = noise.row_keys(np.arange(4, dtype=np.uint64), np.full(4, 9, np.int32))
-    gumbel = -noise.log_exponential(noise.spread_ids(torch.arange(200_000)), torch.from_numpy(keys)).double()
+    gumbel = -sampling.log_exponential(sampling.spread_ids(torch.arange(200_000)), torch.from_numpy(keys)).double()
     assert abs(gumbel.mean() - 0.5772156649) < 0.01
     assert abs(gumbel.var() - math.pi**2 / 6) < 0.03
     ordered = gumbel.flatten().sort()[0]
@@ -82,7 +83,7 @@ def test_every_bit_of_seed_position_and_token_matters() -> None:
 
 
 def test_both_key_words_take_part() -> None:
-    spread = noise.spread_ids(torch.arange(100))
-    a, b, c = (noise.hash_tokens(spread, torch.tensor([key], dtype=torch.int32)) for key in ([5, 6], [5, 7], [4, 6]))
+    spread = sampling.spread_ids(torch.arange(100))
+    a, b, c = (sampling.hash_tokens(spread, torch.tensor([key], dtype=torch.int32)) for key in ([5, 6], [5, 7], [4, 6]))
     assert (a != b).float().mean() > 0.95
     assert (a != c).float().mean() > 0.95

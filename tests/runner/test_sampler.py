@@ -152,7 +152,7 @@ def test_candidates_and_whole_vocabulary_draw_the_same(
         logits = (logits * 0.5).round()  # hundreds of tokens share the k-th value
     slots, positions = [0] * 40, list(range(40))
     short = draw(make_sampler([params], 3000), logits, slots, positions).tokens
-    monkeypatch.setattr(sampler_module, "_candidate_count", lambda k, needs_all, on_host, vocab_size: vocab_size)
+    monkeypatch.setattr(sampler_module, "_candidate_count", lambda k, needs_all, vocab_size: vocab_size)
     full = draw(make_sampler([params], 3000), logits, slots, positions).tokens
     assert torch.equal(short, full)
     assert len(set(short.tolist())) > 3

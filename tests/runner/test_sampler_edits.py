@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 
 from core.interfaces.params import SamplingParams
 from core.interfaces.step import Admission
-from core.runner import filters
+from core.ops.sampling import sampling_threshold
 from core.runner.penalties import TokenCounts, apply_penalties
 from core.runner.sampler import Sampler
 from core.runner.sampling_table import SamplingTable
@@ -157,9 +157,8 @@ def test_threshold_keeps_what_transformers_keeps(top_k: int, top_p: float, min_p
         scores = TopPLogitsWarper(top_p)(None, scores)
     if min_p:
         scores = MinPLogitsWarper(min_p)(None, scores)
-    ranked = scaled.sort(dim=-1, descending=True)[0]
-    params = filters.FilterParams(
-        torch.full((20,), top_k), torch.full((20,), top_p, dtype=torch.float64), torch.full((20,), min_p), top_p < 1
-    )
-    limit = filters.threshold(ranked, params, filters.row_mass(scaled, ranked[:, :1]))
+    limit = sampling_threshold(
+        scaled, torch.full((20,), top_k), torch.full((20,), top_p, dtype=torch.float64), torch.full((20,), min_p),
+        max_k=top_k, any_without_k=top_k == 0, any_top_p=top_p < 1,
+    )  # fmt: skip
     assert torch.equal(scaled >= limit[:, None], torch.isfinite(scores))

@@ -98,7 +98,7 @@ def test_bad_field_is_named(field: str, value: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         LlamaArch.spec({**LLAMA_31, field: value})
     assert "config.json" in str(caught.value)
-    named = {"max_position_embeddings": "lengths -1", "rope_scaling": "spiral"}.get(field, field)
+    named = {"rope_scaling": "spiral"}.get(field, field)
     assert named in str(caught.value)
 
 

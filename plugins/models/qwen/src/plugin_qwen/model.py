@@ -11,6 +11,7 @@ from core.layers.decoder import CausalDecoder, DecoderLayer
 from core.layers.mlp import GatedMlp
 from core.layers.moe import MoeLayer
 from core.layers.rope import Rope
+from core.layers.router_config import RouterSpec
 from plugin_qwen.config import QwenConfig
 
 
@@ -25,9 +26,8 @@ def build_model(spec: ModelSpec, ctx: BuildContext) -> CausalDecoder:
         moe = config.moe
         if moe is None or index not in moe.sparse_layers:
             return ctx.layer(GatedMlp)(path, hidden_size, config.intermediate_size, ctx, activation=config.activation)
-        return ctx.layer(MoeLayer)(
-            path, hidden_size, moe.intermediate_size, moe.num_experts, moe.top_k, ctx, renormalize=moe.renormalize
-        )
+        router = RouterSpec(moe.num_experts, moe.top_k, renormalize=moe.renormalize)
+        return ctx.layer(MoeLayer)(path, hidden_size, moe.intermediate_size, router, ctx)
 
     def make_layer(index: int, path: str) -> DecoderLayer:
         attention = ctx.layer(SelfAttention)(
