@@ -186,10 +186,8 @@ def _from_sources(folder: Path, project: Mapping[str, Any], scratch: Path) -> Pa
 
 def _configuration(folder: Path, project: Mapping[str, Any], tool: str, package: Package) -> Iterator[Finding]:
     """Whether the manifest would get into the wheel, as far as that can be told without building it."""
-    manifests = [
-        m for module in package.modules if (f := package.folder_of(module)) and (m := f / MANIFEST_NAME).exists()
-    ]
-    if not manifests or tool in _INCLUDES_DATA:
+    folders = [package.folder_of(module) for module in package.modules]
+    if not any(found is not None and (found / MANIFEST_NAME).exists() for found in folders) or tool in _INCLUDES_DATA:
         return
     data = project.get("tool", {}).get("setuptools", {}).get("package-data", {})
     patterns = {str(pattern) for entries in data.values() for pattern in entries}

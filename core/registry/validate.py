@@ -40,7 +40,7 @@ SUITES = {
     "speculative": ("speculative", "SpeculativeContract"),
     "kv_transport": ("kv_transport", "KvTransportContract"),
     "kv_store": ("kv_store", "KvStoreContract"),
-    "pipelines": ("pipelines", "PipelinesContract"),
+    "pipelines": ("pipelines", "PipelineContract"),
 }
 
 
@@ -76,7 +76,8 @@ def _of_metadata(package: Package) -> Iterator[Finding]:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     def finding(severity: Any, field: str, why: str, fix: str) -> Finding:
-        return Finding(severity, "metadata", package.distribution, f"pyproject.toml: project.{field}", why, fix)
+        check = field if field in ("dependencies", "readme") else "metadata"
+        return Finding(severity, check, package.distribution, f"pyproject.toml: project.{field}", why, fix)
 
     python = platform.python_version()
     if not package.requires_python:
@@ -103,7 +104,7 @@ def _of_metadata(package: Package) -> Iterator[Finding]:
         if canonical(requirement.name) == "core":
             for _, why in unmet_requirements([text]):
                 yield finding("error", "dependencies", why, "widen the range, or validate with a core of that version")
-    if "core" not in names:
+    if "core" not in names and not _is_core(package):
         yield finding("error", "dependencies", "it does not depend on core", 'add "core" to dependencies')
     has_file = package.source is not None and any(package.source.glob("README*"))
     if not package.has_readme:
@@ -195,6 +196,8 @@ def _of_sources(package: Package) -> Iterator[Finding]:
         folder = package.folder_of(module)
         for file in sorted(folder.rglob("*.py")) if folder is not None else ():
             for remark in remarks_on(file):
+                if remark.check == "private" and _is_core(package):
+                    continue
                 what = f"{package.shown(file)}:{remark.line}: {remark.what}"
                 severity: Any = remark.severity
                 yield Finding(severity, remark.check, package.distribution, what, remark.why, remark.fix)
@@ -256,6 +259,10 @@ def _of_outcome(record: PluginRecord, outcome: Outcome) -> Iterator[Finding]:
     if outcome.probe is not None and "error" in outcome.probe:
         fix = "return ProbeResult(available=False, reason=...) instead"
         yield Finding("error", "probe", label, f"{record.target}.probe", outcome.probe["error"], fix)
+
+
+def _is_core(package: Package) -> bool:
+    return canonical(package.distribution) == "core"
 
 
 def _label(record: PluginRecord) -> str:
