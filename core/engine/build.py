@@ -19,7 +19,7 @@ from core.engine.messages import AddRequest, Hello
 from core.engine.wire_errors import describe
 from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, RequestError
-from core.interfaces.hardware import HardwareBackend
+from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 MIN_PAGES = 2
 MIN_FULL_LENGTHS = 32
+_GIB = 1 << 30
 logger = logging.getLogger("core.engine")
 
 
@@ -93,12 +94,13 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
     executor: Executor = InProcessExecutor(runner)
     if resolution.overlap and not hardware.capabilities.async_steps:
         executor = ThreadExecutor(runner)
-    hello = make_hello(settings, resolution, num_pages, timer.total_s)
+    memory = hardware.memory()
+    hello = make_hello(settings, resolution, num_pages, timer.total_s, memory)
     capacity = (num_pages - 1) * resolution.page_size
     logger.info(
-        "ready in %.2f s (%s); %s on %s, KV cache %d tokens in %d pages of %d",
+        "ready in %.2f s (%s); %s on %s, KV cache %d tokens in %d pages of %d; %.2f of %.2f GiB of device memory free",
         timer.total_s, timer.summary, resolution.spec.architecture, resolution.hardware.name, capacity, num_pages - 1,
-        resolution.page_size,
+        resolution.page_size, memory.free_bytes / _GIB, memory.total_bytes / _GIB,
     )  # fmt: skip
     if capacity < resolution.context_length:
         logger.warning(
@@ -206,8 +208,8 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
     return Scheduler(settings.scheduler, facts, memory, policy=policy)
 
 
-def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float) -> Hello:
-    """What front ends are told."""
+def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float, memory: MemoryInfo) -> Hello:
+    """What front ends are told. memory: the device's, once everything is allocated."""
     capacity = (num_pages - 1) * resolution.page_size
     return Hello(
         architecture=resolution.spec.architecture,
@@ -220,6 +222,8 @@ def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_
         eos_token_ids=list(resolution.spec.eos_token_ids),
         effective=resolution.effective,
         load_s=load_s,
+        device_total_bytes=memory.total_bytes,
+        device_free_bytes=memory.free_bytes,
     )
 
 

@@ -44,7 +44,8 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """First message of an engine: it is ready. Facts of the model and of what is in effect."""
+    """First message of an engine: it is ready. Facts of the model and of what is in effect. device_total_bytes,
+    device_free_bytes: the device's memory once everything is allocated."""
 
     architecture: str
     vocab_size: int
@@ -56,6 +57,8 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     eos_token_ids: list[int]
     effective: dict[str, str]
     load_s: float = 0.0
+    device_total_bytes: int = 0
+    device_free_bytes: int = 0
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):

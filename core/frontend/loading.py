@@ -21,16 +21,19 @@ def load_renderer(
     checkpoint: Path,
     tool_parser: Callable[[], ToolParser] | None = None,
     reasoning_parser: Callable[[], ReasoningParser] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> ChatRenderer:
     """Tokenizer and parsers. checkpoint: folder. The parsers' factories make what was chosen; None is off.
+    tokenizer: one that is there already.
 
     Raises CheckpointError, ConfigError or PluginLoadError.
     """
-    tokenizer = Tokenizer.load(
-        settings.tokenizer or checkpoint,
-        chat_template=settings.chat_template,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    if tokenizer is None:
+        tokenizer = Tokenizer.load(
+            settings.tokenizer or checkpoint,
+            chat_template=settings.chat_template,
+            trust_remote_code=settings.trust_remote_code,
+        )
     return ChatRenderer(tokenizer, _made(tool_parser), _made(reasoning_parser))
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """A piece of an answer. text: new text. finish_reason: set on the last piece ("stop", "length", "abort").
-    Counts are of the whole request so far."""
+    """A piece of an answer. text: new text, as the model wrote it. finish_reason: set on the last piece ("stop" or
+    "length"). Counts are of the whole request so far."""
 
     text: str
     finish_reason: str | None = None
@@ -27,7 +27,8 @@ class GeneratedText:
 
 class ServerAccess(Protocol):
     """What a route may do with the server. Requests made through it are like a client's: same limits, same errors
-    (RequestError, Overloaded, EngineDead, which core turns into HTTP answers), cancelled when the iterator is closed.
+    (RequestError, Overloaded, EngineDead, which core turns into HTTP answers), cancelled when the iterator is closed
+    or the client of the request at hand goes. All but the first two raise EngineError while the model is not ready.
     """
 
     @property
@@ -46,14 +47,17 @@ class ServerAccess(Protocol):
         """Token ids of a conversation in the model's own chat template."""
 
     def generate(self, prompt: str | list[int], params: SamplingParams) -> AsyncIterator[GeneratedText]:
-        """Stream an answer."""
+        """Stream one answer. prompt: text, which gets the special tokens of a plain prompt, or token ids. params are
+        taken as they stand. Errors of the request are raised when the first piece is asked for: take it before the
+        answer begins, and the client gets their status."""
 
 
 class RoutePlugin(ABC):
     """A set of routes, constructed once in the server's process.
 
     Core mounts the router behind its own authentication, size limits and error answers. A path that core serves
-    already is refused at start; routes cannot replace core's.
+    already is refused at start; routes cannot replace core's. Only HTTP routes are served: no mounts, no WebSockets,
+    no start-up functions.
     """
 
     def __init__(self, ctx: PluginContext) -> None:

@@ -41,6 +41,7 @@ class LinearBase(WeightModule):
     """y = x Wᵀ + b over the rows of this rank. x [T, in_features] -> [T, out_features].
 
     Storage and arithmetic belong to the `LinearMethod`; `ops` is where a method finds the operations of the device.
+    A checkpoint gives one tensor a part, or one of part "" with the rows of all parts.
     """
 
     def __init__(self, shape: LinearShape, ctx: BuildContext, method: LinearMethod | None = None) -> None:
@@ -54,6 +55,8 @@ class LinearBase(WeightModule):
         return {(suffix, part, NO_EXPERT) for suffix, part in self.method.expected(self.shape)}
 
     def covers(self, suffix: str, part: str, expert: int = NO_EXPERT) -> set[Slot]:
+        if not part and len(self.shape.parts) > 1:  # all parts in one tensor, in their order
+            return set().union(*(self.covers(suffix, place.name, expert) for place in self.shape.parts))
         if expert == NO_EXPERT and (suffix, part) in self.method.optional(self.shape):
             return set()
         return {(suffix, part, expert)}
@@ -61,6 +64,16 @@ class LinearBase(WeightModule):
     def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
         if expert is not None:
             raise WeightError(f"{self.shape.path} has no experts, but tensor is of expert {expert}")
+        if not part and len(self.shape.parts) > 1:
+            rows = [place.full_out_features for place in self.shape.parts]
+            if not tensor.ndim or tensor.shape[0] != sum(rows):
+                raise WeightError(
+                    f"shape {list(tensor.shape)}, expected {sum(rows)} rows of {self.shape.path}",
+                    hint="a quantized checkpoint that stores several projections as one cannot be split over ranks",
+                )
+            for place, piece in zip(self.shape.parts, tensor.split(rows), strict=True):
+                self.method.load(self, self.shape, suffix, place.name, piece)
+            return
         self.method.load(self, self.shape, suffix, part, tensor)
 
     def finish(self) -> None:

@@ -14,7 +14,9 @@ from core.layers.module import Layer
 
 class GatedMlp(Layer):
     """down(act(gate(x)) * up(x)), gate and up as one matrix. x [T, hidden_size] -> [T, hidden_size].
-    `activation`: a key of `core.layers.config.ACTIVATIONS`. reduce: as in RowLinear."""
+    `activation`: a key of `core.layers.config.ACTIVATIONS`. reduce: as in RowLinear. stacked: the checkpoint has gate
+    and up in one tensor, gate first, of part "".
+    """
 
     def __init__(
         self,
@@ -26,12 +28,15 @@ class GatedMlp(Layer):
         bias: bool = False,
         activation: str = "silu",
         reduce: bool = True,
+        stacked: bool = False,
     ) -> None:
         super().__init__()
         name, approximate = ACTIVATIONS[activation]
         op = ctx.ops[name]
         self.act = op if approximate is None else partial(op, approximate=approximate)
         parts = {"gate": intermediate_size, "up": intermediate_size}
+        if stacked and ctx.tp.size == 1:
+            parts = {"": 2 * intermediate_size}  # taken as it stands, whatever the format: nothing is split
         self.gate_up_proj = ctx.layer(MergedLinear)(f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias)
         self.down_proj = ctx.layer(RowLinear)(
             f"{path}.down_proj", intermediate_size, hidden_size, ctx, bias=bias, reduce=reduce

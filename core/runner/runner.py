@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from core.interfaces.attention import AttentionBackend, AttentionConfig
 from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
-from core.interfaces.errors import ConfigError, EngineError
+from core.interfaces.errors import ConfigError, EngineError, PluginError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
@@ -89,7 +90,7 @@ class ModelRunner:
             tp=config.tp,
             max_tokens=config.max_step_tokens,
             context_length=config.context_length,
-            layers=self._hardware.layers(),
+            layers=_checked_layers(self._hardware),
             sources=RuleTable(rules).sources,
         )
         model: Any = config.arch.build(config.spec, ctx)
@@ -99,6 +100,8 @@ class ModelRunner:
         else:
             report = load_weights(model, rules, config.checkpoint, threads=config.load_threads, progress=progress)
         self._model = self._hardware.prepare_model(model)
+        if self._model is None:
+            raise PluginError(f"device {type(self._hardware).__qualname__}: prepare_model() returned None")
         return report
 
     def kv_bytes_per_page(self) -> int:
@@ -338,6 +341,20 @@ class RunningStep:
             self._pending = None
         assert self._result is not None
         return self._result
+
+
+def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:
+    """The device's layer classes. Raises PluginError for one that replaces nothing of core's: it would be ignored."""
+    layers = dict(hardware.layers())
+    for name, cls in layers.items():
+        bases = cls.__mro__[1:] if isinstance(cls, type) else ()
+        if not any(base.__name__ == name and base.__module__.startswith("core.layers.") for base in bases):
+            raise PluginError(
+                f"device {type(hardware).__qualname__}: layers() has {cls!r} for {name!r}, which is no subclass of a "
+                f"class of that name in core.layers",
+                hint="name one of core's layer classes and derive from it",
+            )
+    return layers
 
 
 def _failed(plan: StepPlan, error: Exception) -> StepResult:

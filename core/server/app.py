@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -29,20 +31,26 @@ from core.server import (
 )
 from core.server.auth import ApiKey
 from core.server.context import ServerContext
+from core.server.plugin_routes import PluginRouter, mount
 from core.server.replies import error_reply, json_reply
 
 log = logging.getLogger("core.server")
 
 
-def build_app(ctx: ServerContext) -> FastAPI:
-    """The ASGI application of one server."""
+def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastAPI:
+    """The ASGI application of one server.
+
+    routers: of plugins. Raises PluginClash or PluginLoadError if one does not fit beside the others.
+    """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
         app.include_router(family.routes(ctx))
     if ctx.settings.chat_page:
         app.include_router(page_route.routes())
+    mount(app, routers, ctx.settings.max_body_bytes)
     app.add_exception_handler(CoreError, _core_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(errors.ClientGone, _client_gone)
     app.add_exception_handler(Exception, _internal_error)
     if ctx.settings.api_key:
@@ -63,11 +71,19 @@ async def _core_error(request: Request, error: Any) -> Response:
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    told = {
-        404: f"there is no route {request.url.path}",
-        405: f"{request.url.path} does not take {request.method}",
-    }.get(error.status_code, str(error.detail))
+    told = str(error.detail)
+    if error.status_code == 404 and "endpoint" not in request.scope:  # a plugin's own 404 says what is missing
+        told = f"there is no route {request.url.path}"
+    if error.status_code == 405:
+        told = f"{request.url.path} does not take {request.method}"
     return json_reply(errors.body(told, error.status_code), error.status_code, error.headers)
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    """A plugin's route got what it does not take; core's own routes check their bodies themselves."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    return json_reply(errors.body(f"{where}: {first['msg']}", 400, param=where), 400)
 
 
 async def _client_gone(request: Request, error: Any) -> Response:

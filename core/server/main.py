@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from core.server.context import ServerContext
+    from core.server.plugin_routes import PluginRouter
 
 log = logging.getLogger("core.server")
 BACKLOG = 4096
@@ -136,7 +137,7 @@ class _Life:
                 ctx = self._ctx = ServerContext(
                     settings.server, metrics, engine, plugin_metrics=plugin_metrics, started_s=self._started_s
                 )
-                self._server = _uvicorn(ctx)
+                self._server = _uvicorn(ctx, self._routers(ctx))
                 serving = asyncio.create_task(self._server.serve([self._listener]))
                 self._loading = asyncio.create_task(self._become_ready(ctx, starting, engine))
                 await asyncio.wait({serving, self._loading}, return_when=asyncio.FIRST_COMPLETED)
@@ -152,6 +153,13 @@ class _Life:
                 await engine.stop(drain=False, timeout_s=0)
                 await asyncio.gather(starting, return_exceptions=True)
         return self._exit_code
+
+    def _routers(self, ctx: ServerContext) -> list[PluginRouter]:
+        from core.server.access import Access
+        from core.server.plugin_routes import make_routers
+
+        access = Access(ctx, self._name, self._resolution.effective)
+        return make_routers(self._resolution.routes, self._settings.plugins, access)
 
     @property
     def _name(self) -> str:
@@ -227,7 +235,7 @@ class _Life:
                 loop.remove_signal_handler(number)
 
 
-def _uvicorn(ctx: ServerContext) -> uvicorn.Server:
+def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter]) -> uvicorn.Server:
     import uvicorn
 
     from core.server.app import build_app
@@ -240,7 +248,7 @@ def _uvicorn(ctx: ServerContext) -> uvicorn.Server:
 
     debug = ctx.settings.log_level == "debug"
     config = uvicorn.Config(
-        build_app(ctx),
+        build_app(ctx, routers),
         log_config=None,
         access_log=debug,
         lifespan="off",

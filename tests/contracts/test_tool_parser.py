@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,8 @@ class _Stream(ParserStream):
 class _Parser(ToolParser):
     fault = ""
 
-    def __init__(self) -> None:
+    def __init__(self, ctx: Any = None) -> None:
+        super().__init__(ctx)
         self.shared: list[str] = []
 
     def stream(self, tools: Sequence[Tool]) -> ParserStream:

@@ -306,7 +306,14 @@ class ParityCase:
         assert got == wanted
 
 
-def check_ranks(whole: ParityCase, folder: Path, arch: type[ModelArch], size: int) -> None:
+def check_ranks(
+    whole: ParityCase,
+    folder: Path,
+    arch: type[ModelArch],
+    size: int,
+    *,
+    backend: type[AttentionBackend] = DenseAttention,
+) -> None:
     """`size` ranks that load their shares of `whole`'s checkpoint give its logits, prefilling and decoding."""
     prompt, more = whole.tokens(13), whole.tokens(4)
 
@@ -315,7 +322,7 @@ def check_ranks(whole: ParityCase, folder: Path, arch: type[ModelArch], size: in
         return torch.cat([case.step([(seq, new)])[0] for new in (prompt, *([t] for t in more))])
 
     def share(rank: ThreadRank) -> torch.Tensor:
-        return texts(ParityCase(None, folder, arch, save=False, tp=rank))
+        return texts(ParityCase(None, folder, arch, save=False, tp=rank, backend=backend))
 
     wanted = texts(whole)
     for result in run_ranks(size, share):

@@ -60,9 +60,9 @@ class ReasoningParserContract(Contract):
     _parser: ReasoningParser | None = None  # of this instance, so of one test
 
     def parser(self) -> ReasoningParser:
-        """The parser as core constructs it: without arguments, once for all requests."""
+        """The parser as core constructs it, once for all requests."""
         if self._parser is None:
-            parser = self.plugin()()
+            parser = self.plugin()(self.context())
             assert isinstance(parser, ReasoningParser)
             self._parser = parser
         return self._parser

@@ -98,9 +98,9 @@ class ToolParserContract(Contract):
     _parser: ToolParser | None = None  # of this instance, so of one test
 
     def parser(self) -> ToolParser:
-        """The parser as core constructs it: without arguments, once for all requests."""
+        """The parser as core constructs it, once for all requests."""
         if self._parser is None:
-            parser = self.plugin()()
+            parser = self.plugin()(self.context())
             assert isinstance(parser, ToolParser)
             self._parser = parser
         return self._parser

@@ -1,0 +1,1 @@
+"""GPT-2 for core. Importing the package imports nothing: core reads the manifest beside this file as a file."""
