@@ -1,6 +1,6 @@
 """The bundled demo model in each format: bytes of its weights, scores on held-out items, tokens a second.
 
-python evaluation/scores.py [--share 0.2] [--threads 2] [--format "nf4 nested"] ...      from a checkout of the repository
+python evaluation/scores.py [--share 0.2] [--threads 2] [--format "nf4 nested"] ...   from a checkout of core
 
 Items and judge are those of the demo model's own recipe (plugins/models/demo/training/recipe).
 """
@@ -31,10 +31,11 @@ def weight_bytes(model: Any) -> int:
 
 
 def measure(options: dict[str, Any] | None, share: float, threads: int) -> dict[str, Any]:
-    from core.llm import LLM
-    from plugin_demo import checkpoint
     from recipe.evaluate import prompt
     from recipe.tasks import SKILLS, items, right
+
+    from core.llm import LLM
+    from plugin_demo import checkpoint
 
     chosen = {} if options is None else {"quantization": "bitsandbytes", "plugins": {"bitsandbytes": options}}
     row: dict[str, Any] = {"right": 0, "items": 0}
