@@ -39,8 +39,8 @@ _PAGE_HEADER = 64  # bytes that its layout keeps beside each page of each layer
 
 
 class MockVendorHardware(MockAsyncHardware):
-    """calls: how often each piece ran, over all instances of a process; `calls.clear()` before a test. Memory is counted
-    as it is allocated for KV pages."""
+    """calls: how often each piece ran, over all instances of a process; `calls.clear()` before a test. Of its memory,
+    KV pages are counted."""
 
     name: ClassVar[str] = NAME
     capabilities: ClassVar[HardwareCapabilities] = HardwareCapabilities(
