@@ -169,6 +169,29 @@ class TestEveryKind:
             entry = listed[kind, package.entry_name]
             assert (entry["distribution"], entry["state"], entry["reason"]) == (package.distribution, "available", "")
 
+    def test_all_of_them_serve_together_what_core_alone_serves(self, site: Site) -> None:
+        """The packaged checkpoint of the new architecture, greedily: once with core's own parts, once with ours."""
+        choices = {
+            "device": "hardware", "attention-backend": "attention", "prefix-cache": "prefix_cache",
+            "schedule-policy": "schedule_policies", "moe-backend": "moe", "tool-call-parser": "tool_parsers",
+            "reasoning-parser": "reasoning_parsers", "hooks": "hooks",
+        }  # fmt: skip
+        ours = [f"--{flag}={site.packages[kind].entry_name}" for flag, kind in choices.items()]
+        model = f"--model={site.packages['checkpoints'].entry_name}"
+        texts = []
+        for words in (["--attention-backend=torch_native", "--device=cpu", "--hooks=none"], ours):
+            done = site.run(
+                "-m", "core.cli.main", "generate", "Hello there", "--temperature=0", "--max-tokens=12", "--json", model,
+                *words,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            made = json.loads(done.stdout)
+            assert made["completion_tokens"] == 12
+            texts.append(made["text"])
+        assert texts[0] == texts[1]
+        counted = site.folder / f"{site.packages['hooks'].package}.json"
+        assert json.loads(counted.read_text()) == {"length": 1}
+
     def test_is_clean(self, site: Site) -> None:
         """As its own CI asks."""
         for words in (("check", "--no-cache"), ("format", "--check", "--no-cache")):
