@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import pytest
@@ -13,7 +14,7 @@ from core.interfaces.moe import PLAIN, ExpertWeights, MoeRunner
 from core.layers.config import ACTIVATIONS
 from core.testing.contracts.base import Contract
 
-_ACTIVATE = {
+_ACTIVATE: Mapping[tuple[str, str | None], Callable[[torch.Tensor], torch.Tensor]] = {
     ("silu_and_mul", None): F.silu,
     ("gelu_and_mul", "none"): F.gelu,
     ("gelu_and_mul", "tanh"): lambda gate: F.gelu(gate, approximate="tanh"),

@@ -12,18 +12,23 @@ from typing import Any
 
 import torch
 
+from core.ops.sampling import spread_ids
+
 Results = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Call:
     """args, kwargs: of one call. changes: positions of arguments that the operation may write to. results: of those
-    arguments, the ones whose contents are the result."""
+    arguments, the ones whose contents are the result. dtype: of floating-point results, where it is not the arguments'.
+    same: whether the reference gets the very arguments, and not float64 ones, since it decides between close values."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     changes: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    same: bool = False
 
 
 @dataclass
@@ -127,7 +132,8 @@ def _logits(make: Maker, num: int) -> torch.Tensor:
 
 def topk_softmax(make: Maker) -> Call:
     num = make.choose(1, 4, 12, 60)
-    return Call((_logits(make, num), make.choose(1, max(1, num // 3), num), make.choose(True, False)))
+    args = (_logits(make, num), make.choose(1, max(1, num // 3), num), make.choose(True, False))
+    return Call(args, dtype=torch.float32)
 
 
 def route_topk(make: Maker) -> Call:
@@ -140,7 +146,7 @@ def route_topk(make: Maker) -> Call:
     return Call((_logits(make, num), bias, make.choose(1, 2, 4)), {
         "scoring": make.choose("softmax", "sigmoid"), "renormalize": make.choose(True, False), "num_groups": groups,
         "topk_groups": kept, "group_score": make.choose("top2", "max"), "scale": make.choose(1.0, 2.5),
-    })  # fmt: skip
+    }, dtype=torch.float32)  # fmt: skip
 
 
 def store_kv(make: Maker) -> Call:
@@ -155,11 +161,56 @@ def embedding(make: Maker) -> Call:
     return Call((make.positions(23), make.plain(23, make.size)))
 
 
+def _float_logits(make: Maker) -> torch.Tensor:
+    """[rows, vocabulary] float32"""
+    return torch.randn(make.rows, make.size + 1, generator=make.generator).to(make.device) * 3
+
+
+def _per_row(make: Maker, *values: Any, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor([make.choose(*values) for _ in range(make.rows)], dtype=dtype).to(make.device)
+
+
+def gumbel_argmax(make: Maker) -> Call:
+    scaled = _float_logits(make)
+    scaled[:, 1::3] = float("-inf")
+    ids = torch.randperm(100_000, generator=make.generator)[: scaled.shape[1]].to(make.device)
+    spread = spread_ids(ids if make.choose(True, False) else ids.expand(make.rows, -1).contiguous())
+    keys = torch.randint(-(1 << 31), 1 << 31, (make.rows, 2), generator=make.generator).to(torch.int32)
+    return Call((scaled, spread, keys.to(make.device)), changes=(0,), same=True)
+
+
+def sampling_threshold(make: Maker) -> Call:
+    scaled = _float_logits(make)
+    top_k = _per_row(make, 0, 0, 1, 3, scaled.shape[1], dtype=torch.int64)
+    top_p = _per_row(make, 1.0, 1.0, 0.1, 0.9, dtype=torch.float64)
+    min_p = _per_row(make, 0.0, 0.0, 0.2, dtype=torch.float32)
+    known = {
+        "max_k": max(top_k.tolist(), default=0), "any_without_k": bool((top_k == 0).any()),
+        "any_top_p": bool((top_p < 1).any()),
+    }  # fmt: skip
+    return Call((scaled, top_k, top_p, min_p), known, dtype=torch.float32, same=True)
+
+
+def penalize(make: Maker) -> Call:
+    logits = _float_logits(make)
+    counts = torch.randint(0, 3, logits.shape, generator=make.generator).to(torch.int32).to(make.device)
+    in_prompt = (torch.rand(logits.shape, generator=make.generator) < 0.3).to(make.device)
+    factors = [_per_row(make, 0.0, 1.0, 1.7, dtype=torch.float32) for _ in range(2)]
+    repetition = _per_row(make, 1.0, 0.5, 1.3, dtype=torch.float32)
+    return Call((logits, counts, in_prompt, repetition, *factors), changes=(0,), dtype=torch.float32)
+
+
+def token_logprobs(make: Maker) -> Call:
+    logits = _float_logits(make) if make.dtype is torch.float32 else _logits(make, make.choose(1, 12, 60))
+    tokens = make.positions(logits.shape[1])
+    return Call((logits, tokens, make.choose(0, 1, 5, 200)), dtype=torch.float32)
+
+
 CASES: Mapping[str, Callable[[Maker], Call]] = {
     case.__name__: case
     for case in (
         linear, pack_linear_weight, rms_norm, add_rms_norm, qk_norm, rope, qk_norm_rope, silu_and_mul, gelu_and_mul,
-        topk_softmax, route_topk, store_kv, embedding,
+        topk_softmax, route_topk, store_kv, embedding, gumbel_argmax, sampling_threshold, penalize, token_logprobs,
     )
 }  # fmt: skip
 
