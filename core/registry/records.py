@@ -147,8 +147,13 @@ def outdated_api(api: tuple[int, int], kind: Kind) -> str:
 
 def missing_requirements(requirements: Sequence[str]) -> str:
     """Which of the PEP 508 `requirements` are not met by what is installed, as text; "" if all are."""
+    return "; ".join(f"{why} (pip install '{text}')" if text else why for text, why in unmet_requirements(requirements))
+
+
+def unmet_requirements(requirements: Sequence[str]) -> list[tuple[str, str]]:
+    """(requirement, why it is not met) of each that is not; the requirement is "" if it is none at all."""
     if not requirements:
-        return ""
+        return []
     from packaging.requirements import InvalidRequirement, Requirement
 
     problems = []
@@ -156,18 +161,20 @@ def missing_requirements(requirements: Sequence[str]) -> str:
         try:
             requirement = Requirement(text)
         except InvalidRequirement as exc:
-            problems.append(f"its manifest states {text!r}, which is no valid requirement ({exc})")
+            problems.append(("", f"its manifest states {text!r}, which is no valid requirement ({exc})"))
             continue
-        if requirement.marker is not None and not requirement.marker.evaluate():
+        # An empty extra: what only an extra asks for is not asked for.
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
+        bare = f"{requirement.name}{requirement.specifier}"
         try:
             installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            problems.append(f"it needs {text}, which is not installed (pip install '{text}')")
+            problems.append((bare, f"it needs {bare}, which is not installed"))
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            problems.append(f"it needs {text}, but {installed} is installed (pip install '{text}')")
-    return "; ".join(problems)
+            problems.append((bare, f"it needs {bare}, but {installed} is installed"))
+    return problems
 
 
 def _span(low: int, high: int) -> str:
