@@ -11,12 +11,11 @@ import pytest
 
 from core.cli.commands import COMMANDS
 from core.config.fields import by_name
-from core.interfaces.capabilities import capability_fields
 from core.interfaces.kinds import KINDS
 from core.registry.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 
 
 def test_the_configuration_page_is_generated_from_the_sections() -> None:
@@ -63,11 +62,26 @@ def test_manifests_in_pages_are_manifests(tmp_path: Path) -> None:
     assert found
 
 
-def test_capability_keys_that_pages_name_are_read() -> None:
-    keys = {key for kind in KINDS.values() for key in capability_fields(kind.capabilities)}
-    listed = (ROOT / "docs" / "plugins.md").read_text().split("Keys of `capabilities`")[1].split("\n\n")[0]
-    for key in re.findall(r"`([a-z_]+)`", listed.split(":", 1)[1]):
-        assert key in keys, key
+def test_the_pages_of_plugins_show_what_is_generated() -> None:
+    """Tables of methods and capabilities, and the examples: rendered templates, which have tests of their own."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "plugin-pages"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_pages_of_plugins_say_the_same_things_in_the_same_order() -> None:
+    headings = [
+        "When core calls what", "Interface", "Manifest", "Selection and settings", "Contract suite", "Example",
+    ]  # fmt: skip
+    for kind in KINDS:
+        page = (ROOT / "docs" / "plugins" / f"{kind}.md").read_text()
+        found = [line[3:] for line in page.splitlines() if line.startswith("## ")]
+        assert [heading for heading in found if heading in headings] == headings, kind
+        suite = page.split("## Contract suite")[1]
+        module, _, name = re.search(r"`(core\.testing\.contracts\.\w+\.\w+)`", suite)[1].rpartition(".")  # type: ignore[index]
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert f"class {name}(" in path.read_text(), f"{kind}: {module}.{name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

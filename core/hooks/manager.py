@@ -41,6 +41,7 @@ class HookManager:
         """plugins: constructed hook plugins, in the order in which they are called. strict: metrics whose names are
         taken raise. Raises PluginLoadError naming plugin, distribution and hook if one does not fit the hooks."""
         self._strict = strict
+        self.plugins = tuple(plugin for _, plugin in plugins)
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(HookSpecs)
         records: dict[str, PluginRecord] = {}
@@ -92,6 +93,10 @@ class HookManager:
     def has(self, hook: str) -> bool:
         """Whether somebody listens. Ask before making what a hook is told."""
         return hook in self._listeners
+
+    def listeners(self, hook: str) -> tuple[PluginRecord, ...]:
+        """Who listens to `hook`, in the order of the calls; not those that were switched off."""
+        return tuple(listener.record for listener in self._listeners.get(hook, ()))
 
     def call(self, hook: str, **values: Any) -> None:
         """Call every listener of `hook`. Never raises, but for KeyboardInterrupt."""

@@ -41,7 +41,7 @@ class TorchNativeMoe(MoeRunner):
         rows = x.repeat_interleave(top_k, dim=0).unsqueeze(-1)  # [T*K, H, 1]
         gate_up = torch.bmm(weights.gate_up[flat], rows).squeeze(-1)
         hidden = gated(gate_up, weights.activation)
-        y = torch.bmm(weights.down[flat], hidden.unsqueeze(-1)).view(num_tokens, top_k, -1)
+        y = torch.bmm(weights.down[flat], hidden.unsqueeze(-1)).view(num_tokens, top_k, x.shape[1])
         return torch.bmm(scales.unsqueeze(1), y.float()).squeeze(1).to(x.dtype)
 
     @staticmethod

@@ -111,10 +111,21 @@ def _unknown(
             hint="take it off --disable-plugins",
         )
     installed = sorted({record.name for record in catalog.of_kind(KIND)})
-    model_type = config.get("model_type")
-    plugin = f", usually named plugin-{str(model_type).replace('_', '-')}" if model_type else ""
+    likely = _likely_distributions(config.get("model_type"))
+    plugin = f"; by custom it is named after the model type or its family: {', '.join(likely)}" if likely else ""
     return UnknownArchitecture(
         f"no installed plugin serves architecture {names[0]!r} of {folder}; "
         f"installed architectures: {', '.join(installed) or 'none'}",
         hint=f"pip install a plugin that provides the core.models entry {names[0]!r}{plugin}",
     )
+
+
+def _likely_distributions(model_type: Any) -> list[str]:
+    """Of model type abc4_x_y: plugin-abc4-x-y, plugin-abc4-x, plugin-abc4, plugin-abc. One package often serves a
+    family, and what is not installed cannot be asked."""
+    if not isinstance(model_type, str) or not model_type:
+        return []
+    words = model_type.replace("_", "-").lower().split("-")
+    names = ["-".join(words[:count]) for count in range(len(words), 0, -1)]
+    names.append(words[0].rstrip("0123456789."))
+    return [f"plugin-{name}" for name in dict.fromkeys(names) if name]

@@ -111,6 +111,11 @@ def _flat(routes: Iterable[BaseRoute]) -> Iterable[Any]:
     return iter_route_contexts(list(routes))
 
 
+def routes_of(router: APIRouter) -> Iterable[Any]:
+    """Every route of a router and of those that it includes, with `path` and `methods`."""
+    return _flat(router.routes)
+
+
 def _broken(record: PluginRecord, problem: str) -> PluginLoadError:
     return PluginLoadError(f"{record.title} {problem}", hint=HINT.format(distribution=record.distribution))
 

@@ -22,7 +22,7 @@ from core.testing.mock_model import MockModel
 from core.testing.tiny_model import TinyModel, tiny_config
 
 
-def testing_records(extra: Iterable[PluginRecord] = ()) -> Catalog:
+def catalog_with(extra: Iterable[PluginRecord] = ()) -> Catalog:
     """Core's own plugins, the models of `core.testing`, and `extra`, which replace those of the same kind, name and
     distribution."""
     installed = [record for record in Catalog.scan().records if record.distribution == "core"]

@@ -39,8 +39,8 @@ _PAGE_HEADER = 64  # bytes that its layout keeps beside each page of each layer
 
 
 class MockVendorHardware(MockAsyncHardware):
-    """calls: how often each piece ran, over all instances of a process; `calls.clear()` before a test. Memory is counted
-    as it is allocated for KV pages."""
+    """calls: how often each piece ran, over all instances of a process; `calls.clear()` before a test. Of its memory,
+    KV pages are counted."""
 
     name: ClassVar[str] = NAME
     capabilities: ClassVar[HardwareCapabilities] = HardwareCapabilities(
@@ -237,11 +237,11 @@ class NewestFirst(SchedulePolicy):
 
     def rank(self, waiting: Sequence[R], match: Match) -> Sequence[R]:
         MockVendorHardware.calls["rank"] += 1
-        return waiting[::-1]
+        return sorted(waiting, key=lambda request: -request.arrival_s)
 
     def step_tokens(self, load: StepLoad) -> int:
         MockVendorHardware.calls["step_tokens"] += 1
-        return load.chunk_tokens if not load.num_decodes else load.num_decodes + 8
+        return load.chunk_tokens if not load.num_decodes else min(load.num_decodes + 8, load.chunk_tokens)
 
 
 def vendor_records(**models: Any) -> list[PluginRecord]:

@@ -15,10 +15,10 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.config.loading import load_settings
 from core.config.sections import Settings
@@ -45,6 +45,7 @@ from core.testing.transport import async_transport, sync_transport
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+T = TypeVar("T")
 MOCK = "mock"
 URL = "http://memory"
 OWN = "core"
@@ -216,6 +217,12 @@ class MemoryServer:
         """As in replies."""
         model = self.settings.model
         return model.served_model_name or model.model or self.resolution.checkpoint_choice.name
+
+    def run(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Call a coroutine function on the server's event loop; for code after `with`."""
+        assert self._portal is not None, "after `async with`, await it"
+        result: T = self._portal.call(function, *arguments)
+        return result
 
     def _headers(self) -> dict[str, str]:
         key = self.settings.server.api_key

@@ -28,6 +28,14 @@ class TestQwen(DistributionContract):
     package = "plugin_qwen"
 
 
+class TestGlm4(DistributionContract):
+    package = "plugin_glm4"
+
+
+class TestBitsandbytes(DistributionContract):
+    package = "plugin_bitsandbytes"
+
+
 class TestDemo(DistributionContract):
     package = "plugin_demo"
 

@@ -82,6 +82,41 @@ class TestQwen3Moe(ModelContract):
         return [{"model_type": "qwen3_moe", **SMALL, "head_dim": 8, "norm_topk_prob": True, **experts}]
 
 
+GLM_EXPERTS: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 1.8,
+}
+
+
+class TestGlm4(ModelContract):
+    name = "Glm4ForCausalLM"
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [{"model_type": "glm4", **SMALL, "head_dim": 12}]
+
+
+class TestGlm4Moe(ModelContract):
+    name = "Glm4MoeForCausalLM"
+    unquantized = (r".*\.mlp\.gate\.weight",)  # routers are computed in float32
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [{"model_type": "glm4_moe", **SMALL, **GLM_EXPERTS, "head_dim": 12, "n_group": 2, "topk_group": 1}]
+
+
+class TestGlm4MoeLite(ModelContract):
+    """Latent attention."""
+
+    name = "Glm4MoeLiteForCausalLM"
+    unquantized = (r".*\.mlp\.gate\.weight",)
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        latent = {"q_lora_rank": 12, "kv_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 7}
+        return [{"model_type": "glm4_moe_lite", **SMALL, **GLM_EXPERTS, **latent, "num_key_value_heads": 4}]
+
+
 class TestDemo(ModelContract):
     """The packaged, trained checkpoint itself."""
 

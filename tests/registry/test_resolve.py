@@ -185,6 +185,13 @@ class TestModel:
         assert "'ZForCausalLM'" in (caught.value.hint or "")
         assert "plugin-z-net" in (caught.value.hint or "")
 
+    def test_the_hint_names_the_family_too(self, tmp_path: Path) -> None:
+        """One distribution serves the family; its manifest cannot be read while it is not installed."""
+        folder = write_checkpoint(tmp_path / "c", architectures=["ZForCausalLM"], model_type="z4_net_lite")
+        with pytest.raises(UnknownArchitecture) as caught:
+            resolve(settings(folder), swap(records()))
+        assert (caught.value.hint or "").endswith("plugin-z4-net-lite, plugin-z4-net, plugin-z4, plugin-z")
+
     def test_unknown_architecture_without_model_type(self, tmp_path: Path) -> None:
         folder = write_checkpoint(tmp_path / "c", architectures=["ZForCausalLM"], model_type=None)
         with pytest.raises(UnknownArchitecture) as caught:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from hypothesis.strategies import SearchStrategy
 
+    from core.interfaces.hardware import HardwareBackend
+
 NOT_CLAIMED = "not claimed: "
 
 # The same keys as `str(torch.dtype)` without "torch.". Errors are relative, see `relative_error`.
@@ -76,10 +78,13 @@ class Contract:
         """The class or callable that the entry point names, imported and checked as core would."""
         return cls.catalog().load(cls.kind, cls.record().full_name)
 
-    def context(self, device: torch.device | None = None) -> PluginContext:
-        """What the plugin's factory gets, with `settings` validated by the plugin's own model."""
+    def context(
+        self, device: torch.device | None = None, settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> PluginContext:
+        """What the plugin's factory gets, with `settings` of the class, overlaid by the argument's, validated by the
+        plugin's own model."""
         record = self.record()
-        return plugin_context(record, {record.full_name: self.settings}, device=device)
+        return plugin_context(record, {record.full_name: {**self.settings, **settings}}, device=device)
 
     def test_plugin_is_found_and_loaded_as_core_does(self) -> None:
         """Manifest, API version, requirements, settings and interface."""
@@ -124,7 +129,13 @@ class Contract:
 
     def device(self) -> torch.device:
         """The device of `hardware()`, initialized once in this process."""
-        return _initialized(self.hardware())
+        return _initialized(self.hardware())[1]
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """The operations that layers are built with on that device."""
+        from core.ops.table import build_ops
+
+        return build_ops(_initialized(self.hardware())[0].ops())
 
     # Random examples
 
@@ -169,20 +180,30 @@ class Contract:
         return {**DEFAULT_TOLERANCE, **self.tolerance}[name]
 
     def assert_close(
-        self, got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype | str, what: str = "result"
+        self,
+        got: torch.Tensor,
+        want: torch.Tensor,
+        dtype: torch.dtype | str,
+        what: str = "result",
+        *,
+        extra: float = 0.0,
+        sizes: torch.Tensor | None = None,
     ) -> None:
-        """`got` equals the float64 `want` within the tolerance of `dtype`; shapes equal, everything finite."""
+        """`got` equals the float64 `want` within the tolerance of `dtype` plus `extra`; shapes equal, all finite.
+
+        sizes [rows]: the usual norm of each row, where results may cancel out.
+        """
         assert got.shape == want.shape, f"{what} has shape {tuple(got.shape)}, not {tuple(want.shape)}"
         if not got.numel():
             return
-        error = relative_error(got, want)
-        limit = self.tolerance_of(dtype)
+        error = relative_error(got, want, sizes)
+        limit = self.tolerance_of(dtype) + extra
         assert error <= limit, (
             f"{what} is off by {error:.3g} (relative, worst row), tolerance of {dtype} is {limit:.3g}"
         )
 
 
-def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+def relative_error(got: torch.Tensor, want: torch.Tensor, sizes: torch.Tensor | None = None) -> float:
     """Largest over the rows (first dimension) of |got - want| / |want|, Euclidean; rows much smaller than the others
     count as a tenth of the mean row, since their rounding is that of what they were summed from. inf if `got` is not
     finite."""
@@ -194,8 +215,10 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     rows = got.shape[0] if got.dim() > 1 else 1
     off = (got - want).reshape(rows, -1).norm(dim=1)
     size = want.reshape(rows, -1).norm(dim=1)
-    floor = 0.1 * float(size.mean())
-    return float((off / size.clamp_min(max(floor, 1e-30))).max())
+    size = size.clamp_min(max(0.1 * float(size.mean()), 1e-30))
+    if sizes is not None:
+        size = torch.maximum(size, sizes.detach().double().cpu())
+    return float((off / size).max())
 
 
 @functools.cache
@@ -205,9 +228,10 @@ def _installed() -> Catalog:
 
 
 @functools.cache
-def _available() -> dict[str, Any]:
+def _available() -> dict[str, type[HardwareBackend]]:
     """Hardware plugins whose device this machine has, best first, by name."""
-    catalog, found = _installed(), {}
+    catalog = _installed()
+    found: dict[str, tuple[int, type[HardwareBackend]]] = {}
     for record in catalog.of_kind("hardware"):
         if record.state != "available" or catalog.clashes(record):
             continue
@@ -215,16 +239,16 @@ def _available() -> dict[str, Any]:
         probe = backend.probe()
         if probe.available:
             found[record.name] = (probe.priority, backend)
-    return dict(sorted(((name, pair[1]) for name, pair in found.items()), key=lambda item: -found[item[0]][0]))
+    return {name: found[name][1] for name in sorted(found, key=lambda name: -found[name][0])}
 
 
 @functools.cache
-def _initialized(hardware: str) -> torch.device:
+def _initialized(hardware: str) -> tuple[HardwareBackend, torch.device]:
     import torch
 
-    backend = _available()[hardware]
+    backend_class = _available()[hardware]
     record = _installed().record("hardware", hardware)
     # Tests share the machine with others: a device that computes on host threads keeps the number it finds.
-    section = {"threads": torch.get_num_threads()} if backend.capabilities.threads else {}
-    device: torch.device = backend(plugin_context(record, {record.full_name: section})).initialize(0)
-    return device
+    section = {"threads": torch.get_num_threads()} if backend_class.capabilities.threads else {}
+    backend = backend_class(plugin_context(record, {record.full_name: section}))
+    return backend, backend.initialize(0)

@@ -46,6 +46,10 @@ def randomise(model: nn.Module, seed: int) -> None:
     """Weights that make logits of order 1 and attention uneven; norms and biases away from 1 and 0, so that none can be
     left out unseen."""
     generator = torch.Generator().manual_seed(seed)
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():  # corrections of a router's choice and the like
+        if name in stored and buffer.is_floating_point():
+            buffer.data.copy_(torch.randn(buffer.shape, generator=generator) * 0.2)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1:

@@ -1,0 +1,1 @@
+"""Streaming attention for core."""
