@@ -72,9 +72,7 @@ class Int8Experts(ExpertsMethod):
             module.__dict__[f"kernel_{name}"] = getattr(module, name).data
         module.__dict__["activation"] = shape.activation
 
-    def apply(
-        self, module: Any, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor
-    ) -> torch.Tensor:
+    def apply(self, module: Any, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         def run(expert: int, rows: torch.Tensor) -> torch.Tensor:
             both = product(rows, module.kernel_gate_up[expert], module.kernel_gate_up_scale[expert])
             inner = gated(both, module.activation)
