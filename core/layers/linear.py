@@ -65,14 +65,7 @@ class LinearBase(WeightModule):
         if expert is not None:
             raise WeightError(f"{self.shape.path} has no experts, but tensor is of expert {expert}")
         if not part and len(self.shape.parts) > 1:
-            rows = [place.full_out_features for place in self.shape.parts]
-            if not tensor.ndim or tensor.shape[0] != sum(rows):
-                raise WeightError(
-                    f"shape {list(tensor.shape)}, expected {sum(rows)} rows of {self.shape.path}",
-                    hint="a quantized checkpoint that stores several projections as one cannot be split over ranks",
-                )
-            for place, piece in zip(self.shape.parts, tensor.split(rows), strict=True):
-                self.method.load(self, self.shape, suffix, place.name, piece)
+            self.method.load_stacked(self, self.shape, suffix, tensor)
             return
         self.method.load(self, self.shape, suffix, part, tensor)
 
