@@ -55,6 +55,6 @@ command = click.Command(
         debug_option(),
     ],
     help="Check a package before release: PATH is a folder with a pyproject.toml, or a wheel. Exit code 0 if it is "
-    "ready, 1 if something must be mended.\n\nA folder is built into a wheel if its build backend is installed. Nothing "
-    "is installed; the package is imported in child processes only.",
+    "ready, 1 if something must be mended.\n\nA folder is built into a wheel if its build backend is installed. "
+    "Nothing is installed; the package is imported in child processes only.",
 )

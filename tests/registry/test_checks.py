@@ -92,7 +92,7 @@ class TestRequested:
         asked = settings(folder, hooks="one,two")
         resolution = resolve(asked, catalog)
         for wrong in (resolution.hooks[:1], ()):
-            with pytest.raises(ConfigError, match="hooks is .* would be in effect"):
+            with pytest.raises(ConfigError, match=r"hooks is .* would be in effect"):
                 check_requested(asked, replace(resolution, hooks=wrong), explicit_cache=False)
         for given in ("one", "none"):
             with pytest.raises(ConfigError, match="hooks is"):

@@ -28,6 +28,10 @@ class Body(BaseModel):
     max_tokens: int = 5
 
 
+class Options(BaseModel):
+    greeting: str = "none"
+
+
 class Demo(RoutePlugin):
     """Something of everything."""
 
@@ -54,7 +58,7 @@ class Demo(RoutePlugin):
                 "ids": server.encode("hi"),
                 "text": server.decode([104, 105]),
                 "chat": chat,
-                "greeting": self.ctx.settings.get("greeting"),
+                "greeting": self.ctx.settings.greeting,
             }
 
         @router.get("/demo/stream")
@@ -122,7 +126,7 @@ def serving(*paths: str, method: str = "GET") -> Callable[[ServerAccess], APIRou
     return make
 
 
-DEMO = plugin("routes", "demo", Demo, distribution="plugin-demo-routes")
+DEMO = plugin("routes", "demo", Demo, distribution="plugin-demo-routes", config=Options)
 
 
 async def aborted(server: Any) -> bool:
