@@ -164,6 +164,16 @@ class TestEveryKind:
         assert not suite.problems, "\n\n".join(f"{place}\n{text}" for place, text in suite.problems.items())
         assert suite.num_passed >= 5, (suite.num_passed, suite.skipped)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["models", "hardware", "checkpoints", "commands", "grammar"])
+    def test_is_ready_for_release(self, kind: str, site: Site) -> None:
+        """`core plugins validate` finds nothing, but that a draft kind is a draft."""
+        done = site.run("-m", "core.cli.main", "plugins", "validate", str(site.path(kind)), "--json")
+        report = json.loads(done.stdout)
+        assert (done.returncode, report["ok"], report["built"], report["plugins"]) == (0, True, True, 1)
+        wanted = ["draft"] if KINDS[kind].stage == "draft" else []
+        assert [finding["check"] for finding in report["findings"]] == wanted
+
     def test_is_listed_as_available(self, site: Site) -> None:
         done = site.run("-m", "core.cli.main", "plugins", "list", "--json")
         assert done.returncode == 0, done.stderr
