@@ -95,7 +95,7 @@ def test_the_device_is_one_that_the_plugin_runs_on() -> None:
 def test_require_says_what_is_not_claimed() -> None:
     contract = made()()
     contract.require(True, "softcap")
-    with pytest.raises(pytest.skip.Exception, match="^not claimed: softcap$"):
+    with pytest.raises(pytest.skip.Exception, match=r"^not claimed: softcap$"):
         contract.require(False, "softcap")
 
 
