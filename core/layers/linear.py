@@ -159,14 +159,9 @@ class MergedLinear(LinearBase):
         if part or not self.dealt_out:
             super().load(suffix, part, tensor, expert)
             return
-        rows = [place.full_out_features for place in self.shape.parts]
-        if not tensor.ndim or tensor.shape[0] != sum(rows):
-            raise WeightError(
-                f"shape {list(tensor.shape)}, expected {sum(rows)} rows",
-                hint="a quantized tensor that holds several projections can be loaded on one rank only",
-            )
-        for place, piece in zip(self.shape.parts, tensor.split(rows), strict=True):
-            super().load(suffix, place.name, piece, expert)
+        if expert is not None:
+            raise WeightError(f"{self.shape.path} has no experts, but tensor is of expert {expert}")
+        self.method.load_stacked(self, self.shape, suffix, tensor)
 
 
 class RowLinear(LinearBase):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized import EIGHT, context, dense, exact, fill, four_bit, library_int8, library_linear, tensors_of
 
-from core.interfaces.errors import WeightError
+from core.interfaces.errors import ConfigError, WeightError
 from core.layers.linear import MergedLinear, QkvLinear, ReplicatedLinear
 from plugin_bitsandbytes import kernels
 from plugin_bitsandbytes.config import BLOCK_SIZES
@@ -121,14 +121,10 @@ def test_storage_dtypes(storage: torch.dtype) -> None:
     assert torch.equal(dense(layer), own_dequantized(library_linear(matrix(24, 64), "nf4", nested=True)))
 
 
-def test_a_packed_weight_as_one_row() -> None:
-    """Old versions wrote the transpose."""
-    own = library_linear(matrix(24, 64), "fp4")
-    tensors = tensors_of(own)
-    layer = plain_layer(24, 64, context(four_bit("fp4")))
-    fill(layer, tensors | {"weight": tensors["weight"].t().contiguous()})
-    layer.finish()
-    assert torch.equal(dense(layer), own_dequantized(own))
+def test_int8_of_a_single_column_is_refused() -> None:
+    with pytest.raises(ConfigError, match="single input") as caught:
+        plain_layer(8, 1, context(EIGHT))
+    assert caught.value.field == "model.quantization"
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 256])

@@ -60,8 +60,8 @@ class FourBitGroup(Group):
     def take(self, module: nn.Module, cut: Cut, part: str, index: int, tensor: torch.Tensor) -> None:
         numel = cut.full_rows * cut.full_cols
         given = tensor.reshape(-1).view(torch.uint8)
-        # A packed weight is one column (or one row, in checkpoints of old versions) of its storage dtype.
-        if tensor.dim() != 2 or 1 not in tensor.shape or given.numel() != num_bytes(numel):
+        # A packed weight is one column of its storage dtype.
+        if tensor.dim() != 2 or tensor.shape[1] != 1 or given.numel() != num_bytes(numel):
             raise WeightError(
                 f"{tensor.dtype} of shape {list(tensor.shape)} is neither the matrix [{cut.full_rows}, "
                 f"{cut.full_cols}] nor its {num_bytes(numel)} bytes of 4-bit codes",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.interfaces.errors import WeightError
+from core.interfaces.errors import ConfigError, WeightError
 from plugin_bitsandbytes.blocks import CHUNK
 from plugin_bitsandbytes.cut import Cut
 from plugin_bitsandbytes.groups import Group, joined, parameter
@@ -29,6 +29,14 @@ class Int8Group(Group):
         rows = sum(cut.rows for cut in self.cuts.values())
         cols = next(iter(self.cuts.values())).cols
         device = self.place.device
+        if cols == 1 and device.type == "cpu":  # torch._int_mm, which the library calls, reads past a single column
+            name = next(iter(self.cuts.values())).name
+            raise ConfigError(
+                f"{name} has a single input, for which there is no int8 product on CPUs",
+                field="model.quantization",
+                value="bitsandbytes",
+                hint="use format nf4, or leave the module out with bitsandbytes.skip",
+            )
         codes = torch.empty(self.num, rows, cols, dtype=torch.int8, device=device)
         module.register_parameter(f"{self.prefix}int8", parameter(codes))
         module.register_parameter(f"{self.prefix}scale", parameter(torch.empty(self.num, rows, device=device)))
