@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.interfaces.context import PluginContext
-from core.interfaces.errors import ConfigError
+from core.interfaces.errors import ConfigError, WeightError
 from core.interfaces.moe import PLAIN, ExpertWeights, MoeRunner
 from core.interfaces.spec import ModelSpec
 
@@ -78,6 +78,18 @@ class LinearMethod(ABC):
     @abstractmethod
     def load(self, module: nn.Module, shape: LinearShape, suffix: str, part: str, tensor: torch.Tensor) -> None:
         """Copy one checkpoint tensor into place. Raises WeightError on a wrong shape or an unknown suffix."""
+
+    def load_stacked(self, module: nn.Module, shape: LinearShape, suffix: str, tensor: torch.Tensor) -> None:
+        """Take one checkpoint tensor of all parts, in their order. Here: one of a row for each output, given to `load`
+        part by part; override it for formats with others. Raises WeightError."""
+        rows = [place.full_out_features for place in shape.parts]
+        if not tensor.ndim or tensor.shape[0] != sum(rows):
+            raise WeightError(
+                f"shape {list(tensor.shape)}, expected {sum(rows)} rows of {shape.path}",
+                hint="use a checkpoint that stores these projections one by one, or an unquantized one",
+            )
+        for place, piece in zip(shape.parts, tensor.split(rows), strict=True):
+            self.load(module, shape, suffix, place.name, piece)
 
     def finish(self, module: nn.Module, shape: LinearShape) -> None:
         """After the last tensor: repack, transpose, quantize. Called once."""

@@ -84,7 +84,7 @@ def drain(
     keep_waiting: int | None = None,
 ) -> list[int]:
     """Run all requests (prompt, tokens to generate, priority) to their end; returns ids in the order of their first
-    admission. Fails if one is lost, if nothing can run, if a step is too large, or if core had to switch the policy off.
+    admission. Fails if one is lost, if nothing can run, if a step is too large, or if core switched the policy off.
 
     keep_waiting: requests arrive while others run, so that so many wait; None: all are there at once.
     """

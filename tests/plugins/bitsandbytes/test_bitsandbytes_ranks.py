@@ -172,6 +172,36 @@ def test_cuts_through_blocks_are_refused_before_loading(build: Any, wanted: str 
     build(context({**four_bit("nf4"), "llm_int8_skip_modules": ["o_proj", "gate_up"]}, rank=Rank(1, 2)))
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_projection_that_the_checkpoint_has_as_one(kind: str, size: int, nested: bool) -> None:
+    """gate_up_proj as one module: core hands its tensors on without a part."""
+    tensors = stored(matrix(48, 96), kind, nested) | {"bias": torch.arange(48.0)}
+    wanted = means(tensors, (48, 96))
+    gates, ups = [], []
+    for rank in range(size):
+        ctx = context(config_of(kind), rank=Rank(rank, size))
+        layer = MergedLinear("gate_up_proj", 96, {"gate": 24, "up": 24}, ctx, bias=True, stacked=True)
+        for suffix, tensor in tensors.items():
+            assert layer.covers(suffix, "") <= layer.expected()
+            layer.load(suffix, "", tensor)
+        layer.finish()
+        local = 24 // size
+        gate, up = dense(layer).split(local)
+        gates.append(gate)
+        ups.append(up)
+        zero = layer(torch.zeros(1, 96))[0]
+        assert torch.equal(zero[:local], torch.arange(24.0)[rank * local :][:local])
+    assert torch.equal(torch.cat(gates + ups), wanted)
+
+
+def test_a_projection_as_one_whose_parts_share_a_block() -> None:
+    ctx = context(four_bit("nf4"), rank=Rank(0, 2))
+    with pytest.raises(ConfigError, match=r"gate_up_proj.gate is stored in 4-bit blocks"):
+        MergedLinear("gate_up_proj", 24, {"gate": 6, "up": 6}, ctx, bias=False, stacked=True)
+
+
 def test_a_left_out_layer_that_is_quantized_after_all() -> None:
     """The list of skipped modules promised that a cut would do."""
     config = {**four_bit("nf4"), "llm_int8_skip_modules": ["o_proj"]}

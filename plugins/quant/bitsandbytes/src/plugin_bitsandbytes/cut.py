@@ -66,11 +66,10 @@ class Cut:
         by_columns = self.cols != self.full_cols
         ranks = self.full_cols // self.cols if by_columns else -(-self.full_rows // self.rows)
         share = f"{self.cols} of {self.full_cols} columns" if by_columns else f"{self.rows} of {self.full_rows} rows"
-        extent = self.cols if by_columns else self.rows * self.full_cols
         raise ConfigError(
-            f"{self.name} is stored in 4-bit blocks along its rows of {self.full_cols}; with {ranks} ranks each keeps "
-            f"{share}, which cuts blocks of {FINEST_BLOCK} weights ({extent} is not a multiple of {FINEST_BLOCK}"
-            f"{f', or {self.full_cols} is not' if by_columns else ''})",
+            f"{self.name} is stored in 4-bit blocks along its rows of {self.full_cols}; a rank with {share}, from "
+            f"{self.first_col if by_columns else self.first_row} on, cuts through them at no multiple of "
+            f"{FINEST_BLOCK} weights",
             field="engine.tensor_parallel_size",
             value=ranks,
             hint=f"tensor-parallel sizes that this layer allows: {self._allowed()}; or take the unquantized checkpoint "

@@ -48,10 +48,22 @@ class Group(ABC):
         self.plain: dict[tuple[str, int], torch.Tensor] = {}
         self.beside: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self.loaded: set[tuple[str, int]] = set()
+        self.whole = False
 
     def cut(self, part: str, index: int) -> Cut:
         cut = self.cuts[part]
         return replace(cut, name=cut.name.replace("{expert}", str(index)))
+
+    def stacked(self, name: str) -> None:
+        """From now on tensors hold the rows of all parts, of the checkpoint's module `name`."""
+        if self.whole:
+            return
+        self.whole = True
+        rows = sum(cut.full_rows for cut in self.cuts.values())
+        start = 0
+        for part, cut in self.cuts.items():
+            self.cuts[part] = replace(cut, name=name, full_rows=rows, first_row=start + cut.first_row)
+            start += cut.full_rows
 
     @abstractmethod
     def create(self, module: nn.Module) -> None:

@@ -98,6 +98,16 @@ class QuantizedLinear(LinearMethod):
             return
         module.group.load(module, suffix, part, 0, tensor)
 
+    def load_stacked(self, module: Any, shape: LinearShape, suffix: str, tensor: torch.Tensor) -> None:
+        """A projection that the checkpoint has as one module: each part is a cut of it. Raises ConfigError if that
+        cuts through 4-bit blocks."""
+        if suffix == "bias" or not self.format.prequantized:
+            super().load_stacked(module, shape, suffix, tensor)
+            return
+        module.group.stacked(self.names[0] if len(self.names) == 1 else shape.path)
+        for part in shape.parts:
+            module.group.load(module, suffix, part.name, 0, tensor)
+
     def finish(self, module: Any, shape: LinearShape) -> None:
         bias = {}
         if shape.bias:
