@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from registry_fakes import MakeDist, attention, hardware, record, records, settings, swap, write_checkpoint
 
 from core.config.loading import load_settings
+from core.config.names import fold
 from core.interfaces.errors import ConfigError, PluginLoadError
 from core.registry import Catalog, plugin_context
 from core.registry.options import load_model, options_of
@@ -207,3 +210,11 @@ def test_settings_model_that_is_none(make_dist: MakeDist) -> None:
     with pytest.raises(PluginLoadError, match="SystemExit"):
         load_model(record("moe", "x", config="plugin_o:Options"))
     assert "plugin_o" not in sys.modules
+
+
+@given(name=st.text(max_size=12), other=st.text(max_size=12))
+def test_folding_is_what_a_variable_can_carry(name: str, other: str) -> None:
+    assert fold(fold(name)) == fold(name)
+    assert fold(name) == fold(name.upper()) or not name.isascii()
+    assert fold(f"{name}:{other}") == f"{fold(name)}__{fold(other)}"
+    assert set(fold(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
