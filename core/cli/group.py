@@ -11,9 +11,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from core.cli.commands import CommandSpec
+from core.interfaces.errors import PluginLoadError
 
 if TYPE_CHECKING:
     from core.registry.catalog import Catalog
+    from core.registry.records import PluginRecord
 
 PLUGIN_GROUP = "core.commands"
 
@@ -81,20 +83,41 @@ class LazyGroup(click.Group):
         catalog = self._plugin_catalog()
         found = {}
         for record in catalog.of_kind("commands") if catalog is not None else ():
-            full = record.name in self._specs or bool(catalog is not None and catalog.clashes(record))
+            claimed = self._also_claimed_by(record, catalog)
             text = record.summary or f"from {record.distribution}"
             if record.state != "available":
                 text = f"unavailable: {record.reason}"
-            found[record.full_name if full else record.name] = text
+            if claimed:
+                text += f" ({record.name!r} is also claimed by {claimed})"
+            found[record.full_name if claimed else record.name] = text
         return found
+
+    def _also_claimed_by(self, record: PluginRecord, catalog: Catalog | None) -> str:
+        """Who else has a command of that name: core, whose own always runs, or other distributions; "" if nobody."""
+        if record.name in self._specs:
+            return "core"
+        return ", ".join(other.distribution for other in catalog.clashes(record)) if catalog is not None else ""
 
 
 def _plugin_command(name: str, catalog: Catalog) -> click.Command:
-    """A command that hands its arguments, --help included, to the plugin's typer application as they are."""
+    """A command that hands its arguments, --help included, to the plugin's application as they are.
 
-    def run(args: tuple[str, ...]) -> None:
+    Used, it raises the PluginError of a plugin that is broken, or whose name two distributions claim.
+    """
+
+    def run(args: tuple[str, ...]) -> int:
         app = catalog.load("commands", name)
-        app(args=list(args), prog_name=f"core {name}")
+        record = catalog.record("commands", name)
+        if not isinstance(app, click.Command) and not hasattr(app, "registered_commands"):
+            raise PluginLoadError(
+                f"{record.title} cannot be used: {record.target} is a {type(app).__name__}, not a typer.Typer",
+                hint=f"repair or reinstall {record.distribution}",
+            )
+        try:
+            app(args=list(args), prog_name=f"core {name}")
+        except SystemExit as left:  # how such an application ends
+            return left.code if isinstance(left.code, int) else int(left.code is not None)
+        return 0
 
     return click.Command(
         name,

@@ -10,6 +10,7 @@ command = LazyGroup(
         CommandSpec("list", "core.cli.plugins_list:command", "List installed plugins."),
         CommandSpec("explain", "core.cli.plugins_explain:command", "Show what would be chosen, and why."),
         CommandSpec("doctor", "core.cli.plugins_doctor:command", "Say what is broken, and how to mend it."),
+        CommandSpec("validate", "core.cli.plugins_validate:command", "Check a package before release."),
         CommandSpec("new", "core.cli.plugins_new:command", "Write a package for a plugin of any kind."),
     ),
     name="plugins",

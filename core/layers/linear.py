@@ -41,7 +41,6 @@ class LinearBase(WeightModule):
     """y = x Wᵀ + b over the rows of this rank. x [T, in_features] -> [T, out_features].
 
     Storage and arithmetic belong to the `LinearMethod`; `ops` is where a method finds the operations of the device.
-    A checkpoint gives one tensor a part, or one of part "" with the rows of all parts.
     """
 
     def __init__(self, shape: LinearShape, ctx: BuildContext, method: LinearMethod | None = None) -> None:
@@ -55,8 +54,6 @@ class LinearBase(WeightModule):
         return {(suffix, part, NO_EXPERT) for suffix, part in self.method.expected(self.shape)}
 
     def covers(self, suffix: str, part: str, expert: int = NO_EXPERT) -> set[Slot]:
-        if not part and len(self.shape.parts) > 1:  # all parts in one tensor, in their order
-            return set().union(*(self.covers(suffix, place.name, expert) for place in self.shape.parts))
         if expert == NO_EXPERT and (suffix, part) in self.method.optional(self.shape):
             return set()
         return {(suffix, part, expert)}
@@ -64,9 +61,6 @@ class LinearBase(WeightModule):
     def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
         if expert is not None:
             raise WeightError(f"{self.shape.path} has no experts, but tensor is of expert {expert}")
-        if not part and len(self.shape.parts) > 1:
-            self.method.load_stacked(self, self.shape, suffix, tensor)
-            return
         self.method.load(self, self.shape, suffix, part, tensor)
 
     def finish(self) -> None:
@@ -129,9 +123,24 @@ class QkvLinear(LinearBase):
 
 
 class MergedLinear(LinearBase):
-    """Several column-parallel projections of one input as one matrix, e.g. parts "gate" and "up"."""
+    """Several column-parallel projections of one input as one matrix, e.g. parts "gate" and "up".
 
-    def __init__(self, path: str, in_features: int, parts: dict[str, int], ctx: BuildContext, *, bias: bool) -> None:
+    stacked: the checkpoint has one tensor of part "" with the rows of all parts, in their order. One rank takes it as
+    it stands, whatever the format; over several its rows are dealt out part by part.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        in_features: int,
+        parts: dict[str, int],
+        ctx: BuildContext,
+        *,
+        bias: bool,
+        stacked: bool = False,
+    ) -> None:
+        if stacked and ctx.tp.size == 1:
+            parts = {"": sum(parts.values())}
         placed: list[LinearPart] = []
         offset = 0
         for name, full in parts.items():
@@ -139,6 +148,20 @@ class MergedLinear(LinearBase):
             placed.append(LinearPart(name, local, offset, full, ctx.tp.rank * local))
             offset += local
         super().__init__(LinearShape(path, in_features, tuple(placed), bias, in_features), ctx)
+        self.dealt_out = stacked and ctx.tp.size > 1
+
+    def covers(self, suffix: str, part: str, expert: int = NO_EXPERT) -> set[Slot]:
+        if part or not self.dealt_out:
+            return super().covers(suffix, part, expert)
+        return set().union(*(super(MergedLinear, self).covers(suffix, p.name, expert) for p in self.shape.parts))
+
+    def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
+        if part or not self.dealt_out:
+            super().load(suffix, part, tensor, expert)
+            return
+        if expert is not None:
+            raise WeightError(f"{self.shape.path} has no experts, but tensor is of expert {expert}")
+        self.method.load_stacked(self, self.shape, suffix, tensor)
 
 
 class RowLinear(LinearBase):

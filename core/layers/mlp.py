@@ -15,7 +15,7 @@ from core.layers.module import Layer
 class GatedMlp(Layer):
     """down(act(gate(x)) * up(x)), gate and up as one matrix. x [T, hidden_size] -> [T, hidden_size].
     `activation`: a key of `core.layers.config.ACTIVATIONS`. reduce: as in RowLinear. stacked: the checkpoint has gate
-    and up in one tensor, gate first, of part "".
+    and up in one tensor, gate first (see MergedLinear).
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class GatedMlp(Layer):
         op = ctx.ops[name]
         self.act = op if approximate is None else partial(op, approximate=approximate)
         parts = {"gate": intermediate_size, "up": intermediate_size}
-        if stacked and ctx.tp.size == 1:
-            parts = {"": 2 * intermediate_size}  # taken as it stands, whatever the format: nothing is split
-        self.gate_up_proj = ctx.layer(MergedLinear)(f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias)
+        self.gate_up_proj = ctx.layer(MergedLinear)(
+            f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias, stacked=stacked
+        )
         self.down_proj = ctx.layer(RowLinear)(
             f"{path}.down_proj", intermediate_size, hidden_size, ctx, bias=bias, reduce=reduce
         )

@@ -26,9 +26,12 @@ _PLUGINS = (
     ("scheduler.schedule_policy", "schedule_policy"),
     ("model.tool_call_parser", "tool_parser"),
     ("model.reasoning_parser", "reasoning_parser"),
+    ("engine.hooks", "hooks"),
+    ("server.routes", "routes"),
 )
 _VALUES = (("model.dtype", "dtype"), ("engine.overlap", "overlap"), ("cache.page_size", "page_size"))
-_OPEN = (None, "auto", "", ())
+_OPEN = (None, "auto", "", (), ("auto",))
+_NOTHING = ("none",)  # of lists; where one plugin is chosen its name is "none" too
 
 
 def check_device_of_all(resolution: Resolution) -> None:
@@ -101,7 +104,7 @@ def check_requested(settings: Settings, resolution: Resolution, *, explicit_cach
         for choice in choices:
             if not any(_is(choice, str(name)) for name in wanted):
                 raise _differs(dotted, asked, choice.name)
-        for name in wanted if isinstance(asked, list | tuple) else ():
+        for name in wanted if isinstance(asked, list | tuple) and asked != _NOTHING else ():
             if not any(_is(choice, name) for choice in choices):
                 raise _differs(dotted, asked, ", ".join(choice.name for choice in choices) or "none")
     for dotted, attribute in _VALUES:

@@ -233,6 +233,7 @@ def _assign(
         for suffix, part, expert in sorted(slots)
         if (path, (suffix, part, expert)) not in filled
     ]
+    missing = list(dict.fromkeys(missing))  # one tensor may be what several slots wait for
     if missing or unexpected:
         problems = []
         if missing:

@@ -112,19 +112,21 @@ class RuleTable:
 
     def name(self, target: str, suffix: str, part: str, expert: int | None) -> str:
         """The checkpoint name that would fill a slot, for error texts."""
-        for compiled in self._all:
-            rule = compiled.rule
-            if (rule.part or "") != part:
-                continue
-            match = compiled.target.fullmatch(target)
-            if match is None:
-                continue
-            numbers = match.groupdict()
-            if expert is not None:
-                if "{expert}" not in rule.source:
+        # A rule without a part gives one tensor for all parts of a fused module.
+        for wanted in dict.fromkeys((part, "")):
+            for compiled in self._all:
+                rule = compiled.rule
+                if (rule.part or "") != wanted:
                     continue
-                numbers["expert"] = str(expert)
-            source = _fill(rule.source, numbers)
-            if "{" not in source:
-                return f"{source}.{suffix}"
+                match = compiled.target.fullmatch(target)
+                if match is None:
+                    continue
+                numbers = match.groupdict()
+                if expert is not None:
+                    if "{expert}" not in rule.source:
+                        continue
+                    numbers["expert"] = str(expert)
+                source = _fill(rule.source, numbers)
+                if "{" not in source:
+                    return f"{source}.{suffix}"
         return f"(no rule) {target}.{suffix}" + (f" [{part}]" if part else "")

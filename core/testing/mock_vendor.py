@@ -237,11 +237,11 @@ class NewestFirst(SchedulePolicy):
 
     def rank(self, waiting: Sequence[R], match: Match) -> Sequence[R]:
         MockVendorHardware.calls["rank"] += 1
-        return waiting[::-1]
+        return sorted(waiting, key=lambda request: -request.arrival_s)
 
     def step_tokens(self, load: StepLoad) -> int:
         MockVendorHardware.calls["step_tokens"] += 1
-        return load.chunk_tokens if not load.num_decodes else load.num_decodes + 8
+        return load.chunk_tokens if not load.num_decodes else min(load.num_decodes + 8, load.chunk_tokens)
 
 
 def vendor_records(**models: Any) -> list[PluginRecord]:

@@ -101,8 +101,8 @@ def _lines(contracts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             continue
         yield f"{where} ({entry['plugin']})"
         for capability, tests in sorted(entry["not_claimed"].items()):
-            shown = ", ".join(sorted(tests)[:_MOST_NAMES])
-            more = f" and {len(tests) - _MOST_NAMES} more" if len(tests) > _MOST_NAMES else ""
-            yield f"  not claimed: {capability}: {shown}{more}"
+            names = sorted({test.partition("[")[0] for test in tests})
+            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+            yield f"  not claimed: {capability}: {', '.join(names[:_MOST_NAMES])}{more}"
         for test, reason in sorted(entry["skipped"].items()):
             yield f"  {test}: {reason}"

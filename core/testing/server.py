@@ -61,11 +61,14 @@ def plugin(
     *,
     distribution: str = "plugin-under-test",
     version: str = "0.0",
-    config: str | None = None,
+    config: type | str | None = None,
     capabilities: Mapping[str, Any] | None = None,
 ) -> PluginRecord:
-    """A plugin as an object, without a distribution. target: what an entry point would name. config: "module:Model" of
-    its settings."""
+    """A plugin as an object, without a distribution. target: what an entry point would name. config: the
+    pydantic model of its settings, or "module:Model".
+    """
+    if isinstance(config, type):
+        config = f"{config.__module__}:{config.__qualname__}"
     return PluginRecord(
         kind, name, distribution, version, f"{getattr(target, '__module__', '?')}:{name}",
         config=config, capabilities=dict(capabilities or {}), loaded=target,

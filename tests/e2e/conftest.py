@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from core.testing.checkpoint import write_tiny_checkpoint
 from tests.e2e.process import ServerProcess
+from tests.e2e.wheels import EXAMPLES, PLUGINS, ROOT, Environment, build, link_dependencies
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,22 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     flags = ("--page-size", "4", "--served-model-name", "tiny", "--cpu-threads", "1")
     with ServerProcess(checkpoint, log, *flags) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All distributions of this repository as wheels."""
+    place = tmp_path_factory.mktemp("wheels")
+    build([ROOT, *PLUGINS, *EXAMPLES], place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def make_environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+    """Makes environments with the named distributions in them."""
+    dependencies = link_dependencies(tmp_path_factory.mktemp("dependencies") / "site")
+
+    def make(*names: str | Path) -> Environment:
+        return Environment(tmp_path_factory.mktemp("environment") / "env", wheels, dependencies).install(*names)
+
+    return make

@@ -15,20 +15,32 @@ import psutil
 
 
 class ServerProcess:
-    """`core serve` in a process of its own on a free port. Use as a context manager."""
+    """`core serve` in a process of its own on a free port. Use as a context manager.
 
-    def __init__(self, model: Path | str | None, log: Path, *flags: str) -> None:
+    python, environment: of the process; None takes the tests' own, without core's variables.
+    """
+
+    def __init__(
+        self,
+        model: Path | str | None,
+        log: Path,
+        *flags: str,
+        python: Path | str = sys.executable,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.log = log
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "core.cli.main", "serve", "--port", str(self.port), *flags]
+        command = [str(python), "-m", "core.cli.main", "serve", "--port", str(self.port), *flags]
         if model is not None:
             command += ["--model", str(model)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("CORE_")}
+        environment = environment or {k: v for k, v in os.environ.items() if not k.startswith("CORE_")}
         self._output = log.open("wb")
+        # The log's folder: from a source tree Python would import that, whatever is installed.
         self.process = subprocess.Popen(
-            command, stdout=self._output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+            command, stdout=self._output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            cwd=log.parent,
+        )  # fmt: skip
 
     def __enter__(self) -> ServerProcess:
         self.wait_ready()

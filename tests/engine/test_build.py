@@ -95,7 +95,8 @@ async def test_in_a_child(checkpoint: Path) -> None:
 
     try:
         hello = await client.start()
-        assert hello == msgspec.structs.replace(engine.hello, load_s=hello.load_s)
+        varying = {"load_s": hello.load_s, "device_free_bytes": hello.device_free_bytes}
+        assert hello == msgspec.structs.replace(engine.hello, **varying)
         assert await asyncio.gather(*map(collect, requests())) == want
         with pytest.raises(RequestError, match="token id 5000"):
             await collect(EngineRequest(np.array([5000], np.int32), SamplingParams(max_tokens=1)))

@@ -11,7 +11,7 @@ import torch
 
 from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
-from core.interfaces.errors import ConfigError
+from core.interfaces.errors import ConfigError, WeightError
 from core.layers.embedding import LmHead, VocabEmbedding
 from core.layers.linear import QkvLinear, kv_shard
 from core.layers.mlp import GatedMlp
@@ -113,6 +113,33 @@ def test_gated_mlp(size: int, bias: bool) -> None:
     whole = work(context())
     for part in on_ranks(size, work):
         torch.testing.assert_close(part, whole)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_gate_and_up_in_one_tensor(size: int) -> None:
+    inter = 12
+    x, gate_up, down = tensor("x", 5, HIDDEN), tensor("gate_up", 2 * inter, HIDDEN), tensor("down", HIDDEN, inter)
+
+    def work(ctx: BuildContext) -> torch.Tensor:
+        mlp = GatedMlp("mlp", HIDDEN, inter, ctx, stacked=True)
+        layer = mlp.gate_up_proj
+        assert layer.covers("weight", "") == layer.expected()
+        with pytest.raises(WeightError, match="shape"):
+            layer.load("weight", "", gate_up[:-1])
+        layer.load("weight", "", gate_up)
+        layer.finish()
+        mlp.down_proj.load("weight", "", down)
+        mlp.down_proj.finish()
+        return mlp(x)
+
+    gate, up = (x @ gate_up.T).chunk(2, -1)
+    for part in on_ranks(size, work):
+        torch.testing.assert_close(part, (torch.nn.functional.silu(gate) * up) @ down.T)
+
+
+def test_one_tensor_for_several_parts_is_unexpected_where_the_model_has_them_apart() -> None:
+    layer = GatedMlp("mlp", HIDDEN, 12, context()).gate_up_proj
+    assert not layer.covers("weight", "") <= layer.expected()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -86,6 +86,19 @@ class TestRequested:
         if "schedule_policy" not in given:  # which is always asked for, by its default
             check_requested(settings(folder), wrong, explicit_cache=False)
 
+    def test_lists_are_compared_as_sets(self, folder: Path) -> None:
+        listener = type("Listener", (), {})
+        catalog = swap(records(), record("hooks", "one", listener), record("hooks", "two", listener))
+        asked = settings(folder, hooks="one,two")
+        resolution = resolve(asked, catalog)
+        for wrong in (resolution.hooks[:1], ()):
+            with pytest.raises(ConfigError, match=r"hooks is .* would be in effect"):
+                check_requested(asked, replace(resolution, hooks=wrong), explicit_cache=False)
+        for given in ("one", "none"):
+            with pytest.raises(ConfigError, match="hooks is"):
+                check_requested(settings(folder, hooks=given), resolution, explicit_cache=False)
+        assert resolve(settings(folder, hooks="none", routes="none"), catalog).hooks == ()
+
     def test_full_names_are_the_same_request(self, folder: Path) -> None:
         resolve(settings(folder, attention_backend="dummy:plain", device="Dummy:host"), swap(records()))
 
@@ -131,5 +144,9 @@ def test_trace_keeps_what_was_decided_before_it_failed(folder: Path) -> None:
         resolve(settings(folder, page_size=8), narrow, trace=trace)
     assert trace.step == "attention"
     assert [row.what for row in trace.rows][:4] == ["checkpoint", "hardware", "model", "quantization"]
+    trace = Trace()
+    with pytest.raises(ConfigError):
+        resolve(settings(folder, disable_plugins="nobody"), swap(records()), trace=trace)
+    assert (trace.step, trace.rows) == ("disabled plugins", [])
     names = [name for name, _ in STEPS]
     assert names.index("hardware") < names.index("model")  # a model may be made for one device

@@ -6,7 +6,6 @@ import random
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,11 +15,10 @@ from runner_driver import Driver, Job
 from core.interfaces.batch import BatchLayout
 from core.interfaces.errors import PluginError
 from core.interfaces.hardware import EngineFacts
-from core.interfaces.params import SamplingParams
-from core.interfaces.step import StepPlan
 from core.runner.executor import InProcessExecutor
 from core.runner.runner import ModelRunner
 from core.testing.capturable_attention import CapturableAttention
+from core.testing.contracts.hardware_steps import decode_all
 from core.testing.dense_attention import DenseAttention
 from core.testing.mock_graphs import MockGraphHardware, MockGraphs
 from core.testing.mock_model import MockConfig, reference_greedy
@@ -71,52 +69,11 @@ def test_random_plans_give_the_eager_tokens(
     assert sum(hardware.made.replays.values()) == runner.stats.replayed_steps
 
 
-def decode_all(runner: ModelRunner, prompts: list[list[int]], steps: int) -> tuple[list[list[int]], list[StepPlan]]:
-    """Prefill of all, then steps of decodes alone."""
-    from core.interfaces.step import Admission
-
-    size, greedy = runner.config.page_size, SamplingParams(temperature=0.0)
-    lens = np.array([len(prompt) for prompt in prompts], np.int32)
-    slots = np.arange(len(prompts), dtype=np.int32)
-    pages = -(-(int(lens.max()) + steps) // size)
-    ids = 1 + np.arange(len(prompts) * pages, dtype=np.int32)
-    groups = len(runner.config.spec.cache_groups)
-    plans = [
-        StepPlan(
-            step, slots, len(prompts) if step else 0, lens if not step else np.ones_like(lens), lens + step,
-            np.ones(len(prompts), np.bool_),
-            admissions=[] if step else [
-                Admission(i, i, np.array(prompt, np.int32), len(prompt), greedy, 0)
-                for i, prompt in enumerate(prompts)
-            ],
-        )
-        for step in range(steps)
-    ]  # fmt: skip
-    plans[0].page_slots = np.repeat(slots, pages)
-    plans[0].page_index = np.tile(np.arange(pages, dtype=np.int32), len(prompts))
-    plans[0].page_ids = np.tile(ids, (groups, 1))
-    tokens: list[list[int]] = [[] for _ in prompts]
-    for plan in plans:
-        poison(runner)
-        result = runner.launch(plan).wait()
-        assert result.error is None
-        for row, token in enumerate(result.tokens[:, 0].tolist()):
-            tokens[row].append(token)
-    return tokens, plans
-
-
-def poison(runner: ModelRunner) -> None:
-    """The null page, which padding rows write and read, holds not-a-number before every step."""
-    for buffers in runner._kv:
-        for buffer in buffers:
-            buffer[: runner.config.page_size] = float("nan")
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 def test_every_number_of_rows(count: int) -> None:
     runner, hardware = make()
     prompts = [[7 * i + 1, 3, i] * (i + 1) for i in range(count)]
-    tokens, _ = decode_all(runner, prompts, 9)
+    tokens = decode_all(runner, prompts, 9)
     assert tokens == [reference_greedy(TWO_GROUPS, prompt, 9) for prompt in prompts]
     size = next((size for size in (1, 2, 4) if size >= count), None)
     expected = {1: 0, 2: 0, 4: 0} | ({size: 8} if size else {})
@@ -165,7 +122,7 @@ def test_a_backend_that_cannot_be_recorded_runs_eagerly(caplog: pytest.LogCaptur
     with caplog.at_level("INFO"):
         runner, hardware = make(attention=DenseAttention)
     assert "DenseAttention does not work in a recorded step" in caplog.text
-    tokens, _ = decode_all(runner, [[1, 2, 3]], 4)
+    tokens = decode_all(runner, [[1, 2, 3]], 4)
     assert tokens == [reference_greedy(TWO_GROUPS, [1, 2, 3], 4)]
     assert hardware.made.captured == []
 
@@ -173,7 +130,7 @@ def test_a_backend_that_cannot_be_recorded_runs_eagerly(caplog: pytest.LogCaptur
 def test_nothing_is_replayed_before_it_is_recorded() -> None:
     hardware = MockGraphHardware()
     runner = build_mock_runner(TWO_GROUPS, hardware=hardware, attention=CapturableAttention)
-    tokens, _ = decode_all(runner, [[1, 2, 3]], 4)
+    tokens = decode_all(runner, [[1, 2, 3]], 4)
     assert tokens == [reference_greedy(TWO_GROUPS, [1, 2, 3], 4)]
     assert runner.stats.replayed_steps == 0
 

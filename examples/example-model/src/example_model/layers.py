@@ -64,17 +64,9 @@ class ConvQkv(QkvLinear):
     def __init__(self, path: str, hidden_size: int, num_heads: int, ctx: BuildContext) -> None:
         super().__init__(path, hidden_size, num_heads, num_heads, hidden_size // num_heads, ctx, bias=True)
 
-    def expected(self) -> set[Slot]:
-        # Core would wait for tensors of the parts "q", "k" and "v"; the checkpoint gives one of each suffix for all.
-        return {(suffix, "", expert) for suffix, _, expert in super().expected()}
-
     def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
-        wide = turned(self, suffix, tensor)
-        rows = [place.full_out_features for place in self.shape.parts]
-        if wide.shape[0] != sum(rows):
-            raise WeightError(f"shape {list(tensor.shape)}, expected {sum(rows)} outputs for query, key and value")
-        for place, piece in zip(self.shape.parts, wide.split(rows), strict=True):
-            super().load(suffix, place.name, piece, expert)
+        # No part is named, so core takes the tensor for all of them in their order, as it does for any fused layer.
+        super().load(suffix, part, turned(self, suffix, tensor), expert)
 
 
 def turned(layer: LinearBase, suffix: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""A chip made of paper: device, operations, layers and attention."""
