@@ -99,7 +99,8 @@ def suites(site: Site) -> dict[str, Suite]:
     done = site.run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib", "-c", os.devnull,
         "--rootdir", str(site.folder), f"--junitxml={report}", "--contract-examples=0.3",
-        "--continue-on-collection-errors", "-k", "not test_scan_imports_nothing", *(str(site.path(kind) / "tests") for kind in KINDS),
+        "--continue-on-collection-errors", "-k", "not test_scan_imports_nothing",
+        *(str(site.path(kind) / "tests") for kind in KINDS),
     )  # fmt: skip
     assert report.exists(), done.stdout + done.stderr
     found = {kind: Suite() for kind in KINDS}
