@@ -19,8 +19,8 @@ from core.registry.catalog import Catalog
 
 
 def _doctor(resolved: ResolvedSettings, timeout_s: float, as_json: bool) -> int:
-    from core.registry.doctor import examine
-    from core.registry.findings import findings_data, findings_text, healthy
+    from core.registry.health.doctor import examine
+    from core.registry.health.findings import findings_data, findings_text, healthy
 
     catalog = Catalog.scan()
     findings = examine(resolved.settings, catalog, timeout_s=timeout_s)

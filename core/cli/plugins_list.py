@@ -4,7 +4,8 @@ With `--json`, one object:
 
 - "core": version of core.
 - "kinds": of {"name", "group" (entry-point group), "api" ([oldest, newest] interface version that this core speaks),
-  "stage" ("live" or "draft"), "summary", "interface" ("module:Class")}.
+  "stage" ("live" or "draft"), "summary", "interface" ("module:Class"), "capabilities" (key of the manifest's table ->
+  allowed form, as text)}.
 - "plugins": of {"kind", "name", "full_name" (`distribution:name`), "distribution", "version", "target", "api", "stage",
   "state" ("available", "unavailable", "failed"), "reason", "warnings", "summary", "stability", "capabilities",
   "requires" {"packages", "hardware"}, "config" (target of the settings' model or null), "clashes_with"

@@ -18,8 +18,8 @@ from core.cli.output import json_option, print_json
 
 
 def _validate(path: str, timeout_s: float, as_json: bool) -> int:
-    from core.registry.findings import findings_data, findings_text, healthy
-    from core.registry.validate import core_version, validate_package
+    from core.registry.health.findings import findings_data, findings_text, healthy
+    from core.registry.health.validate import core_version, validate_package
 
     report = validate_package(Path(path), timeout_s=timeout_s)
     ok = healthy(report.findings)

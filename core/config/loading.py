@@ -142,7 +142,7 @@ def parse_plugin_flag(text: str) -> tuple[str, str, Any]:
             value=text,
             hint="e.g. --set fast.splits=4",
         )
-    return name, key, _yaml_value(value, f"--set {text}")
+    return name, key, _yaml_value(value, f"--set {name}.{key}")
 
 
 def _read_flags(flags: Mapping[str, Any], layers: _Layers, origin: str) -> None:
@@ -248,7 +248,11 @@ def _yaml_value(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{where}: the value is not valid YAML: {exc}", field="plugins", value=text) from exc
+        # Without the value, which may be a secret.
+        why = getattr(exc, "problem", None) or type(exc).__name__
+        raise ConfigError(
+            f"{where}: the value is not valid YAML: {why}", field="plugins", hint="put it in quotes to have it as text"
+        ) from None
 
 
 def _normal(entry: SettingField, value: Any) -> Any:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
 from core.engine.wire_errors import describe
 from core.hooks import HookManager
-from core.interfaces.errors import CapacityError, ConfigError, RequestError
+from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
 from core.interfaces.prefix_cache import CacheGeometry
@@ -194,7 +194,8 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
         num_groups=groups,
     )
     geometry = CacheGeometry(resolution.page_size, groups, settings.cache.eviction_policy)
-    cache = resolution.prefix_cache.target(geometry, _context(resolution, resolution.prefix_cache))
+    choice = resolution.prefix_cache
+    cache = _set_up(choice, choice.target, geometry, _context(resolution, choice))
     memory = MemoryManager(
         cache,
         num_pages=num_pages,
@@ -204,7 +205,7 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
         num_groups=groups,
     )
     choice = resolution.schedule_policy
-    policy = choice.target(_context(resolution, choice), settings.engine.random_seed or 0)
+    policy = _set_up(choice, choice.target, _context(resolution, choice), settings.engine.random_seed or 0)
     return Scheduler(settings.scheduler, facts, memory, policy=policy)
 
 
@@ -241,17 +242,18 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
             hint="use --tensor-parallel-size 1",
         )
     hardware = _make_hardware(settings, resolution)
-    device = hardware.initialize(0)
+    device = _set_up(resolution.hardware, hardware.initialize, 0)
 
     def made(choice: Choice) -> PluginContext:
         return _context(resolution, choice, device)
 
-    tables = [choice.target(made(choice)).ops() for choice in resolution.ops]
+    tables = [_set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
+    quant, moe = resolution.quant, resolution.moe
     config = RunnerConfig(
         spec=resolution.spec,
         arch=resolution.arch,
-        quant=resolution.quant.target(resolution.quant_config, made(resolution.quant)),
-        moe=resolution.moe.target(made(resolution.moe)),
+        quant=_set_up(quant, quant.target, resolution.quant_config, made(quant)),
+        moe=_set_up(moe, moe.target, made(moe)),
         ops=build_ops(hardware.ops(), *tables),
         attention=tuple(choice.target for choice in resolution.attention),
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
@@ -277,10 +279,25 @@ def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBacken
     if threads is not None and not takes_threads:
         logger.warning("cpu_threads=%d has no effect: %s does not compute on the host's threads", threads, choice.name)
     plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
-    hardware: HardwareBackend = choice.target(plugin_context(choice.record, plugins))
+    hardware: HardwareBackend = _set_up(choice, choice.target, plugin_context(choice.record, plugins))
     # A process of our own has them long since; here they are for whoever embeds the engine.
     apply_environment(variables_of(hardware), choice.name)
     return hardware
+
+
+def _set_up(choice: Choice, call: Callable[..., Any], *args: Any) -> Any:
+    """`call(*args)`, which is the chosen plugin's own code. Raises PluginLoadError that names it, unless the plugin
+    raises a CoreError."""
+    assert choice.record is not None
+    try:
+        return call(*args)
+    except CoreError:
+        raise
+    except Exception as error:
+        raise PluginLoadError(
+            f"{choice.record.title} could not be set up: {type(error).__name__}: {error}",
+            hint="check its settings (`core config show`), or choose another",
+        ) from error
 
 
 def _context(resolution: Resolution, choice: Choice, device: torch.device | None = None) -> PluginContext:

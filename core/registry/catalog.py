@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import logging
 from abc import ABCMeta
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +14,6 @@ from core.interfaces.deprecation import missing_methods, outdated_methods
 from core.interfaces.errors import ConfigError, PluginClash, PluginError, PluginLoadError, PluginNotFound
 from core.interfaces.kinds import KINDS, Kind
 from core.registry.records import PluginRecord, canonical
-
-_LOG = logging.getLogger("core.registry")
 
 
 class Catalog:
@@ -160,7 +157,7 @@ class Catalog:
             if problem:
                 raise self._fail(record, problem)
             self._loaded[key] = target
-            self._warn_of_outdated(record, target)
+            self._note_outdated(record, target)
         return self._loaded[key]
 
     def _import(self, record: PluginRecord) -> Any:
@@ -187,7 +184,7 @@ class Catalog:
         found: type = getattr(importlib.import_module(module_name), attribute)
         return found
 
-    def _warn_of_outdated(self, record: PluginRecord, target: Any) -> None:
+    def _note_outdated(self, record: PluginRecord, target: Any) -> None:
         interface = self._interface(record.kind)
         entries = outdated_methods(target, interface) if isinstance(target, type) else ()
         if not entries:
@@ -197,8 +194,6 @@ class Catalog:
             f"interface; version {entry.removed_in} will no longer call it"
             for entry in entries
         )
-        for text in texts:
-            _LOG.warning("%s: %s", record.title, text)
         self._records[self._records.index(record)] = replace(record, warnings=record.warnings + texts)
 
     def _fail(self, record: PluginRecord, reason: str) -> PluginError:

@@ -11,7 +11,7 @@ The file lies in the distribution's top-level import package:
     summary = "one line for people"
     stability = "beta"                # stable | beta | experimental
     config = "my_package.config:Options"   # optional pydantic model of its own settings
-    [plugin.capabilities]             # free form; selection reads the keys that it knows for the kind
+    [plugin.capabilities]             # by the schema of the kind (core.interfaces.capabilities)
     hardware = ["cpu"]
     priority = 10                     # higher goes first where core chooses
     [plugin.requires]

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from core.interfaces.capabilities import capability_fields
 from core.interfaces.kinds import KINDS, Kind
 from core.registry.catalog import Catalog
 from core.registry.records import PluginRecord
@@ -34,6 +35,7 @@ def kind_data(kind: Kind) -> dict[str, Any]:
         "stage": kind.stage,
         "summary": kind.summary,
         "interface": kind.interface,
+        "capabilities": capability_fields(kind.capabilities),
     }
 
 

@@ -104,6 +104,7 @@ def resolve(
     trace: is filled as the steps go, and keeps what was decided if one of them raises.
     """
     trace = trace if trace is not None else Trace()
+    trace.step, trace.catalog = "disabled plugins", catalog
     trace.catalog = catalog = catalog.without(settings.engine.disable_plugins)
     if lock is not None:
         lock.verify(catalog)

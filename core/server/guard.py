@@ -46,7 +46,7 @@ class PluginGuard:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the route; when the client goes first, cancel it and whatever it generates."""
         inbox: asyncio.Queue[Message | None] = asyncio.Queue()
-        started = False
+        started = complete = False
 
         async def read() -> Message:
             message = await inbox.get()
@@ -55,9 +55,10 @@ class PluginGuard:
             return message
 
         async def watched(message: Message) -> None:
-            nonlocal started
+            nonlocal started, complete
             started = started or message["type"] == "http.response.start"
             await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         generations: list[AsyncGenerator[Any]] = []
         token = begun_generations.set(generations)
@@ -68,6 +69,8 @@ class PluginGuard:
         reading = asyncio.ensure_future(self._read(receive, inbox))
         try:
             await asyncio.wait({answering, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if complete:  # a client may go then; the route may still have something to do
+                await asyncio.wait({answering})
             if answering.done():
                 answering.result()
                 return

@@ -83,7 +83,8 @@ class TestList:
         assert set(report) == {"core", "kinds", "plugins"}
         assert {kind["name"] for kind in report["kinds"]} == set(KINDS)
         for kind in report["kinds"]:
-            assert set(kind) == {"name", "group", "api", "stage", "summary", "interface"}
+            assert set(kind) == {"name", "group", "api", "stage", "summary", "interface", "capabilities"}
+            assert kind["capabilities"]["priority"] == "a whole number"
         for plugin in report["plugins"]:
             assert set(plugin) == PLUGIN_KEYS
             assert set(plugin["requires"]) == {"packages", "hardware"}

@@ -237,3 +237,23 @@ def test_any_text_gives_a_setting_or_a_config_error(field: Any, text: str) -> No
         assert field.name in error.message
     else:
         assert resolved.source(field.dotted) == f"environment {field.env}"
+
+
+def test_a_variable_means_the_section_whose_name_folds_to_it(write: Any) -> None:
+    path = write("plugins: {fast-attn: {num-splits: 1, other: 2}}")
+    env = {"CORE_PLUGINS__FAST_ATTN__NUM_SPLITS": "3"}
+    resolved = load_settings({}, env, path)
+    assert resolved.settings.plugins == {"fast-attn": {"num-splits": 3, "other": 2}}
+    assert resolved.source("plugins.fast-attn.num-splits") == "environment CORE_PLUGINS__FAST_ATTN__NUM_SPLITS"
+    assert resolved.settings.source("plugins.fast-attn.other") == f"file {path}"
+    by_flag = load_settings({}, env, plugin_flags=["fast.attn.num_splits=4"])
+    assert by_flag.settings.plugins == {"fast.attn": {"num_splits": 4}}
+    both = load_settings({}, env, write("plugins: {fast-attn: {a: 1}, fast.attn: {a: 2}}")).settings.plugins
+    assert both["fast_attn"] == {"num_splits": 3}  # which one is meant is decided, or refused, where plugins are known
+
+
+def test_a_value_that_is_no_yaml_is_not_shown() -> None:
+    for source in ({"plugin_flags": ["fast.word={s3cret"]}, {"env": {"CORE_PLUGINS__FAST__WORD": "{s3cret"}}):
+        with pytest.raises(ConfigError, match=r"not valid YAML") as caught:
+            load_settings(**source)  # type: ignore[arg-type]
+        assert "s3cret" not in f"{caught.value} {caught.value.value}"

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import typer
 from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
 from prometheus_client import Gauge
 from pydantic import BaseModel
 
@@ -86,6 +87,14 @@ class Routes(RoutePlugin):
         async def say(text: str):
             pieces = [piece async for piece in server.generate(text, SamplingParams(max_tokens=4, temperature=0.0))]
             return {"model": server.model_name, "tokens": pieces[-1].num_output_tokens}
+
+        @router.get("/thirdparty/stream")
+        async def stream():
+            async def texts():
+                async for piece in server.generate("go", SamplingParams(max_tokens=1900, ignore_eos=True)):
+                    yield piece.text or "."
+
+            return StreamingResponse(texts())
 
         return router
 
@@ -189,11 +198,16 @@ def test_in_a_real_server(site: Path, checkpoint: Path, tmp_path: Path) -> None:
             body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0, "tools": [tool]}
             message = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
             assert message["tool_calls"][0]["function"]["name"] == "say"
+            with client.stream("GET", "/thirdparty/stream") as reply:
+                next(reply.iter_raw())
+        wait_until(lambda: any(line.startswith("finished 3 abort ") for line in lines(engine_pid)), what="an abort")
         wait_until(lambda: any(line.startswith("steps ") for line in lines(engine_pid)), what="steps")
     ended = lines(engine_pid)
     assert ended[-1] == "stopping shutdown"
-    assert [line.split()[1] for line in ended if line.startswith("admitted ")] == ["1", "2"]
-    assert [line for line in ended if line.startswith("finished ")] == ["finished 1 length 4", "finished 2 length 3"]
+    assert [line.split()[1] for line in ended if line.startswith("admitted ")] == ["1", "2", "3"]
+    finished = [line for line in ended if line.startswith("finished ")]
+    assert finished[:2] == ["finished 1 length 4", "finished 2 length 3"]
+    assert finished[2].startswith("finished 3 abort ")
     assert not psutil.pid_exists(engine_pid)
 
 

@@ -21,7 +21,7 @@ from core.engine.client import EngineRequest, TokenChunk
 from core.engine.offline import OfflineEngine
 from core.interfaces.batch import ForwardBatch
 from core.interfaces.build import BuildContext
-from core.interfaces.errors import ConfigError, PluginError
+from core.interfaces.errors import ConfigError, PluginError, PluginLoadError
 from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
@@ -298,3 +298,31 @@ def test_a_second_vendor_may_be_installed_beside_the_first(folder: Path, expecte
         engine = build_in_process(folder, catalog, device=device)
         assert generate(engine, prompts(3)) == expected["greedy"][:3]
         engine.engine.close()
+
+
+class _Refusing:
+    """A plugin whose constructor fails."""
+
+    def __init__(self, *args: Any) -> None:
+        raise KeyError("license")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("moe", {"moe_backend": "broken"}), ("schedule_policies", {"schedule_policy": "broken"})],
+)
+def test_a_plugin_that_cannot_be_constructed_is_named(folder: Path, kind: str, settings: dict[str, str]) -> None:
+    record = PluginRecord(kind, "broken", "plugin-broken", "1.0", target="broken:Broken", loaded=_Refusing)
+    with pytest.raises(
+        PluginLoadError, match=r"plugin 'broken' \(distribution plugin-broken 1.0\) could not be set up"
+    ):
+        build_in_process(folder, catalog_with([record]), device="cpu", **settings)
+
+
+def test_a_device_that_cannot_be_initialized_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def initialize(self: MockVendorHardware, local_rank: int) -> torch.device:
+        raise RuntimeError("firmware 3 is too old")
+
+    monkeypatch.setattr(MockVendorHardware, "initialize", initialize)
+    with pytest.raises(PluginLoadError, match=r"plugin-mock-vendor 1.0\) could not be set up: .*firmware 3 is too old"):
+        build_in_process(folder, catalog_with(vendor_records()), device=NAME)

@@ -31,7 +31,6 @@ from .worlds import one_sequence
 HIDDEN, LENGTH = 24, 11
 YARN = {
     "rope_type": "yarn",
-    "rope_theta": 10000.0,
     "factor": 4.0,
     "original_max_position_embeddings": 32,
     "mscale": 0.7,
@@ -127,8 +126,8 @@ def hf_attention(**changes: Any) -> tuple[Any, Any, torch.Tensor, torch.Tensor]:
         {"q_lora_rank": None},
         {"attention_bias": True},
         {"rope_interleave": False},
-        {"rope_parameters": YARN},
-        {"rope_parameters": {**YARN, "mscale_all_dim": 0.0}},
+        {"rope_scaling": YARN},
+        {"rope_scaling": {**YARN, "mscale_all_dim": 0.0}},
     ],
 )
 @torch.inference_mode()
@@ -189,8 +188,13 @@ def moe_layer(config: Any, hf: Any, ctx: BuildContext) -> MoeLayer:
     layer = MoeLayer("mlp", HIDDEN, inter, router, ctx, shared_intermediate_size=inter * config.n_shared_experts)
     load(layer.gate, hf.gate.weight)
     load(layer.gate, hf.gate.e_score_correction_bias, suffix="e_score_correction_bias")
-    load(layer.experts, hf.experts.gate_up_proj, suffix="gate_up_proj")
-    load(layer.experts, hf.experts.down_proj, suffix="down_proj")
+    if isinstance(hf.experts, nn.ModuleList):  # transformers 4
+        for number, expert in enumerate(hf.experts):
+            for part in ("gate", "up", "down"):
+                layer.experts.load("weight", part, getattr(expert, f"{part}_proj").weight.detach(), number)
+    else:
+        load(layer.experts, hf.experts.gate_up_proj, suffix="gate_up_proj")
+        load(layer.experts, hf.experts.down_proj, suffix="down_proj")
     shared = layer.shared_experts
     assert shared is not None
     load(shared.gate_up_proj, hf.shared_experts.gate_proj.weight, "gate")
@@ -227,7 +231,9 @@ def test_the_router_stays_in_float32() -> None:
     layer = moe_layer(config, hf, context().replace(dtype=torch.bfloat16))
     assert {p.dtype for p in layer.gate.parameters()} == {torch.float32}
     x = torch.randn(9, HIDDEN).bfloat16()
-    _, weights, ids = hf.gate(x)
+    made = hf.gate(x)  # transformers 4: ids, weights; 5: logits, weights, ids
+    (ids,) = (part for part in made if not part.dtype.is_floating_point)
+    weights = [part for part in made if part.dtype.is_floating_point][-1]
     ours, chosen = layer.route(layer.gate(x))
     for row in range(9):
         got = dict(zip(chosen[row].tolist(), ours[row].tolist(), strict=True))

@@ -144,5 +144,9 @@ def test_trace_keeps_what_was_decided_before_it_failed(folder: Path) -> None:
         resolve(settings(folder, page_size=8), narrow, trace=trace)
     assert trace.step == "attention"
     assert [row.what for row in trace.rows][:4] == ["checkpoint", "hardware", "model", "quantization"]
+    trace = Trace()
+    with pytest.raises(ConfigError):
+        resolve(settings(folder, disable_plugins="nobody"), swap(records()), trace=trace)
+    assert (trace.step, trace.rows) == ("disabled plugins", [])
     names = [name for name, _ in STEPS]
     assert names.index("hardware") < names.index("model")  # a model may be made for one device

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from registry_fakes import MakeDist
+from registry_fakes import MakeDist, records, settings, write_checkpoint
 
 from core.interfaces.deprecation import Superseded, missing_methods, outdated_methods, superseded
 from core.interfaces.errors import PluginApiError, PluginLoadError
 from core.interfaces.kinds import KINDS, Kind
 from core.registry import Catalog
+from core.registry.report import choice_data
+from core.registry.resolve import resolve
 
 V1 = """
 from abc import ABC, abstractmethod
@@ -66,21 +68,35 @@ def test_old_plugin_on_its_own_version(make_dist: MakeDist, site: Path) -> None:
     assert catalog.record("lamps", "mine").warnings == ()
 
 
-def test_old_plugin_runs_unchanged_on_the_next_version_with_one_warning(
-    make_dist: MakeDist, site: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_old_plugin_runs_unchanged_on_the_next_version_with_one_warning(make_dist: MakeDist, site: Path) -> None:
     plugin(make_dist, "[1, 2]", OLD)
     catalog = Catalog.scan(paths=[str(site)], kinds=lamps(site, 2))
-    with caplog.at_level(logging.WARNING, "core.registry"):
-        for _ in range(3):
-            lamp = catalog.load("lamps", "mine")()
+    for _ in range(3):
+        lamp = catalog.load("lamps", "mine")()
     assert lamp.glow(3) == 6
     (warning,) = catalog.record("lamps", "mine").warnings
     assert "it implements shine, which glow replaces since version 2" in warning
     assert "version 3 will no longer call it" in warning
+
+
+def test_a_start_logs_the_warning_once_and_keeps_it_with_the_choice(
+    make_dist: MakeDist, site: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lamp = lamps(site, 2)["lamps"]
+    kinds = {**KINDS, "ops": replace(KINDS["ops"], interface="lamps:Lamp", api=2)}
+    text = 'schema = 1\n[[plugin]]\nkind = "ops"\nname = "mine"\napi = [1, 2]\n'
+    make_dist("plugin-a", {"core.ops": {"mine": "plugin_a:Mine"}}, text, OLD)
+    catalog = Catalog([*records(), *Catalog.scan(paths=[str(site)], kinds=kinds).records], kinds=kinds)
+    with caplog.at_level(logging.WARNING, "core.registry"):
+        resolution = resolve(settings(write_checkpoint(tmp_path / "c")), catalog)
+    (choice,) = resolution.ops
+    assert lamp.interface == "lamps:Lamp"
+    assert choice.record is not None
+    (warning,) = choice.record.warnings
+    assert "glow replaces" in warning
+    assert choice_data(choice)["plugin"]["warnings"] == [warning]
     (message,) = [r.getMessage() for r in caplog.records]
-    assert "distribution plugin-a 1.0" in message
-    assert warning in message
+    assert message == resolution.warnings[0] == f"{choice.record.title}: {warning}"
 
 
 def test_plugin_that_claims_only_the_old_version_is_warned_before_import_too(make_dist: MakeDist, site: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, BackgroundTasks, FastAPI, HTTPException
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -20,6 +20,7 @@ from core.registry import PluginRecord
 from core.server.plugin_routes import overlap
 from core.testing.server import memory_server, plugin
 
+LATER: list[Any] = []
 LONG = SamplingParams(max_tokens=1500, ignore_eos=True)
 
 
@@ -80,6 +81,15 @@ class Demo(RoutePlugin):
             background.append(generation)
             await anext(generation)
             return StreamingResponse(forever())
+
+        @router.get("/demo/later")
+        async def later(tasks: BackgroundTasks) -> dict[str, bool]:
+            async def work() -> None:
+                await asyncio.sleep(0.05)
+                LATER.append([piece async for piece in server.generate("go", SamplingParams(max_tokens=2))])
+
+            tasks.add_task(work)
+            return {"ok": True}
 
         @router.get("/demo/bad/{how}")
         async def bad(how: str) -> Any:
@@ -264,6 +274,12 @@ class TestClientGone:
                     break
                 assert server.engine.num_requests == 1
             assert await aborted(server)
+
+    async def test_after_the_answer_is_not_too_early(self) -> None:
+        LATER.clear()
+        async with memory_server(plugins=[DEMO]) as server:
+            assert (await server.client.get("/demo/later")).json() == {"ok": True}
+            assert len(LATER) == 1, "what the route does after its answer goes on"
 
 
 def websocket(server: ServerAccess) -> APIRouter:

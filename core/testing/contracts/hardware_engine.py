@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from core.interfaces.context import PluginContext
 from core.interfaces.hardware import EngineFacts, HardwareBackend
 from core.interfaces.params import SamplingParams
 from core.interfaces.spec import ModelSpec
@@ -48,11 +50,10 @@ class HardwareEngine(Contract):
         made: HardwareBackend = self.plugin()(self.context())
         return made
 
-    def context(self, device: torch.device | None = None) -> Any:
-        from core.registry.context import plugin_context
-
-        record = self.record()
-        return plugin_context(record, {record.full_name: {**self._threads(), **self.settings}}, device=device)
+    def context(
+        self, device: torch.device | None = None, settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> PluginContext:
+        return super().context(device, {**self._threads(), **self.settings, **settings})
 
     def _threads(self) -> Mapping[str, Any]:
         """Tests share the machine with others: a device that computes on host threads keeps the number it finds."""

@@ -141,6 +141,17 @@ class QuantContract(QuantExpertsTests):
         assert torch.equal(results[0], results[1]), "the order of loading matters"
         assert torch.equal(results[0], results[2]), "loading in several threads gives another layer"
 
+    def test_all_parts_in_one_tensor(self, variant: Variant) -> None:
+        """Checkpoints that store gate and up as one: core cuts it for the method."""
+        self.require(variant.hf_config is None, f"{variant.label}: parts of a quantized checkpoint in one tensor")
+        layer, x = self.common("merged"), self.x(3, self.features, torch.float32)
+        module = layer.build(self.build_context(variant, torch.float32))
+        module.load("weight", "", layer.weight)
+        assert layer.bias is not None
+        module.load("bias", "", layer.bias)
+        module.finish()
+        assert torch.equal(module(x), self.filled(variant, layer, torch.float32)(x))
+
     def test_nothing_may_be_missing(self, variant: Variant) -> None:
         """Each tensor of a checkpoint is expected by core, or missed in `finish`, or makes no difference."""
         layer = self.common("merged")
@@ -163,7 +174,7 @@ class QuantContract(QuantExpertsTests):
 
     def test_what_is_unknown_is_refused(self, variant: Variant) -> None:
         layer = self.common("merged")
-        for suffix, part in (("weight.of_nothing", "gate"), ("nonsense", "up"), ("weight", "sideways"), ("weight", "")):
+        for suffix, part in (("weight.of_nothing", "gate"), ("nonsense", "up"), ("weight", "sideways")):
             module = layer.build(self.build_context(variant, torch.float32))
             assert module.covers(suffix, part) - module.expected(), f"core would take {suffix} of part {part!r}"
             with pytest.raises(WeightError) as caught:

@@ -160,13 +160,14 @@ class QuantSetup(Contract):
         self, kind: str, in_features: int, *rows: int, bias: bool = True, heads: tuple[int, int, int] = (0, 0, 0),
         dtype: torch.dtype = torch.float32,
     ) -> Layer:  # fmt: skip
-        """A random layer; rows of each part. Weights in the dtype of a checkpoint, that is, `dtype`."""
+        """A random layer; rows of each part. Its tensors are where a checkpoint's are, on the host, in `dtype`."""
+        host = torch.device("cpu")
         names = {"qkv": ("q", "k", "v"), "merged": ("gate", "up")}.get(kind, ("",))
         parts = {}
         for number, (name, count) in enumerate(zip(names, rows, strict=True)):
             scale = in_features**-0.5
-            weight = self.random(count, in_features, dtype=dtype, seed=number + 1, scale=scale)
-            offset = self.random(count, dtype=dtype, seed=number + 9) if bias else None
+            weight = self.random(count, in_features, dtype=dtype, device=host, seed=number + 1, scale=scale)
+            offset = self.random(count, dtype=dtype, device=host, seed=number + 9) if bias else None
             parts[name] = (weight, offset)
         return Layer(kind, parts, heads)
 
@@ -213,13 +214,13 @@ class QuantSetup(Contract):
         plain: Iterable[str] = (),
     ) -> torch.Tensor:  # fmt: skip
         """The weight that `apply` multiplies with: `dense` of the same layer without its bias, since the interface's
-        own way, results for unit vectors, rounds where a bias is added."""
+        own way, results for unit vectors, rounds where a bias is added. On the host."""
         bare = replace(layer, parts={name: (weight, None) for name, (weight, _) in layer.parts.items()})
         module = self.filled(variant, bare, dtype, rank, path, plain)
         dense = module.method.dense(module, module.shape, dtype, self.device())
         assert dense.dtype == dtype, f"dense() gives {dense.dtype}, asked for {dtype}"
         assert dense.shape == (module.shape.out_features, module.shape.in_features)
-        return dense
+        return dense.cpu()
 
     def assert_weight(self, variant: Variant, dense: torch.Tensor, original: torch.Tensor) -> None:
         """`dense` holds `original` as well as the variant claims."""
@@ -234,6 +235,7 @@ class QuantSetup(Contract):
     ) -> None:
         """module(x) is x times dense plus bias."""
         got = module(x)
+        x = x.cpu()
         want = x.double() @ dense.double().t()
         if bias is not None:
             want = want + bias.double()

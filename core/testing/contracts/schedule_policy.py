@@ -180,7 +180,7 @@ class SchedulePolicyContract(Contract):
             asked.append((len(asked), ranked[0].id))
             return ranked
 
-        policy.rank = noted  # type: ignore[method-assign,assignment]
+        policy.rank = noted  # type: ignore[method-assign]
         admitted = drain(policy, prompts, cache="none", max_running=1)
         firsts = list(dict.fromkeys(first for _, first in asked))
         assert asked, "reorders is true, and rank() was never called"

@@ -129,7 +129,7 @@ class TestReturnsFloat32(_Mutant):
 
     class implementation(TorchNativeMoe):  # noqa: N801
         def run(self, x: Any, weights: ExpertWeights, topk_ids: Any, topk_weights: Any) -> torch.Tensor:
-            return loop(x, weights, topk_ids, topk_weights).float()
+            return loop(x, weights, topk_ids, topk_weights)[0].float()
 
 
 class TestClaimsAFormatItCannotRead(_Mutant):

@@ -198,10 +198,12 @@ class TestResultsInOneBuffer(_Mutant):
     changed = {"qk_norm": _OneBuffer(), "rms_norm": _OneBuffer()}  # noqa: RUF012
 
 
+def _other_noise(scaled: Any, spread: Any, keys: Any) -> Any:
+    return REFERENCES["gumbel_argmax"](scaled, spread, keys + 1)
+
+
 class TestNoiseOfAnotherStream(_Mutant):
-    changed = {
-        "gumbel_argmax": lambda scaled, spread, keys: reference.REFERENCES["gumbel_argmax"](scaled, spread, keys + 1)
-    }
+    changed = {"gumbel_argmax": _other_noise}  # noqa: RUF012
 
 
 class TestFiltersWithoutTopP(_Mutant):

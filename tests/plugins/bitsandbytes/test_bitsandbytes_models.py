@@ -25,7 +25,7 @@ from core.interfaces.errors import WeightError
 from core.interfaces.model import ModelArch
 from core.layers.moe import Experts
 from plugin_bitsandbytes.devices import can_fuse
-from plugin_bitsandbytes.kernels import TiledKernel
+from plugin_bitsandbytes.kernels import FUSED_ROWS, TiledKernel
 from plugin_llama.arch import LlamaArch
 from plugin_qwen.arch import Qwen3Arch, Qwen3MoeArch
 
@@ -136,7 +136,7 @@ def test_the_fused_kernel(tmp_path: Path) -> None:
     hf = load_quantized(write_plain(make(), tmp_path), fused=True, **NF4, bnb_4bit_compute_dtype=torch.bfloat16)
     case = parity_case(hf, tmp_path / "plain", arch, method(None, compute_dtype="bfloat16"))
     assert isinstance(case.model.layers[0].self_attn.qkv_proj.kernel, TiledKernel)
-    case.check_prefill(19)
+    case.check_prefill(FUSED_ROWS)
     case.check_chunked([5, 1, 9])
 
 

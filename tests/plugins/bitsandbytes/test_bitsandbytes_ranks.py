@@ -182,7 +182,7 @@ def test_a_projection_that_the_checkpoint_has_as_one(kind: str, size: int, neste
     gates, ups = [], []
     for rank in range(size):
         ctx = context(config_of(kind), rank=Rank(rank, size))
-        layer = MergedLinear("gate_up_proj", 96, {"gate": 24, "up": 24}, ctx, bias=True)
+        layer = MergedLinear("gate_up_proj", 96, {"gate": 24, "up": 24}, ctx, bias=True, stacked=True)
         for suffix, tensor in tensors.items():
             assert layer.covers(suffix, "") <= layer.expected()
             layer.load(suffix, "", tensor)
@@ -197,9 +197,9 @@ def test_a_projection_that_the_checkpoint_has_as_one(kind: str, size: int, neste
 
 
 def test_a_projection_as_one_whose_parts_share_a_block() -> None:
-    layer = MergedLinear("gate_up_proj", 24, {"gate": 6, "up": 6}, context(four_bit("nf4")), bias=False)
-    with pytest.raises(ConfigError, match="gate_up_proj is stored in 4-bit blocks"):
-        layer.load("weight", "", stored(matrix(12, 24), "nf4")["weight"])
+    ctx = context(four_bit("nf4"), rank=Rank(0, 2))
+    with pytest.raises(ConfigError, match=r"gate_up_proj.gate is stored in 4-bit blocks"):
+        MergedLinear("gate_up_proj", 24, {"gate": 6, "up": 6}, ctx, bias=False, stacked=True)
 
 
 def test_a_left_out_layer_that_is_quantized_after_all() -> None:

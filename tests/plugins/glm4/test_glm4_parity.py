@@ -147,11 +147,11 @@ def odd_latents(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def odd_heads(draw: st.DrawFn) -> dict[str, Any]:
-    theta = draw(st.sampled_from([100.0, 1e6]))
     partial = draw(st.sampled_from([0.25, 0.5, 1.0]))
     return {
         "head_dim": draw(st.sampled_from([8, 12, 16])) if partial != 0.25 else draw(st.sampled_from([8, 16])),
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": partial},
+        "rope_theta": draw(st.sampled_from([100.0, 1e6])),
+        "partial_rotary_factor": partial,
     }
 
 

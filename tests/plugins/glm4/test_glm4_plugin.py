@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
-from transformers import Glm4MoeConfig, Glm4MoeLiteConfig
+import transformers
 
 from core.interfaces.errors import CheckpointError
 from core.interfaces.model import ModelArch
@@ -158,13 +158,14 @@ def test_reads_glm47_flash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "config", "hf"), [(Glm4MoeArch, GLM45, Glm4MoeConfig), (Glm4MoeLiteArch, FLASH, Glm4MoeLiteConfig)]
+    ("arch", "config", "hf"), [(Glm4MoeArch, GLM45, "Glm4MoeConfig"), (Glm4MoeLiteArch, FLASH, "Glm4MoeLiteConfig")]
 )
-def test_both_layouts_read_alike(arch: type[ModelArch], config: dict[str, Any], hf: Any) -> None:
+def test_both_layouts_read_alike(arch: type[ModelArch], config: dict[str, Any], hf: str) -> None:
     """config.json as it is on the hub, and as transformers 5 writes it again."""
-    # Transformers does not know the dense layers of this field for the Lite model, but has the same ones.
-    again = hf(**config).to_dict()
-    assert "rope_theta" not in again
+    if not hasattr(transformers, hf):
+        pytest.skip(f"this transformers has no {hf}")
+    again = getattr(transformers, hf)(**config).to_dict()
+    assert ("rope_theta" in again) == transformers.__version__.startswith("4.")
     assert arch.spec(again) == arch.spec(config)
 
 

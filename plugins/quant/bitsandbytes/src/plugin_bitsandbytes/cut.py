@@ -67,7 +67,7 @@ class Cut:
         ranks = self.full_cols // self.cols if by_columns else -(-self.full_rows // self.rows)
         share = f"{self.cols} of {self.full_cols} columns" if by_columns else f"{self.rows} of {self.full_rows} rows"
         raise ConfigError(
-            f"{self.name} is stored in 4-bit blocks along its rows of {self.full_cols}; a rank that keeps {share}, from "
+            f"{self.name} is stored in 4-bit blocks along its rows of {self.full_cols}; a rank with {share}, from "
             f"{self.first_col if by_columns else self.first_row} on, cuts through them at no multiple of "
             f"{FINEST_BLOCK} weights",
             field="engine.tensor_parallel_size",

@@ -91,7 +91,7 @@ def _run(request: bytes, report: Path, stderr: Any, timeout_s: float) -> int | N
     """Exit code, negative for a signal; None if it made no progress for `timeout_s` and was killed."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "core.registry.checkup"],
+        [sys.executable, "-P", "-m", "core.registry.health.checkup"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=stderr,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.registry.source_rules import contract_classes, line_of_import, remarks_on
+from core.registry.health.source_rules import contract_classes, line_of_import, remarks_on
 
 
 def remarks(tmp_path: Path, code: str) -> list[tuple[int, str, str]]:

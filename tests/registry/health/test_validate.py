@@ -13,8 +13,8 @@ import pytest
 from core.cli import main as cli
 from core.interfaces.errors import ConfigError
 from core.interfaces.kinds import KINDS
-from core.registry.findings import Finding, healthy
-from core.registry.validate import SUITES, Report, validate_package
+from core.registry.health.findings import Finding, healthy
+from core.registry.health.validate import SUITES, Report, validate_package
 
 PYPROJECT = """
 [build-system]
@@ -72,7 +72,7 @@ def make(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.registry.package._cannot_build", lambda tool: "'build' is not installed")
+    monkeypatch.setattr("core.registry.health.package._cannot_build", lambda tool: "'build' is not installed")
 
 
 def findings(path: Path, *, but: tuple[str, ...] = ("build",)) -> list[Finding]:
@@ -261,7 +261,7 @@ def test_command(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", sorted(Path(__file__).parents[2].glob("plugins/*/*/pyproject.toml")), ids=lambda p: p.parent.name
+    "folder", sorted(Path(__file__).parents[3].glob("plugins/*/*/pyproject.toml")), ids=lambda p: p.parent.name
 )
 @pytest.mark.usefixtures("unbuilt")
 def test_plugins_of_this_repository(folder: Path) -> None:

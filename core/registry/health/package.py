@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from core.interfaces.errors import ConfigError
-from core.registry.findings import Finding
+from core.registry.health.findings import Finding
 from core.registry.manifest import MANIFEST_NAME
 
 _BUILD_TIMEOUT_S = 300

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from registry_fakes import MakeDist
 
-from core.registry.children import import_in_children
+from core.registry.health.children import import_in_children
 
 RUNNER = "from core.interfaces.moe import MoeRunner\nclass R(MoeRunner):\n    def run(self, *a):\n        return a\n"
 GROUP = "core.moe"

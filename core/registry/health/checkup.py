@@ -1,4 +1,4 @@
-"""The child process that imports plugins so that nobody else has to: `python -m core.registry.checkup`.
+"""The child process that imports plugins so that nobody else has to: `python -m core.registry.health.checkup`.
 
 Reads one JSON request from standard input and appends one JSON line to the request's "report" file before and one after
 each plugin, so that the parent knows which one it was if this process dies or hangs.

@@ -13,12 +13,12 @@ from typing import Any
 
 from core.interfaces.kinds import KINDS
 from core.registry.catalog import Catalog
-from core.registry.children import Outcome, import_in_children
-from core.registry.findings import Finding, ordered
+from core.registry.health.children import Outcome, import_in_children
+from core.registry.health.findings import Finding, ordered
+from core.registry.health.package import Package, open_package
+from core.registry.health.source_rules import contract_classes, line_of_import, remarks_on
 from core.registry.manifest import MANIFEST_NAME
-from core.registry.package import Package, open_package
 from core.registry.records import PluginRecord, canonical, unmet_requirements
-from core.registry.source_rules import contract_classes, line_of_import, remarks_on
 
 # Kind -> (module of core.testing.contracts, its class).
 SUITES = {

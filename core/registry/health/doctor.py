@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from core.interfaces.errors import ConfigError, CoreError
 from core.registry.catalog import Catalog
-from core.registry.children import Key, Outcome, import_in_children
-from core.registry.findings import Finding, ordered
+from core.registry.health.children import Key, Outcome, import_in_children
+from core.registry.health.findings import Finding, ordered
 from core.registry.records import PluginRecord, canonical, unmet_requirements
 from core.registry.sections import PluginSections
 

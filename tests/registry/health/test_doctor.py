@@ -12,8 +12,8 @@ from registry_fakes import MakeDist
 from core.cli import main as cli
 from core.config.loading import load_settings
 from core.registry import Catalog
-from core.registry.doctor import examine
-from core.registry.findings import Finding, healthy
+from core.registry.health.doctor import examine
+from core.registry.health.findings import Finding, healthy
 
 RUNNER = "from core.interfaces.moe import MoeRunner\nclass R(MoeRunner):\n    def run(self, *a):\n        return a\n"
 PROBING = """
@@ -50,7 +50,7 @@ def device(make_dist: MakeDist) -> None:
 
 def findings(site: Path, monkeypatch: pytest.MonkeyPatch, *set_values: str, **flags: Any) -> list[Finding]:
     real = Catalog.scan
-    monkeypatch.setattr("core.registry.children.sys.path", [str(site), *__import__("sys").path])
+    monkeypatch.setattr("core.registry.health.children.sys.path", [str(site), *__import__("sys").path])
     settings = load_settings(flags, plugin_flags=set_values).settings
     found = examine(settings, real(paths=[str(site)]), timeout_s=30)
     for finding in found:
@@ -185,7 +185,7 @@ def test_probes_and_no_device(
 
 def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Finding("error", "import", "moe d:x", "import failed", "it raised", "reinstall d")]
-    monkeypatch.setattr("core.registry.doctor.examine", lambda *a, **k: found)
+    monkeypatch.setattr("core.registry.health.doctor.examine", lambda *a, **k: found)
     assert cli.main(["plugins", "doctor"]) == 1
     assert "error: moe d:x: import failed\n    it raised\n    way out: reinstall d\n" in capsys.readouterr().out
     assert cli.main(["plugins", "doctor", "--json"]) == 1

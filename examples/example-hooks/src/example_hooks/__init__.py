@@ -1,0 +1,1 @@
+"""A log of requests, a route and a command."""
