@@ -124,6 +124,19 @@ class TestEveryKind:
         folders = {path.parent.name for path in TEMPLATES.glob("*/template.toml")}
         assert folders == set(KINDS)
 
+    def test_templates_are_part_of_core_s_wheel(self, tmp_path: Path) -> None:
+        root = TEMPLATES.parents[2]
+        done = subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        (wheel,) = tmp_path.iterdir()
+        with zipfile.ZipFile(wheel) as archive:
+            held = set(archive.namelist())
+        needed = {path.relative_to(root).as_posix() for path in TEMPLATES.rglob("*") if path.is_file()}
+        assert needed <= held, f"not in the wheel: {sorted(needed - held)}"
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_complete(self, kind: str) -> None:
         package = made(kind, name_of(kind))
