@@ -13,6 +13,8 @@ from quantized import QuantizedArch, load_quantized, method, parity_case, quant_
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
@@ -27,6 +29,7 @@ from core.interfaces.model import ModelArch
 from core.layers.moe import Experts, TorchNativeMoe
 from plugin_bitsandbytes.devices import can_fuse
 from plugin_bitsandbytes.kernels import FUSED_ROWS, TiledKernel
+from plugin_glm4.arch import Glm4Arch
 from plugin_llama.arch import LlamaArch
 from plugin_qwen.arch import Qwen3Arch, Qwen3MoeArch
 
@@ -224,6 +227,25 @@ def test_a_runner_that_takes_no_plain_experts(tmp_path: Path) -> None:
     case = parity_case(hf, tmp_path / "quantized", arch, quant, moe=Other(PluginContext()))
     assert case.model.layers[0].mlp.experts.weights is None
     check(case)
+
+
+@pytest.mark.parametrize(
+    # int8 on two ranks is another sum: each rounds its own activations.
+    ("name", "ranks"),
+    [("nf4", 1), ("nf4 nested", 1), ("int8", 1), ("nf4", 2), ("nf4 nested", 2)],
+)
+def test_projections_that_checkpoints_have_as_one(tmp_path: Path, name: str, ranks: int) -> None:
+    """GLM-4 keeps gate and up in one module."""
+    model = Glm4ForCausalLM(Glm4Config(**{**BASE, "pad_token_id": 0, "eos_token_id": None}))
+    hf = load_quantized(write_plain(model, tmp_path), **FORMATS[name])
+    folder = tmp_path / "quantized"
+    hf.save_pretrained(folder)
+    quant = method(quant_config(folder))
+    whole = parity_case(hf, folder, Glm4Arch, quant)
+    if ranks == 1:
+        check(whole)
+    else:
+        check_ranks(whole, folder, QuantizedArch(Glm4Arch, quant), ranks)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["nf4", "nf4 nested", "fp4"])
