@@ -99,7 +99,8 @@ def suites(site: Site) -> dict[str, Suite]:
     done = site.run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib", "-c", os.devnull,
         "--rootdir", str(site.folder), f"--junitxml={report}", "--contract-examples=0.3",
-        "--continue-on-collection-errors", "-k", "not test_scan_imports_nothing", *(str(site.path(kind) / "tests") for kind in KINDS),
+        "--continue-on-collection-errors", "-k", "not test_scan_imports_nothing",
+        *(str(site.path(kind) / "tests") for kind in KINDS),
     )  # fmt: skip
     assert report.exists(), done.stdout + done.stderr
     found = {kind: Suite() for kind in KINDS}
@@ -122,6 +123,19 @@ class TestEveryKind:
     def test_has_a_template_and_no_template_is_left_over(self) -> None:
         folders = {path.parent.name for path in TEMPLATES.glob("*/template.toml")}
         assert folders == set(KINDS)
+
+    def test_templates_are_part_of_core_s_wheel(self, tmp_path: Path) -> None:
+        root = TEMPLATES.parents[2]
+        done = subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        (wheel,) = tmp_path.iterdir()
+        with zipfile.ZipFile(wheel) as archive:
+            held = set(archive.namelist())
+        needed = {path.relative_to(root).as_posix() for path in TEMPLATES.rglob("*") if path.is_file()}
+        assert needed <= held, f"not in the wheel: {sorted(needed - held)}"
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_complete(self, kind: str) -> None:
