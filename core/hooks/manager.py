@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from core.config.fields import SECRET_FIELDS, setting_fields
-from core.hooks.metrics import PluginMetrics
 from core.interfaces.errors import ConfigError, PluginLoadError
 from core.interfaces.hooks import HOOK_NAMES, PROJECT, HookSpecs, Process
 from core.registry.context import plugin_context
@@ -21,6 +20,7 @@ from core.registry.select_listeners import AUTO, broken_listener, listener_probl
 
 if TYPE_CHECKING:
     from core.config.sections import Settings
+    from core.hooks.metrics import PluginMetrics
 
 logger = logging.getLogger("core.hooks")
 
@@ -111,6 +111,8 @@ class HookManager:
     def metrics(self) -> PluginMetrics:
         """What listeners of core_metrics register. For a name that is taken, raises PluginLoadError if the operator
         named the plugins; else that plugin's metrics are left out with an error in the log."""
+        from core.hooks.metrics import PluginMetrics
+
         found = PluginMetrics()
         for listener in self._listeners.get("core_metrics", ()):
             registry = found.registry(listener.record)

@@ -106,19 +106,10 @@ def validate(
         raise error from exc
 
 
-def unknown_key(
-    record: PluginRecord, key: str, value: Any, source: str, options: tuple[Option, ...] | None
-) -> ConfigError:
-    """The error for a key that the plugin does not have. options: None if the plugin has no settings at all."""
+def unknown_key(record: PluginRecord, key: str, value: Any, source: str, options: tuple[Option, ...]) -> ConfigError:
+    """The error for a key that the plugin does not have."""
     field = f"plugins.{record.name}.{key}"
     shown = f"{field} is {MASK if is_telling(key) else repr(value)}{f' ({source})' if source else ''}"
-    if options is None:
-        return ConfigError(
-            f"{shown}, but {record.title} takes no settings",
-            field=field,
-            value=MASK if is_telling(key) else value,
-            hint="leave it out; a plugin that takes settings names their model in its manifest",
-        )
     close = difflib.get_close_matches(key, [option.name for option in options], n=1)
     return ConfigError(
         f"{shown}, but {record.title} has no such setting",

@@ -226,7 +226,7 @@ class Resolution:
         rows += [row_of("hooks", choice) for choice in self.hooks]
         if self.hooks_rejected or not self.hooks:
             why = "these cannot be used" if self.hooks_rejected else "none is installed, or they are turned off"
-            rows.append(ExplainRow("hooks", "no other" if self.hooks else "none", why, self.hooks_rejected))
+            rows.append(ExplainRow("hooks", "no other" if self.hooks else "none", why, self.hooks_rejected, "hooks"))
         rows += [row_of("routes", choice) for choice in self.routes]
         rows += [row_of(d.name, d) for d in self.decisions]
         return rows

@@ -6,8 +6,8 @@ are compared as `core.config.names.fold` does.
 
 The one rule for keys: each must be a setting of the model of a plugin that the section belongs to. A key that no chosen
 plugin has is an error; one that only a plugin has that was not chosen, and a section of which no plugin was chosen, is
-ignored with a warning, so that one file can serve several models and devices. A plugin whose manifest names no model
-takes no settings.
+ignored with a warning, so that one file can serve several models and devices. Where no chosen plugin of a section names
+a model, the section is handed over as it is, with a warning: nobody can tell who reads it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class PluginSections:
         """The plugin's own keys of the sections that it shares with others of its name."""
         merged = merged_section(record, self._settings.plugins)
         if record.config is None or not merged:
-            return {}
+            return merged
         model = load_model(record)
         options = options_of(model)
         return {k: v for k, v in merged.items() if takes_anything(model) or find_option(k, options) is not None}
@@ -116,9 +116,14 @@ class PluginSections:
                     "setting was not chosen: ignored"
                 )
                 continue
-            record = next((r for r in used if r.config is not None), used[0])
-            options = options_of(load_model(record)) if record.config is not None else None
-            raise unknown_key(record, key, value, self._source_of(section, key), options)
+            source = self._source_of(section, key)
+            with_model = next((record for record in used if record.config is not None), None)
+            if with_model is not None:
+                raise unknown_key(with_model, key, value, source, options_of(load_model(with_model)))
+            warnings.append(
+                f"plugins.{section}.{key} is set ({source}), and {used[0].title} names no model of its settings: it is "
+                "handed over unchecked"
+            )
         return warnings
 
     def _source_of(self, section: str, key: str) -> str:

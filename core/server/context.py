@@ -18,7 +18,7 @@ from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
 from core.frontend.rules import RequestRules, samples
 from core.frontend.tokenizer import Tokenizer
-from core.hooks import PluginMetrics
+from core.hooks.metrics import PluginMetrics
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace

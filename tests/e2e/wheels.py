@@ -81,7 +81,7 @@ def link_dependencies(place: Path) -> Path:
             ours.add(f"{name.replace('-', '_')}-{distribution.version}.dist-info")
     for folder in folders:
         for path in folder.iterdir():
-            skipped = path.suffix == ".pth" or path.name in ours or path.name.startswith(("__editable__", "_core"))
+            skipped = path.suffix == ".pth" or path.name in ours or path.name.startswith("__editable__")
             if not skipped and not (place / path.name).exists():
                 (place / path.name).symlink_to(path)
     return place

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from registry_fakes import MakeDist, attention, hardware, record, records, settings, swap, write_checkpoint
 
 from core.config.loading import load_settings
+from core.config.names import fold
 from core.interfaces.errors import ConfigError, PluginLoadError
 from core.registry import Catalog, plugin_context
 from core.registry.options import load_model, options_of
@@ -44,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def catalog(make_dist: MakeDist) -> Catalog:
-    """`plain` attention is chosen and has Options; `spare` is not and has Needy; the device has none."""
+    """`plain` attention is chosen and has Options; `spare` is not and has Needy; the device has no model."""
     make_dist("plugin-o", {}, None, OPTIONS)
     return swap(
         records(),
@@ -88,9 +91,12 @@ def test_unknown_key_is_an_error_even_where_the_model_would_drop_it(folder: Path
     assert "did you mean 'splits'?" in (caught.value.hint or "")
 
 
-def test_plugin_without_a_model_takes_no_settings(folder: Path, catalog: Catalog) -> None:
-    with pytest.raises(ConfigError, match=r"plugins\.host\.speed is 1 .*takes no settings"):
-        resolve(settings(folder, plugins={"host": {"speed": 1}}), catalog)
+def test_plugin_without_a_model_gets_its_section_unchecked_with_a_warning(folder: Path, catalog: Catalog) -> None:
+    resolution = resolve(settings(folder, plugins={"host": {"speed": 1}}), catalog)
+    assert resolution.plugin_settings["hardware/dummy:host"] == {"speed": 1}
+    (warning,) = resolution.warnings
+    assert "plugins.host.speed is set (argument plugins), and hardware plugin 'host'" in warning
+    assert "names no model of its settings" in warning
 
 
 def test_section_of_a_plugin_that_was_not_chosen_is_ignored_with_a_warning(
@@ -180,8 +186,9 @@ class TestSecrets:
         assert "s3cret" not in f"{caught.value} {caught.value.__cause__}"
 
     def test_unknown_key_that_sounds_like_one(self, folder: Path, catalog: Catalog) -> None:
+        assert "s3cret" not in str(resolve(settings(folder, plugins={"host": {"token": "s3cret"}}), catalog).warnings)
         with pytest.raises(ConfigError) as caught:
-            resolve(settings(folder, plugins={"host": {"auth_token": "s3cret"}}), catalog)
+            resolve(settings(folder, plugins={"plain": {"auth_token": "s3cret"}}), catalog)
         assert "s3cret" not in f"{caught.value} {caught.value.value}"
 
     def test_the_plugin_gets_it(self, catalog: Catalog) -> None:
@@ -203,3 +210,11 @@ def test_settings_model_that_is_none(make_dist: MakeDist) -> None:
     with pytest.raises(PluginLoadError, match="SystemExit"):
         load_model(record("moe", "x", config="plugin_o:Options"))
     assert "plugin_o" not in sys.modules
+
+
+@given(name=st.text(max_size=12), other=st.text(max_size=12))
+def test_folding_is_what_a_variable_can_carry(name: str, other: str) -> None:
+    assert fold(fold(name)) == fold(name)
+    assert fold(name) == fold(name.upper()) or not name.isascii()
+    assert fold(f"{name}:{other}") == f"{fold(name)}__{fold(other)}"
+    assert set(fold(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")

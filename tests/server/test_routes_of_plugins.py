@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.websockets import WebSocket
 
+from core.engine.engine import Engine
 from core.interfaces.errors import ConfigError, PluginClash, PluginLoadError, PluginNotFound
 from core.interfaces.params import SamplingParams
 from core.interfaces.routes import RoutePlugin, ServerAccess
@@ -146,6 +148,18 @@ async def aborted(server: Any) -> bool:
     return 'finish_reason="abort"' in (await server.client.get("/metrics")).text
 
 
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps take so long that a long answer is still under way when somebody looks."""
+    original = Engine.step
+
+    def step(self: Engine) -> Any:
+        time.sleep(0.003)
+        return original(self)
+
+    monkeypatch.setattr(Engine, "step", step)
+
+
 class TestAccess:
     async def test_answers(self) -> None:
         settings = {"demo": {"greeting": "hello"}}
@@ -241,14 +255,16 @@ class TestRules:
             assert (await server.client.get("/demo/nothing")).json()["error"]["message"].startswith("there is no route")
             assert (await server.client.put("/demo/about")).status_code == 405
 
+    @pytest.mark.usefixtures("slow_steps")
     async def test_overload_reaches_the_client(self) -> None:
         async with memory_server(plugins=[DEMO], max_running_requests=1, max_queued_requests=1) as server:
-            body = {"text": "go", "max_tokens": 400}
+            body = {"text": "go", "max_tokens": 60}
             replies = await asyncio.gather(*(server.client.post("/demo/complete", json=body) for _ in range(6)))
             assert {reply.status_code for reply in replies} == {200, 429}
             assert all("retry-after" in reply.headers for reply in replies if reply.status_code == 429)
 
 
+@pytest.mark.usefixtures("slow_steps")
 class TestClientGone:
     async def test_within_a_stream(self) -> None:
         async with memory_server(plugins=[DEMO]) as server:

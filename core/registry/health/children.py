@@ -99,30 +99,35 @@ def _run(request: bytes, report: Path, stderr: Any, timeout_s: float) -> int | N
         start_new_session=True,
     )
     assert child.stdin is not None
+    in_time = True
     try:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code says why
             child.stdin.write(request)
             child.stdin.close()
-        except BrokenPipeError:  # it died at once; its exit code says why
-            pass
         size, last_s = 0, time.monotonic()
-        while child.poll() is None:
+        while in_time and not _has_exited(child):
             time.sleep(_POLL_S)
             if report.stat().st_size != size:
                 size, last_s = report.stat().st_size, time.monotonic()
-            elif time.monotonic() - last_s > timeout_s:
-                return None
-        return child.returncode
+            in_time = time.monotonic() - last_s <= timeout_s
     finally:
-        _kill(child)
+        _end(child)
+    return child.returncode if in_time else None
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """The child and what it has started."""
+def _has_exited(child: subprocess.Popen[bytes]) -> bool:
+    """Without reaping it: its number must stay its own until its group has been ended."""
+    if not hasattr(os, "waitid"):
+        return child.poll() is not None
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """The child, if it still runs, and what it has started."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
-    if child.poll() is None:
+    else:
         child.kill()
     child.wait()
 

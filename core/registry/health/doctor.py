@@ -136,9 +136,13 @@ def _of_settings(settings: Settings, catalog: Catalog) -> Iterator[Finding]:
     for name, values in settings.plugins.items():
         try:
             sections = PluginSections(settings.model_copy(update={"plugins": {name: values}}), catalog)
-            sections.check(record for record in sections.owners(name) if record.state == "available")
+            warnings = sections.check(record for record in sections.owners(name) if record.state == "available")
         except CoreError as exc:
             yield Finding("error", "settings", "", f"settings plugins.{name}", exc.message, exc.hint or "")
+            continue
+        for warning in warnings:
+            fix = "check the name against the plugin's documentation, or leave it out"
+            yield Finding("warning", "settings", "", f"settings plugins.{name}", warning, fix)
 
 
 def _label(record: PluginRecord) -> str:

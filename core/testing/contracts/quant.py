@@ -6,6 +6,7 @@ import gc
 import types
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from core.interfaces.errors import ConfigError, CoreError, WeightError
 from core.interfaces.quant import QuantFacts, QuantMethod
 from core.interfaces.spec import ModelSpec
-from core.layers.linear import LinearBase
+from core.layers.linear import LinearBase, MergedLinear
 from core.testing.contracts.quant_experts import QuantExpertsTests
 from core.testing.contracts.quant_setup import LAYER, Layer, Rank, Variant, refusal
 
@@ -141,16 +142,31 @@ class QuantContract(QuantExpertsTests):
         assert torch.equal(results[0], results[1]), "the order of loading matters"
         assert torch.equal(results[0], results[2]), "loading in several threads gives another layer"
 
-    def test_all_parts_in_one_tensor(self, variant: Variant) -> None:
-        """Checkpoints that store gate and up as one: core cuts it for the method."""
-        self.require(variant.hf_config is None, f"{variant.label}: parts of a quantized checkpoint in one tensor")
-        layer, x = self.common("merged"), self.x(3, self.features, torch.float32)
-        module = layer.build(self.build_context(variant, torch.float32))
-        module.load("weight", "", layer.weight)
-        assert layer.bias is not None
-        module.load("bias", "", layer.bias)
-        module.finish()
-        assert torch.equal(module(x), self.filled(variant, layer, torch.float32)(x))
+    @pytest.mark.parametrize("size", [1, 2])
+    def test_all_parts_in_one_tensor(self, variant: Variant, size: int) -> None:
+        """Checkpoints that store gate and up as one: over several ranks a method may refuse them."""
+        layer, width = self.common("merged"), self.features
+        held = [*self.stored(variant, layer.weight).items(), ("bias", layer.bias)]
+        for rank in range(size):
+            context = self.build_context(variant, torch.float32, Rank(rank, size))
+            rows = {"gate": width, "up": width}
+            module = MergedLinear(layer.path, width, rows, context, bias=True, stacked=True)
+            refused = ""
+            try:
+                for suffix, tensor in held:
+                    assert tensor is not None
+                    assert module.covers(suffix, "") <= module.expected()
+                    module.load(suffix, "", tensor)
+            except WeightError as error:
+                refused = error.message
+            self.require(not refused or size == 1, f"{variant.label}: such a tensor over ranks ({refused})")
+            assert not refused, f"one rank refuses it: {refused}"
+            module.finish()
+            share = slice(rank * width // size, (rank + 1) * width // size)
+            weight = torch.cat([layer.parts[name][0][share] for name in rows])
+            bias = torch.cat([bias[share] for name in rows if (bias := layer.parts[name][1]) is not None])
+            about = replace(variant, apply_error=variant.apply_error + 1.5 * variant.weight_error)
+            self.assert_product(about, module, weight, bias, self.x(5, width, torch.float32))
 
     def test_nothing_may_be_missing(self, variant: Variant) -> None:
         """Each tensor of a checkpoint is expected by core, or missed in `finish`, or makes no difference."""

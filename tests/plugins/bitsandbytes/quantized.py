@@ -124,18 +124,19 @@ def dense(layer: LinearBase, dtype: torch.dtype = torch.float32) -> torch.Tensor
 class QuantizedArch:
     """An architecture whose layers are built with a quantization method, as the runner builds them."""
 
-    def __init__(self, arch: type[ModelArch], quant: BitsAndBytes) -> None:
-        self.arch, self.quant = arch, quant
+    def __init__(self, arch: type[ModelArch], quant: BitsAndBytes, **changes: Any) -> None:
+        self.arch, self.quant, self.changes = arch, quant, changes
         self.spec, self.weights = arch.spec, arch.weights
 
     def build(self, spec: Any, ctx: Any) -> Any:
         sources = RuleTable(self.arch.weights(spec)).sources
-        return self.arch.build(spec, ctx.replace(quant=self.quant, sources=sources))
+        return self.arch.build(spec, ctx.replace(quant=self.quant, sources=sources, **self.changes))
 
 
-def parity_case(hf: Any, folder: Path, arch: type[ModelArch], quant: BitsAndBytes, **kwargs: Any) -> ParityCase:
-    wrapped: Any = QuantizedArch(arch, quant)
-    return ParityCase(hf, folder, wrapped, save=False, **kwargs)
+def parity_case(hf: Any, folder: Path, arch: type[ModelArch], quant: BitsAndBytes, **changes: Any) -> ParityCase:
+    """changes: of the build context."""
+    wrapped: Any = QuantizedArch(arch, quant, **changes)
+    return ParityCase(hf, folder, wrapped, save=False)
 
 
 def write_plain(model: Any, folder: Path, seed: int = 0) -> Path:

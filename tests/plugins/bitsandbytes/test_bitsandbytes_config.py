@@ -219,3 +219,14 @@ def test_nothing_heavy_is_imported_to_be_asked() -> None:
         "sys.exit('bitsandbytes' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_the_library_downloads_nothing(tmp_path: Path) -> None:
+    """It would fetch a kernel through the package `kernels` and run it."""
+    (tmp_path / "kernels.py").write_text("raise SystemExit('asked for a download')\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import plugin_bitsandbytes.kernels; "
+        "sys.exit('kernels' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

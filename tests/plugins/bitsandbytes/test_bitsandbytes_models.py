@@ -21,9 +21,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from core.interfaces.context import PluginContext
 from core.interfaces.errors import WeightError
 from core.interfaces.model import ModelArch
-from core.layers.moe import Experts
+from core.layers.moe import Experts, TorchNativeMoe
 from plugin_bitsandbytes.devices import can_fuse
 from plugin_bitsandbytes.kernels import FUSED_ROWS, TiledKernel
 from plugin_llama.arch import LlamaArch
@@ -208,6 +209,21 @@ def test_experts_that_transformers_5_leaves_unquantized(tmp_path: Path) -> None:
     experts = case.model.layers[0].mlp.experts
     assert experts.weights.gate_up.shape == (4, 128, 64)
     assert sorted(name for name, _ in experts.named_parameters()) == ["down", "gate_up"]
+
+
+def test_a_runner_that_takes_no_plain_experts(tmp_path: Path) -> None:
+    """Then they are computed here, like quantized ones."""
+    make, arch = MODELS["qwen3_moe"]
+    hf = load_quantized(write_plain(make(), tmp_path), **NF4)
+    hf.save_pretrained(tmp_path / "quantized")
+
+    class Other(TorchNativeMoe):
+        formats = frozenset({"other"})
+
+    quant = method(quant_config(tmp_path / "quantized"))
+    case = parity_case(hf, tmp_path / "quantized", arch, quant, moe=Other(PluginContext()))
+    assert case.model.layers[0].mlp.experts.weights is None
+    check(case)
 
 
 @pytest.mark.parametrize("name", ["nf4", "nf4 nested", "fp4"])

@@ -150,7 +150,7 @@ class TestFindings:
         unreadable, dev, gone, x = sorted(found, key=lambda f: (-len(f.plugin), f.what))
         assert unreadable.plugin == "moe plugin-a:y"
         assert "cannot be imported" in unreadable.why
-        assert "takes no settings" in dev.why
+        assert (dev.severity, "names no model" in dev.why) == ("warning", True)
         assert "no installed plugin is called 'gone'" in gone.why
         assert "did you mean 'splits'?" in x.fix
 

@@ -64,9 +64,17 @@ class ConvQkv(QkvLinear):
     def __init__(self, path: str, hidden_size: int, num_heads: int, ctx: BuildContext) -> None:
         super().__init__(path, hidden_size, num_heads, num_heads, hidden_size // num_heads, ctx, bias=True)
 
+    def covers(self, suffix: str, part: str, expert: int = NO_EXPERT) -> set[Slot]:
+        # One tensor fills three slots. Without this, core would miss all three and call the tensor unexpected.
+        return {slot for slot in self.expected() if slot[0] == suffix} or {(suffix, part, expert)}
+
     def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
-        # No part is named, so core takes the tensor for all of them in their order, as it does for any fused layer.
-        super().load(suffix, part, turned(self, suffix, tensor), expert)
+        wide = turned(self, suffix, tensor)
+        rows = [place.full_out_features for place in self.shape.parts]
+        if wide.ndim < 1 or wide.shape[0] != sum(rows):
+            raise WeightError(f"shape {list(tensor.shape)}, expected {sum(rows)} outputs for query, key and value")
+        for place, piece in zip(self.shape.parts, wide.split(rows), strict=True):
+            super().load(suffix, place.name, piece, expert)
 
 
 def turned(layer: LinearBase, suffix: str, tensor: torch.Tensor) -> torch.Tensor:

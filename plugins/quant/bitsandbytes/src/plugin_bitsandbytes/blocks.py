@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import bitsandbytes.functional as bnb
 import torch
+
+from plugin_bitsandbytes.library import functional as bnb
 
 # Weights quantized at a time: the library's quantizer takes some 20 bytes of working memory for each.
 CHUNK = 1 << 20

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import bitsandbytes
-import bitsandbytes.functional as bnb
 import torch
-from bitsandbytes import cextension
 
 from core.interfaces.errors import ConfigError
 from plugin_bitsandbytes.blocks import Blocks, num_blocks, quantize
 from plugin_bitsandbytes.config import INT8
 from plugin_bitsandbytes.kernels import TILE_ROWS, pack_tiles, unpack_tiles
+from plugin_bitsandbytes.library import bitsandbytes, cextension
+from plugin_bitsandbytes.library import functional as bnb
 
 # int8 products of cuBLASLt need Turing.
 _INT8_CAPABILITY = (7, 5)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from core.interfaces.errors import WeightError
-from core.interfaces.moe import ExpertWeights
+from core.interfaces.moe import PLAIN, ExpertWeights, MoeRunner
 from core.interfaces.quant import ExpertSlot, ExpertsMethod, ExpertsShape
 from core.layers.module import NO_EXPERT, check_tensor
 from core.layers.moe import gated, loop_experts
@@ -84,7 +84,9 @@ class QuantizedExperts(ExpertsMethod):
     def finish(self, module: Any, shape: ExpertsShape) -> ExpertWeights | None:
         groups: dict[str, Group] = module.__dict__.pop("groups")
         gate_up, down = groups["gate"], groups["down"]
-        if gate_up.all_plain() and down.all_plain():
+        runner: MoeRunner | None = getattr(module, "runner", None)
+        plain = runner is None or PLAIN in runner.formats
+        if plain and gate_up.all_plain() and down.all_plain():
             return self._plain(module, shape, gate_up, down)
         module.__dict__["gate_up"], module.__dict__["down"] = gate_up.finish(module), down.finish(module)
         for prefix in ("gate_up", "down"):

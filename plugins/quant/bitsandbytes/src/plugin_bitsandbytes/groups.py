@@ -40,7 +40,8 @@ class Group(ABC):
         self, prefix: str, cuts: Mapping[str, Cut], num: int, format_: Format, skipped: Collection[str], place: Place
     ) -> None:
         self.prefix = prefix
-        self.cuts = dict(cuts)
+        self.own = dict(cuts)
+        self.cuts = self.own
         self.num = num
         self.format = format_
         self.skipped = frozenset(skipped)
@@ -48,7 +49,6 @@ class Group(ABC):
         self.plain: dict[tuple[str, int], torch.Tensor] = {}
         self.beside: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self.loaded: set[tuple[str, int]] = set()
-        self.whole = False
 
     def cut(self, part: str, index: int) -> Cut:
         cut = self.cuts[part]
@@ -56,14 +56,13 @@ class Group(ABC):
 
     def stacked(self, name: str) -> None:
         """From now on tensors hold the rows of all parts, of the checkpoint's module `name`."""
-        if self.whole:
-            return
-        self.whole = True
-        rows = sum(cut.full_rows for cut in self.cuts.values())
+        rows = sum(cut.full_rows for cut in self.own.values())
+        cuts: dict[str, Cut] = {}
         start = 0
-        for part, cut in self.cuts.items():
-            self.cuts[part] = replace(cut, name=name, full_rows=rows, first_row=start + cut.first_row)
+        for part, cut in self.own.items():
+            cuts[part] = replace(cut, name=name, full_rows=rows, first_row=start + cut.first_row)
             start += cut.full_rows
+        self.cuts = cuts  # at once: other threads load other tensors of this layer
 
     @abstractmethod
     def create(self, module: nn.Module) -> None:

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import torch
 from torch.nn import functional as F
 
 from plugin_bitsandbytes.blocks import Blocks
+from plugin_bitsandbytes.library import functional as bnb
 
 # Rows of x up to which the fused CPU product beats unpacking the weight and a plain one: on one core of a Sapphire
 # Rapids Xeon the former takes 65 ps a weight and row, unpacking 0.8 ns a weight, a plain product 5 to 30 ps.

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import torch
 
 from core.interfaces.errors import WeightError
 from plugin_bitsandbytes.blocks import NESTED_BLOCK, Blocks, Nested, finer_scales, num_blocks
 from plugin_bitsandbytes.config import BLOCK_SIZES, FOUR_BIT
 from plugin_bitsandbytes.cut import Cut
+from plugin_bitsandbytes.library import functional as bnb
 
 ABSMAX = "weight.absmax"
 CODE = "weight.quant_map"
