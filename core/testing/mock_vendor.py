@@ -99,7 +99,7 @@ class MockVendorHardware(MockAsyncHardware):
         return {
             **table,
             "pack_linear_weight": _counted("pack_linear_weight", PackedWeight),
-            "linear": _counted("linear", lambda x, weight, bias=None: weight.multiply(x, bias)),
+            "linear": _counted("linear", _linear),
         }
 
     def preferred_attention(self, spec: ModelSpec) -> tuple[str, ...]:
@@ -115,6 +115,12 @@ class MockVendorHardware(MockAsyncHardware):
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         self.calls["to_host"] += 1
         return super().to_host(tensor)
+
+
+def _linear(x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Of a packed weight, or of a plain one."""
+    packed = weight if isinstance(weight, PackedWeight) else PackedWeight(weight)
+    return packed.multiply(x, bias)
 
 
 def _counted(name: str, op: Callable[..., Any]) -> Callable[..., Any]:

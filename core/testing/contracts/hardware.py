@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 
 from core.interfaces.errors import CapacityError
 from core.interfaces.hardware import EngineFacts, HardwareBackend, MemoryInfo, ProbeResult
-from core.ops.reference import REFERENCES
 from core.ops.table import build_ops
 from core.runner.transfer import Transfer
 from core.testing.contracts.hardware_engine import HardwareEngine
-from core.testing.contracts.op_cases import called, op_cases
+from core.testing.contracts.ops import OpsContract, Table
 
 # What a vendor needs, and the methods through which it is done.
 SEAMS: Mapping[str, tuple[str, ...]] = {
@@ -256,31 +255,25 @@ class HardwareContract(HardwareEngine):
         build_ops(self.backend().ops())
 
     def test_operations_give_what_the_references_give(self) -> None:
-        """Each one that it replaces, in every dtype that it claims."""
+        """Each one that it replaces, in every dtype that it claims, by the checks of `OpsContract`."""
         backend, device = self.ready()
         own = backend.ops()
         self.require(own, "operations of its own")
-        table = build_ops(own)
+
+        class DeviceOps(OpsContract):
+            tolerance = self.tolerance
+
+            def table(self) -> Table:
+                return own
+
+            def device(self) -> torch.device:
+                return device
+
+        suite = DeviceOps()
         for name in own:
             for dtype in backend.capabilities.dtypes:
-                self.check_operation(table, name, dtype, device)
-
-    def check_operation(
-        self, table: Mapping[str, Callable[..., Any]], name: str, dtype: str, device: torch.device
-    ) -> None:
-        """One operation against core's reference, which computes in float32 on the host. `pack_linear_weight` is part
-        of `linear`."""
-        for case in op_cases(name, getattr(torch, dtype)):
-            got = called(table, name, case, device)
-            wide = tuple(arg.float() if isinstance(arg, torch.Tensor) and arg.dtype.is_floating_point
-                         and arg.dtype is not torch.float64 else arg for arg in case[0])  # fmt: skip
-            want = called(REFERENCES, name, (wide, case[1]), torch.device("cpu"))
-            assert len(got) == len(want), f"{name} returns {len(got)} tensors, not {len(want)}"
-            for ours, theirs in zip(got, want, strict=True):
-                if theirs.dtype.is_floating_point:
-                    self.assert_close(ours, theirs, dtype, f"{name} in {dtype}")
-                else:
-                    assert torch.equal(ours.cpu(), theirs), f"{name} in {dtype} chooses others than the reference"
+                suite.test_it_gives_what_the_reference_gives(name, getattr(torch, dtype))
+                suite.test_no_rows(name, getattr(torch, dtype))
 
     def test_layers_are_subclasses_of_cores(self) -> None:
         layers = dict(self.backend().layers())
