@@ -38,7 +38,7 @@ class CapturedSteps:
         if sizes != sorted(set(sizes)) or (sizes and not 1 <= sizes[0] <= sizes[-1] <= max_seqs):
             kind = type(graphs)
             raise PluginError(
-                f"{kind.__module__}.{kind.__qualname__} records steps of {graphs.sizes} rows; sizes must ascend and "
+                f"{kind.__module__}.{kind.__qualname__} records steps of {graphs.sizes} rows; sizes must grow and "
                 f"lie between 1 and {max_seqs}, the most sequences of a step",
                 hint="take EngineFacts.max_seqs into account in HardwareBackend.graphs",
             )

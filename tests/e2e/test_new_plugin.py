@@ -12,7 +12,6 @@ import time
 import venv
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import httpx
 import pytest
@@ -31,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 class Author:
     """A shell of somebody who has core in a virtual environment, and no way to a package index.
 
-    seconds: command -> wall time; of `core serve` until it is ready. output: command -> what it printed.
+    seconds: (command, wall time), of `core serve` until it is ready. output: (command, what it printed).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,8 +39,8 @@ class Author:
         self.port = free_port()
         self.log = folder / "server.log"
         self.server: subprocess.Popen[bytes] | None = None
-        self.seconds: dict[str, float] = {}
-        self.output: dict[str, str] = {}
+        self.seconds: list[tuple[str, float]] = []
+        self.output: list[tuple[str, str]] = []
         bin_folder = self._make_environment(folder / "environment")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CORE_", "PIP_", "PYTEST_"))}
         self.env = inherited | {
@@ -90,8 +89,8 @@ class Author:
                 cwd=self.cwd, env=self.env, capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-            self.output[line] = done.stdout
-        self.seconds[line] = time.monotonic() - start
+            self.output.append((line, done.stdout))
+        self.seconds.append((line, time.monotonic() - start))
 
     def _serve(self, line: str) -> None:
         with self.log.open("wb") as out:
@@ -134,23 +133,29 @@ def test_every_step_of_the_tutorial(tmp_path: Path) -> None:
             if line.startswith("pip uninstall"):
                 assert author.stop_server() == 0, author.log.read_text()
             author.run(line)
-        for line, seconds in author.seconds.items():
+        for line, seconds in author.seconds:
             print(f"{seconds:6.1f} s  {line}")
         check(author)
 
 
 def check(author: Author) -> None:
     """What the page says about what is seen."""
-    said: dict[str, Any] = author.output
-    lists = [line for line in commands() if line.startswith("core plugins list")]
-    assert len(lists) == 2
-    assert "MymodelForCausalLM" not in said[lists[-1]], "the last list is the one after pip uninstall"
-    (tests,) = (text for line, text in said.items() if line == "pytest")
+
+    def said(beginning: str) -> list[str]:
+        return [text for line, text in author.output if line.startswith(beginning)]
+
+    installed, removed = said("core plugins list")
+    assert "MymodelForCausalLM" in installed
+    assert "plugin-mymodel" in installed
+    assert "MymodelForCausalLM" not in removed
+    (tests,) = said("pytest")
     assert " passed" in tests
     assert "failed" not in tests
-    (explained,) = (text for line, text in said.items() if "explain" in line)
-    assert "MymodelForCausalLM" in explained
-    (answer,) = (text for line, text in said.items() if line.startswith("curl"))
+    (validated,) = said("core plugins validate")
+    assert "ready" in validated
+    (explained,) = said("core plugins explain")
+    assert "model: MymodelForCausalLM" in explained
+    (answer,) = said("curl")
     reply = json.loads(answer)
     assert reply["choices"][0]["message"]["role"] == "assistant"
     assert reply["usage"]["completion_tokens"] >= 1

@@ -52,7 +52,8 @@ class StreamingAttention(AttentionBackend):
 
         def buffer(dim: int) -> torch.Tensor:
             shape = (config.num_pages, config.num_kv_heads, config.page_size, dim)
-            return torch.zeros(shape, dtype=config.dtype, device=config.device)
+            # Not zeroed: that would write gigabytes at every start, and nothing is read that was not written.
+            return torch.empty(shape, dtype=config.dtype, device=config.device)
 
         return {layer: (buffer(spec.head_dim), buffer(spec.v_head_dim)) for layer, spec in config.layers.items()}
 

@@ -53,7 +53,7 @@ class PaperAttention(AttentionBackend):
         tokens = config.num_pages * config.page_size
         return {
             layer: (
-                torch.zeros(
+                torch.empty(  # not zeroed: nothing is read that was not written
                     tokens, config.num_kv_heads, row_width(spec.head_dim, spec.v_head_dim),
                     dtype=config.dtype, device=config.device,
                 ),
