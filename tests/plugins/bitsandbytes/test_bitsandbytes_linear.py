@@ -375,3 +375,12 @@ def test_random_weights(options: dict[str, Any]) -> None:
     layer = plain_layer(64, 128, context(None, torch.bfloat16, **options))
     dummy_weights(layer, 1)
     assert layer(matrix(2, 128, 0, torch.bfloat16)).shape == (2, 64)
+
+
+@pytest.mark.parametrize("config", [four_bit("nf4"), four_bit("fp4", bnb_4bit_use_double_quant=True), EIGHT])
+def test_random_weights_of_a_quantized_checkpoint(config: dict[str, Any]) -> None:
+    from core.runner.weights import dummy_weights
+
+    layer = MergedLinear("mlp", 128, {"gate": 64, "up": 64}, context(config, torch.bfloat16), bias=False)
+    dummy_weights(layer, 1)
+    assert layer(matrix(2, 128, 0, torch.bfloat16)).shape == (2, 128)
