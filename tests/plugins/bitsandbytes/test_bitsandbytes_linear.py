@@ -130,8 +130,9 @@ def test_int8_of_a_single_column_is_refused() -> None:
 @pytest.mark.parametrize("block_size", [32, 64, 256])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @needs_fused
-def test_the_fused_kernel(kind: str, block_size: int) -> None:
+def test_the_fused_kernel(kind: str, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Linear4bit itself computes on such a CPU, bit for bit; and the weights up to scales in bfloat16."""
+    monkeypatch.setattr(kernels, "CHUNK", 1)  # repacked tile by tile
     bias = matrix(1, 64, 1, torch.bfloat16)[0]
     weight = matrix(64, 256, 2, torch.bfloat16)
     own = library_linear(weight, kind, nested=True, block_size=block_size, bias=bias)
@@ -374,3 +375,12 @@ def test_random_weights(options: dict[str, Any]) -> None:
     layer = plain_layer(64, 128, context(None, torch.bfloat16, **options))
     dummy_weights(layer, 1)
     assert layer(matrix(2, 128, 0, torch.bfloat16)).shape == (2, 64)
+
+
+@pytest.mark.parametrize("config", [four_bit("nf4"), four_bit("fp4", bnb_4bit_use_double_quant=True), EIGHT])
+def test_random_weights_of_a_quantized_checkpoint(config: dict[str, Any]) -> None:
+    from core.runner.weights import dummy_weights
+
+    layer = MergedLinear("mlp", 128, {"gate": 64, "up": 64}, context(config, torch.bfloat16), bias=False)
+    dummy_weights(layer, 1)
+    assert layer(matrix(2, 128, 0, torch.bfloat16)).shape == (2, 128)

@@ -9,7 +9,7 @@ import torch
 from plugin_bitsandbytes.library import functional as bnb
 
 # Weights quantized at a time: the library's quantizer takes some 20 bytes of working memory for each.
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 NESTED_BLOCK = 256
 # The code of zero, twice: nibbles of padding.
 ZERO_BYTE = {"nf4": 0x77, "fp4": 0x00}
