@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from core.interfaces.model import ModuleRule, WeightRules
+from core.interfaces.spec import ModelDefaults
 from core.layers.norm import RmsNorm
 from core.testing.contracts.model import ModelContract
 from core.testing.contracts.model_checkpoint import Reference
@@ -264,9 +265,40 @@ class EveryRankAddsTheBias(LlamaArch):
         return model
 
 
+class BuildsElsewhere(LlamaArch):
+    @classmethod
+    def build(cls, spec: Any, ctx: Any) -> Any:
+        return super().build(spec, ctx.replace(device=torch.device("cpu")))
+
+
+class WishesForLetters(LlamaArch):
+    @classmethod
+    def defaults(cls, spec: Any, hardware: str) -> ModelDefaults:
+        return ModelDefaults(attention="torch_native")  # type: ignore[arg-type]
+
+
+class PositionsFromZero(LlamaArch):
+    """Right for whole prompts, wrong for whatever follows."""
+
+    @classmethod
+    def build(cls, spec: Any, ctx: Any) -> Any:
+        model = super().build(spec, ctx)
+        forward = model.forward
+
+        def shifted(batch: Any) -> Any:
+            batch.positions = batch.positions - batch.positions.min()
+            return forward(batch)
+
+        model.forward = shifted
+        return model
+
+
 @pytest.mark.parametrize(
     ("arch", "laws"),
     [
+        (BuildsElsewhere, ["builds_in_every_dtype"]),
+        (WishesForLetters, ["defaults_are_wishes"]),
+        (PositionsFromZero, ["prompt_in_chunks", "token_by_token", "after_a_prefix_hit", "mixed_steps"]),
         (WrongRope, ["whole_prompt"]),
         (SwappedGateAndUp, ["whole_prompt"]),
         (MissingNorm, ["whole_prompt"]),
