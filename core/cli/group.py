@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,10 @@ class LazyGroup(click.Group):
             if importlib.metadata.entry_points(group=PLUGIN_GROUP):
                 from core.registry.catalog import Catalog
 
-                self._catalog = Catalog.scan(groups=[PLUGIN_GROUP])
+                # A plugin's command takes no settings of core's, so only the environment can have turned it off.
+                disabled = os.environ.get("CORE_DISABLE_PLUGINS", "")
+                names = [name.strip() for name in disabled.split(",") if name.strip()]
+                self._catalog = Catalog.scan(groups=None if names else [PLUGIN_GROUP]).without(names)
         return self._catalog
 
     def _plugin_summaries(self) -> dict[str, str]:

@@ -199,8 +199,8 @@ class QuantMethod(ABC):
     def linear(self, path: str, sources: Sequence[str]) -> LinearMethod:
         """The method for the linear layer at `path` of the model. sources: the checkpoint modules that fill it, one
         for each part ("model.layers.0.self_attn.q_proj", ...); lists of modules to skip speak of these, and match
-        whole dotted segments (`core.layers.skip.skips`). Raises ConfigError if some parts are to be skipped and
-        others not."""
+        whole dotted segments (`core.layers.skip.skips`). Where some parts are to be skipped and others not, it keeps
+        each as it should be or raises ConfigError."""
 
     def experts(self, path: str, sources: Sequence[str]) -> ExpertsMethod:
         """The method for the experts at `path`; arguments as in `linear`, sources with "{expert}" in place of the

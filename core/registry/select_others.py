@@ -36,7 +36,9 @@ def choose_quant(asked: str | None, quant_config: Mapping[str, Any] | None, hard
     found: list[tuple[PluginRecord, Any]] = []
     for record in by_priority(catalog, "quant"):
         formats = record.stated.formats if isinstance(record.stated, StatedQuant) else None
-        if quant_config is not None and formats is not None and stated not in formats:
+        # A configuration that names no method may be anybody's: whoever reads formats is asked.
+        named = quant_config is not None and (stated is not None or formats == ())
+        if named and formats is not None and stated not in formats:
             rejected.append((record.name, f"reads {', '.join(formats) or 'no quantized format'}"))
             continue
         for _, target in loadable(catalog, [record], hardware, rejected):

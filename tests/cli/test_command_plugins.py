@@ -27,6 +27,16 @@ def test_exit_codes_are_those_of_the_command(tmp_path: Path) -> None:
     assert process(code=code, **env).stdout.splitlines()[-1] == "code 7"
 
 
+def test_one_that_is_turned_off(tmp_path: Path) -> None:
+    add(tmp_path, "plugin-greet", "greet")
+    env = {"PYTHONPATH": str(tmp_path), "CORE_DISABLE_PLUGINS": "plugin-greet"}
+    assert "unavailable: disable_plugins names 'plugin-greet'" in " ".join(process("--help", **env).stdout.split())
+    used = process("greet", "hello", **env)
+    assert used.returncode == 2
+    assert "IMPORTED" not in used.stdout
+    assert "disable_plugins" in used.stderr
+
+
 def test_two_of_one_name_are_an_error_that_names_both_when_used(tmp_path: Path) -> None:
     add(tmp_path, "plugin-one", "greet")
     add(tmp_path, "plugin-two", "greet")

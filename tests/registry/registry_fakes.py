@@ -106,6 +106,17 @@ def quant(*methods: str | None, rejects: str | None = None) -> type:
     return Fake
 
 
+def quant_of_nothing() -> type:
+    """Serves unquantized checkpoints and no others."""
+
+    class Plain(quant()):  # type: ignore[misc]
+        @classmethod
+        def recognises(cls, config: Any) -> bool:
+            return config is None
+
+    return Plain
+
+
 def cache(*kinds: str) -> type:
     return type("FakeCache", (), {"state_kinds": frozenset(StateKind(kind) for kind in kinds)})
 

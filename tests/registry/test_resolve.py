@@ -17,6 +17,7 @@ from registry_fakes import (
     make_spec,
     model,
     quant,
+    quant_of_nothing,
     record,
     records,
     settings,
@@ -442,6 +443,19 @@ class TestQuantization:
         skipped = record("quant", "eight", capabilities={"formats": ["q8"]})
         catalog = swap(records(), skipped, record("quant", "four", quant("q4"), capabilities={"formats": ["q4"]}))
         assert rejected(resolve(settings(folder), catalog).quant)["eight"] == "reads q8"
+
+    def test_a_configuration_that_names_no_method_is_shown_to_all(self, tmp_path: Path) -> None:
+        """As checkpoints of 2023 have it. A manifest's formats then rule nobody out."""
+
+        class Old(quant()):  # type: ignore[misc]
+            @classmethod
+            def recognises(cls, config: Any) -> bool:
+                return config is not None and bool(config.get("load_in_8bit"))
+
+        folder = write_checkpoint(tmp_path / "q", quantization_config={"load_in_8bit": True})
+        plain = record("quant", "none", quant_of_nothing(), capabilities={"formats": []})
+        catalog = swap(records(), plain, record("quant", "old", Old, capabilities={"formats": ["q8"]}))
+        assert resolve(settings(folder), catalog).quant.name == "old"
 
     def test_operator(self, tmp_path: Path, folder: Path) -> None:
         catalog = swap(records(), record("quant", "online", quant("q4")))
