@@ -21,6 +21,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
         "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936,
     },
+    # Latent attention and experts, the proportions of GLM-4.7-Flash.
+    "lite100m": {
+        "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "tie_word_embeddings": False,
+        "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
+        "q_lora_rank": 256, "kv_lora_rank": 128, "qk_rope_head_dim": 32, "qk_nope_head_dim": 48, "v_head_dim": 64,
+        "intermediate_size": 1536, "moe_intermediate_size": 256, "n_routed_experts": 16, "num_experts_per_tok": 4,
+        "n_shared_experts": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True,
+        "n_group": 1, "topk_group": 1, "vocab_size": 32000, "rope_interleave": True, "rms_norm_eps": 1e-5,
+        "mlp_layer_types": ["dense"] + ["sparse"] * 7,
+    },
 }  # fmt: skip
 
 
