@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from core.interfaces.build import BuildContext
+from core.interfaces.errors import ConfigError
 from core.interfaces.moe import ExpertWeights, MoeRunner
-from core.interfaces.quant import ExpertsShape
+from core.interfaces.quant import ExpertsMethod, ExpertsShape
 from core.layers.config import ACTIVATIONS
 from core.layers.linear import shard
 from core.layers.mlp import GatedMlp
@@ -112,6 +113,7 @@ class Experts(WeightModule):
         )
         self.ops = ctx.ops
         self.method = ctx.quant.experts(path, ctx.sources(path))
+        _check_format(path, self.method, ctx)
         self.method.create(self, self.shape, ctx.dtype, ctx.device)
         self.runner = ctx.moe
         self.weights: ExpertWeights | None = None
@@ -132,6 +134,20 @@ class Experts(WeightModule):
         if self.weights is None:
             return self.method.apply(self, x, topk_ids, topk_weights)
         return self.runner.run(x, self.weights, topk_ids, topk_weights)
+
+
+def _check_format(path: str, method: ExpertsMethod, ctx: BuildContext) -> None:
+    """Raise ConfigError, before anything is loaded, if nobody computes experts as the method stores them."""
+    runner = type(ctx.moe)
+    if method.format is None or method.format in runner.formats:
+        return
+    raise ConfigError(
+        f"{type(method).__name__} stores the experts at {path} in format {method.format!r}, which the expert runner "
+        f"{runner.__name__} does not compute (it does: {', '.join(sorted(runner.formats))})",
+        field="engine.moe_backend",
+        value=runner.__name__,
+        hint="choose another with --moe-backend, or another --quantization",
+    )
 
 
 class MoeLayer(Layer):

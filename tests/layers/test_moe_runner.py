@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from core.distributed.single import SingleProcess
+from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
+from core.interfaces.errors import ConfigError
 from core.interfaces.moe import ExpertWeights
-from core.layers.moe import TorchNativeMoe
+from core.layers.moe import Experts, TorchNativeMoe
+from core.layers.unquantized import Unquantized, UnquantizedExperts
+from core.ops.reference import REFERENCES
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,3 +55,25 @@ def test_bfloat16_keeps_its_dtype_and_sums_in_float32() -> None:
         assert out.dtype == torch.bfloat16
         # A running sum in bfloat16 would stall far below the mean of 300 equal terms.
         torch.testing.assert_close(out, torch.full((1, 4), float(one), dtype=torch.bfloat16))
+
+
+def test_experts_in_a_format_that_the_runner_lacks_are_refused_when_the_layer_is_made() -> None:
+    class Packed(UnquantizedExperts):
+        format = "packed"
+
+    class Method(Unquantized):
+        def experts(self, path: str, sources: Sequence[str]) -> Packed:
+            return Packed()
+
+    ctx = BuildContext(
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        ops=REFERENCES,
+        quant=Method(None, PluginContext()),
+        moe=TorchNativeMoe(PluginContext()),
+        tp=SingleProcess(),
+        max_tokens=4,
+        context_length=8,
+    )
+    with pytest.raises(ConfigError, match=r"layers.0.experts in format 'packed'.*TorchNativeMoe.*it does: plain"):
+        Experts("layers.0.experts", 2, 4, 4, ctx)
