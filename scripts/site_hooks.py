@@ -22,15 +22,17 @@ LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".yaml": "yaml", 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add a page for every file outside docs/ that a page links to, and for those that such pages link to in turn."""
-    pending = [(posixpath.dirname(f.src_uri), f.content_string) for f in files.documentation_pages()]
+    pending = [(DOCS / posixpath.dirname(f.src_uri), f.content_string) for f in files.documentation_pages()]
     known: set[Path] = set()
     while pending:
         folder, text = pending.pop()
         for _, target, _ in LINK.findall(text):
-            path = _outside(DOCS / folder, target)
+            path = _outside(folder, target)
             if path is None or path in known:
                 continue
             known.add(path)
+            if path.suffix == ".md":
+                pending.append((path.parent, path.read_text(encoding="utf-8")))
             content = _page(path)
             page = File.generated(config, _uri(path), content=content)
             page.inclusion = page.inclusion.NOT_IN_NAV
