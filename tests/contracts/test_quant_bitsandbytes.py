@@ -65,8 +65,12 @@ class TestFourBitWhileLoading(BitsAndBytesContract):
     )
 
 
+# Activations in 8 bits by row; of a few values in a row one may fall between two steps.
+INT8_APPLY = 0.04
+
+
 class TestInt8(BitsAndBytesContract):
     variants = (
-        Variant("checkpoint", checkpoint(load_in_8bit=True), {}, INT8_ERROR, 0.02, compresses=True),
-        Variant("while-loading", None, {"format": "int8"}, INT8_ERROR, 0.02, compresses=True),
+        Variant("checkpoint", checkpoint(load_in_8bit=True), {}, INT8_ERROR, INT8_APPLY, compresses=True),
+        Variant("while-loading", None, {"format": "int8"}, INT8_ERROR, INT8_APPLY, compresses=True),
     )
