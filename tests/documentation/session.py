@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -98,8 +99,8 @@ class PageSession:
                 self._process(words, block, variables)
             case ["curl", *_]:
                 self._need_server(block)
-                out = self._process(["curl", "-sS", "--fail-with-body", *words[1:]], block)
-                assert out.strip(), f"{block.where}: {line}"
+                reply = request_of(words[1:])
+                assert reply.is_success, f"{block.where}: {line}\n{reply.status_code} {reply.text}"
             case _:
                 raise AssertionError(f"{block.where}: nobody knows how to check {line!r}")
 
@@ -156,6 +157,19 @@ class PageSession:
             self.server.terminate()
             self.server.wait(60)
             self.server = None
+
+
+def request_of(words: list[str]) -> httpx.Response:
+    """What `curl` with these words would ask; a fresh machine may lack it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("-H", dest="headers", action="append", default=[])
+    parser.add_argument("-d", dest="data")
+    parser.add_argument("-X", dest="method")
+    asked = parser.parse_args(words)
+    headers = dict(header.split(": ", 1) for header in asked.headers)
+    method = asked.method or ("GET" if asked.data is None else "POST")
+    return httpx.request(method, asked.url, headers=headers, content=asked.data, timeout=TIMEOUT_S)
 
 
 def _lines(text: str) -> list[str]:

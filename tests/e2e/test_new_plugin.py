@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.documentation.blocks import ROOT, blocks
+from tests.documentation.session import request_of
 
 from .process import free_port
 
@@ -83,6 +84,10 @@ class Author:
             return
         if words[:2] == ["core", "serve"]:
             self._serve(line)
+        elif words[0] == "curl":
+            reply = request_of(shlex.split(line.replace(DEFAULT_PORT, str(self.port)))[1:])
+            assert reply.is_success, f"{line}\n{reply.status_code} {reply.text}"
+            self.output.append((line, reply.text))
         else:
             done = subprocess.run(
                 ["sh", "-c", line.replace(DEFAULT_PORT, str(self.port))],
