@@ -34,29 +34,6 @@ _TINY = {
     "initializer_range": 0.1,  # wide enough that no two logits are close
 }
 
-# What some architectures have beyond that. Transformers' own defaults are those of the full-size models.
-_EXPERTS = {
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-    "num_hidden_layers": 3,
-}
-_LATENT = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 12,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-}
-_TINY_OF: dict[str, dict[str, Any]] = {
-    "glm4": {"head_dim": 16},
-    "glm4_moe": {"head_dim": 16, **_EXPERTS},
-    "glm4_moe_lite": {**_EXPERTS, **_LATENT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
-}
-
 
 def write_tiny_tokenizer(folder: Path, *, vocab_size: int = 400) -> int:
     """Write tokenizer.json (byte-level BPE) and tokenizer_config.json (with a ChatML chat template) to `folder`.
@@ -104,7 +81,9 @@ def write_tiny_checkpoint(
     """Write config.json, random safetensors weights and a tokenizer to `folder`; returns `folder`.
 
     model_type: as in config.json, any that the installed transformers can build. config: fields of its configuration,
-    over small defaults. dtype: of the weights. max_shard_size: e.g. "50KB" for a sharded checkpoint with an index.
+    over small defaults of those that most architectures have; give the sizes of experts and the like, whose defaults
+    in transformers are those of full-size models. dtype: of the weights. max_shard_size: e.g. "50KB" for a sharded
+    checkpoint with an index.
     Needs transformers; raises its ValueError for an unknown model_type.
     """
     import torch
@@ -113,7 +92,6 @@ def write_tiny_checkpoint(
     num_tokens = write_tiny_tokenizer(folder)
     fields: dict[str, Any] = {
         **_TINY,
-        **_TINY_OF.get(model_type, {}),
         "vocab_size": num_tokens,
         "bos_token_id": None,
         "eos_token_id": SPECIAL_TOKENS.index("<|im_end|>"),
@@ -124,8 +102,8 @@ def write_tiny_checkpoint(
         torch.manual_seed(seed)
         hf_config = AutoConfig.for_model(model_type, **fields)
         model = AutoModelForCausalLM.from_config(hf_config, dtype=getattr(torch, dtype))
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):  # zero in a new model, which would test nothing
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and not buffer.any():  # zero in a new model, which would test nothing
                 buffer.normal_(0.0, 0.1)
     model.save_pretrained(folder, max_shard_size=max_shard_size, safe_serialization=True)
     return folder

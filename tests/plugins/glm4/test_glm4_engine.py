@@ -13,6 +13,27 @@ from transformers import AutoModelForCausalLM
 from core.llm import LLM
 from core.testing.checkpoint import write_tiny_checkpoint
 
+EXPERTS: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 3,
+}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
+TINY: dict[str, dict[str, Any]] = {
+    "glm4": {"head_dim": 16},
+    "glm4_moe": {"head_dim": 16, **EXPERTS},
+    "glm4_moe_lite": {**EXPERTS, **LATENT},
+}
 NUM_TOKENS = 64
 GREEDY = {"temperature": 0.0, "max_tokens": NUM_TOKENS, "ignore_eos": True}
 
@@ -39,7 +60,7 @@ def reference(folder: Path, prompt: list[int]) -> list[int]:
 def test_greedy_texts_equal_those_of_transformers(tmp_path: Path, model_type: str) -> None:
     if model_type == "glm4_moe_lite":
         need_lite()
-    folder = write_tiny_checkpoint(tmp_path, model_type, pad_token_id=0)
+    folder = write_tiny_checkpoint(tmp_path, model_type, pad_token_id=0, **TINY[model_type])
     given = prompts([30, 5, 1, 47])
     with start(folder, chunked_prefill_size=16) as llm:  # long prompts are mixed with decodes, chunk by chunk
         outputs = llm.generate(given, GREEDY)
@@ -49,7 +70,7 @@ def test_greedy_texts_equal_those_of_transformers(tmp_path: Path, model_type: st
 
 def test_latent_prefix_hits_give_the_same_tokens(tmp_path: Path) -> None:
     need_lite()
-    folder = write_tiny_checkpoint(tmp_path, "glm4_moe_lite")
+    folder = write_tiny_checkpoint(tmp_path, "glm4_moe_lite", **TINY["glm4_moe_lite"])
     (prompt, tail) = prompts([40, 9])
     with start(folder) as llm:
         first = llm.generate([prompt], GREEDY)[0]
@@ -69,7 +90,7 @@ def test_latent_prefix_hits_give_the_same_tokens(tmp_path: Path) -> None:
 
 def test_the_memory_plan_counts_latents(tmp_path: Path) -> None:
     need_lite()
-    folder = write_tiny_checkpoint(tmp_path, "glm4_moe_lite")
+    folder = write_tiny_checkpoint(tmp_path, "glm4_moe_lite", **TINY["glm4_moe_lite"])
     with start(folder) as llm:
         engine = llm._engine.engine
         (buffers,) = {tuple(b.shape[1] for b in layer) for layer in engine._executor._runner._kv}
