@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from core.frontend.scanner import Remover, Scanner
 from core.frontend.tokenizer import Tokenizer
 from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
 from core.interfaces.params import SamplingParams
 from core.interfaces.parsers import ParsedDelta, ParserStream
+from core.parsing.scanner import Remover, Scanner
 
 
 class TopEntry(Protocol):

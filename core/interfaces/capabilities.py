@@ -72,9 +72,9 @@ class StatedPrefixCache(Stated, frozen=True, kw_only=True):
 
 
 class StatedParser(Stated, frozen=True, kw_only=True):
-    """grammar: whether it can force a call (tool parsers)."""
+    """structure: whether it can force a call (tool parsers)."""
 
-    grammar: Flag = None
+    structure: Flag = None
 
 
 class StatedHardware(Stated, frozen=True, kw_only=True):

@@ -8,9 +8,9 @@ a grammar that cannot be compiled is a RequestError, never an exception in a ste
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,29 @@ from core.interfaces.context import PluginContext
 GrammarKind = Literal["json_schema", "json_object", "regex", "ebnf", "choice", "structural_tag"]
 TokenMask = npt.NDArray[np.uint32]
 
+# A tree of what a text is made of, as JSON-able objects with a "type". Users write it as `structural_tag`; tool
+# parsers make it to force calls. The types, which are those of the format that other servers take too:
+#   {"type": "const_string", "value": TEXT}
+#   {"type": "json_schema", "json_schema": SCHEMA}
+#   {"type": "regex", "pattern": PATTERN}
+#   {"type": "grammar", "grammar": EBNF}
+#   {"type": "any_text"}                                  any text, to the end or up to what follows
+#   {"type": "sequence", "elements": [NODE, ...]}
+#   {"type": "or", "elements": [NODE, ...]}
+#   {"type": "tag", "begin": TEXT, "content": NODE, "end": TEXT}
+#   {"type": "triggered_tags", "triggers": [TEXT, ...], "tags": [TAG, ...], "at_least_one": BOOL,
+#    "stop_after_first": BOOL}
+#       any text; where a trigger (a beginning of tags' `begin`) comes, one of its tags must follow
+#   {"type": "tags_with_separator", "tags": [TAG, ...], "separator": TEXT, "at_least_one": BOOL,
+#    "stop_after_first": BOOL}
+#       nothing but tags
+Structure = Mapping[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class GrammarSource:
-    """What a request asked for. text: the JSON schema, the expression, the EBNF rules, a JSON list of choices, or the
-    structural tags as JSON; empty for "json_object"."""
+    """What a request asked for. text: the JSON schema, the expression, the EBNF rules (GBNF: `name ::= ...`, root rule
+    `root`), a JSON list of choices, or a `Structure` as JSON; empty for "json_object"."""
 
     kind: GrammarKind
     text: str = ""
@@ -99,3 +117,9 @@ class GrammarBackend(ABC):
     def compile(self, source: GrammarSource) -> CompiledGrammar:
         """Raises RequestError for a source that is wrong or has a feature that is not supported, naming where (for
         JSON schemas the path, "$.properties.age.pattern")."""
+
+    def fill_masks(self, matchers: Sequence[GrammarMatcher], masks: TokenMask) -> None:
+        """`fill_mask` of several texts at once: masks [len(matchers), mask_words] uint32, a row each. Called from one
+        thread at a time, in every step that samples constrained texts."""
+        for matcher, mask in zip(matchers, masks, strict=True):
+            matcher.fill_mask(mask)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from core.interfaces.context import PluginContext
+from core.interfaces.grammar import Structure
 
 Tool = Mapping[str, Any]  # an OpenAI tool: {"type": "function", "function": {"name": ..., "parameters": ...}}
 
@@ -47,6 +48,15 @@ class ParserStream(ABC):
         """The text is over: give out whatever was held back."""
 
 
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """What a request asks of tool calls. mode: "auto" leaves the choice to the model, and only what it writes inside a
+    call is held to the form; "required" forces at least one call. parallel: whether there may be more than one."""
+
+    mode: Literal["auto", "required"]
+    parallel: bool = True
+
+
 class ToolParser(ABC):
     """One tool-call format. One instance a server; it holds no state of a text."""
 
@@ -57,13 +67,28 @@ class ToolParser(ABC):
     def stream(self, tools: Sequence[Tool]) -> ParserStream:
         """A fresh machine for one text."""
 
-    def grammar(self, tools: Sequence[Tool], choice: str) -> str | None:
-        """An EBNF grammar that forces a call (`choice`: "required" or a tool's name), or None if not offered."""
+    def structure(self, tools: Sequence[Tool], choice: ToolChoice) -> Structure | None:
+        """The structure that holds an answer to this format: with "required" nothing but calls of `tools` (a named
+        tool comes as the only one of `tools`), with "auto" any text in which calls, where they begin, are well formed.
+        Arguments follow each tool's `parameters` schema. None: not offered; core then forces calls as plain JSON and
+        reads them itself, without the model's own format.
+
+        What the structure allows, `stream` must read as calls.
+        """
         return None
 
 
 class ReasoningParser(ABC):
-    """One reasoning format. One instance a server; it holds no state of a text."""
+    """One reasoning format. One instance a server; it holds no state of a text.
+
+    end_marker: text that closes reasoning ("</think>"). Where a prompt opens reasoning, or `always_reasons`, structured
+        output begins after it. None: structured output begins at once, whatever the model thinks.
+    always_reasons: the text begins inside reasoning even if the prompt does not show it (its opening marker may be
+        missing). `stream` is then called with True unless the prompt closes reasoning itself.
+    """
+
+    end_marker: ClassVar[str | None] = None
+    always_reasons: ClassVar[bool] = False
 
     def __init__(self, ctx: PluginContext | None = None) -> None:
         self.ctx = ctx or PluginContext()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from core.frontend.scanner import Scanner
 from core.interfaces.parsers import (
     ParsedDelta,
     ParserStream,
@@ -14,6 +13,7 @@ from core.interfaces.parsers import (
     ToolCallDelta,
     ToolParser,
 )
+from core.parsing.scanner import Scanner
 
 
 class _Between(ParserStream):

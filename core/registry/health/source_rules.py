@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PUBLIC = ("core.interfaces", "core.layers", "core.ops", "core.testing", "core.attention")
+PUBLIC = ("core.interfaces", "core.layers", "core.ops", "core.parsing", "core.testing", "core.attention")
 _PICKLES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 _NETWORK = ("requests", "urllib", "urllib3", "httpx", "aiohttp", "socket", "ftplib")
 _DOWNLOADS = ("hf_hub_download", "snapshot_download", "urlopen", "urlretrieve", "download_url_to_file")

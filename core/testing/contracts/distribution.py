@@ -137,7 +137,7 @@ class DistributionContract(Contract):
             if found.module == "core" or found.module.startswith("core."):
                 assert is_public(found.module), (
                     f"{found.where} imports {found.module}; plugins may use core.interfaces, core.layers, core.ops, "
-                    "core.attention and core.testing"
+                    "core.parsing, core.attention and core.testing"
                 )
 
     def test_other_plugins_are_declared(self) -> None:

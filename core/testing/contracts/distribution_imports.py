@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # What core promises to keep; all else in it may change without notice.
-PUBLIC = ("core.attention", "core.interfaces", "core.layers", "core.ops", "core.testing")
+PUBLIC = ("core.attention", "core.interfaces", "core.layers", "core.ops", "core.parsing", "core.testing")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from core.interfaces.parsers import ParsedDelta, ParserStream, Tool, ToolParser
+from core.interfaces.parsers import ParsedDelta, ParserStream, Tool, ToolChoice, ToolParser
 from core.testing.contracts.base import Contract
 from core.testing.contracts.tool_parser_streams import (
     PLAIN,
@@ -220,10 +220,13 @@ class ToolParserContract(Contract):
             assert tools == list(sample.tools), "the parser changed the request's tools"
             assert [name for name, _ in self.parsed([sample.text], []).calls] == named, "calls depend on the offer"
 
-    def test_grammar_is_text_or_none(self) -> None:
-        for choice in ("required", "get_weather"):
-            grammar = self.parser().grammar(TOOLS, choice)
-            assert grammar is None or (isinstance(grammar, str) and grammar.strip()), f"grammar({choice!r})"
+    def test_structure_is_a_tree_or_none(self) -> None:
+        """Its form only: what it allows can be checked with a grammar backend."""
+        for choice in (ToolChoice("required"), ToolChoice("required", parallel=False), ToolChoice("auto")):
+            structure = self.parser().structure(TOOLS, choice)
+            if structure is not None:
+                assert isinstance(structure.get("type"), str), f"structure({choice}) has no type"
+                json.dumps(structure)
 
     # -- helpers
 

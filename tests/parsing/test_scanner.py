@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.frontend.scanner import Remover, Scanner
+from core.parsing.scanner import Remover, Scanner
 
 LETTERS = st.text(alphabet="abc", max_size=30)
 PATTERNS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=4)

@@ -1,0 +1,1 @@
+"""What parsers of generated text are made of; plugins build theirs from it."""
