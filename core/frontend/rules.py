@@ -12,7 +12,8 @@ from core.frontend.parameters import Dialect, build
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 
-DEFAULT_MAX_TOKENS = {Dialect.CHAT: None, Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
+# None: up to the context length.
+DEFAULT_MAX_TOKENS = {**dict.fromkeys(Dialect), Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
 
 
 @dataclass(frozen=True, slots=True)
