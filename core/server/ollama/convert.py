@@ -13,11 +13,11 @@ from core.server.thinking import thinking_variables
 
 ROLES = ("system", "user", "assistant", "tool")
 LATEST = ":latest"
-# How a model is loaded; this server has loaded it, so they change nothing.
-LOADING_OPTIONS = frozenset(
+# How a model is loaded, which this server has done, and the tuning of a sampler that is refused: they change nothing.
+IDLE_OPTIONS = frozenset(
     {
         "num_ctx", "num_batch", "num_gpu", "main_gpu", "low_vram", "num_thread", "num_keep", "numa", "use_mmap",
-        "use_mlock", "vocab_only", "f16_kv", "logits_all", "embedding_only",
+        "use_mlock", "vocab_only", "mirostat_tau", "mirostat_eta", "f16_kv", "logits_all", "embedding_only",
     }
 )  # fmt: skip
 # Option -> the value that changes nothing; others would, and are not supported.
@@ -26,10 +26,11 @@ _NEUTRAL: dict[str, Any] = {"mirostat": 0, "tfs_z": 1, "typical_p": 1, "penalize
 
 def sampling_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by the parameter table's names for this protocol. Raises RequestError for what is not supported."""
-    given = {name: value for name, value in options.items() if name not in LOADING_OPTIONS and value is not None}
+    given = {name: value for name, value in options.items() if name not in IDLE_OPTIONS and value is not None}
     for name, neutral in _NEUTRAL.items():
-        if given.get(name, neutral) != neutral:
-            raise _unsupported(f"options.{name} is {given[name]!r}; only {neutral!r} is supported", f"options.{name}")
+        value = given.pop(name, neutral)
+        if value != neutral:
+            raise _unsupported(f"options.{name} is {value!r}; only {neutral!r} is supported", f"options.{name}")
     window = given.pop("repeat_last_n", -1)
     if window != -1 and given.get("repeat_penalty", 1) != 1:
         told = f"options.repeat_last_n is {window!r}; repeat_penalty looks at all tokens (-1)"
