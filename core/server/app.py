@@ -36,6 +36,7 @@ from core.server.context import ServerContext
 from core.server.ollama import routes as ollama
 from core.server.plugin_routes import PluginRouter, mount
 from core.server.replies import json_reply
+from core.server.responses import routes as responses
 
 log = logging.getLogger("core.server")
 
@@ -48,7 +49,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastA
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
         app.include_router(family.routes(ctx))
-    for protocol in (anthropic, ollama):
+    for protocol in (responses, anthropic, ollama):
         app.include_router(protocol.routes(ctx))
     if ctx.settings.chat_page:
         app.include_router(page_route.routes())
