@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.interfaces.errors import CoreError
 from core.server import (
     chat,
+    cloud,
     completions,
     errors,
     families,
@@ -49,7 +50,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastA
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
         app.include_router(family.routes(ctx))
-    for protocol in (responses, anthropic, ollama):
+    for protocol in (responses, anthropic, ollama, cloud):
         app.include_router(protocol.routes(ctx))
     if ctx.settings.chat_page:
         app.include_router(page_route.routes())

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from core.server import errors, families
 from core.server.replies import json_reply
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/favicon.ico"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/ping", "/metrics", "/favicon.ico"})
 OPEN_PREFIXES = ("/page/",)
 
 

@@ -78,16 +78,11 @@ def test_parse_gives_the_arguments_of_a_model(client: openai.OpenAI) -> None:
 
         city: str = Field(description="Name of the city")
 
-    tool = openai.pydantic_function_tool(GetWeather, name="get_weather")["function"]
-    reply = client.responses.parse(
-        model="demo",
-        input=QUESTION,
-        temperature=0,
-        tools=[{"type": "function", **tool}],  # type: ignore[list-item]
-    )
+    tool = openai.pydantic_function_tool(GetWeather, name="get_weather")
+    reply = client.responses.parse(model="demo", input=QUESTION, temperature=0, tools=[tool])
     (call,) = reply.output
     assert call.type == "function_call"
-    assert call.parsed_arguments == {"city": "Paris"}
+    assert call.parsed_arguments == GetWeather(city="Paris")
 
 
 def test_reasoning(client: openai.OpenAI) -> None:
