@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from core.frontend.parameters import Dialect, spellings
 from core.interfaces.errors import RequestError
 
-B = TypeVar("B", bound="Body")
+B = TypeVar("B", bound=BaseModel)
 
 # Field -> values that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,8 +15,8 @@ from core.server.anthropic.schemas import CountBody, MessagesBody, MessagesField
 from core.server.context import ModelService, ServerContext
 from core.server.formats import structured
 from core.server.openapi import described
+from core.server.protocols import refuse_fields
 from core.server.replies import EventStream, json_reply, while_connected
-from core.server.schemas import refuse
 from core.server.usage import begun, drained
 
 # Parts of the protocol that need a service of their maker.
@@ -48,7 +46,7 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(service: ModelService, body: MessagesFields) -> Response:
     service.check_model(body.model)
-    _refuse(body)
+    refuse_fields(body, _REFUSED)
     given = body.given()
     if given.get("max_tokens") is None:
         raise RequestError("max_tokens is missing", param="max_tokens")
@@ -64,12 +62,3 @@ async def _answer(service: ModelService, body: MessagesFields) -> Response:
     if body.stream:
         return EventStream(reply.events(await begun(deltas), answers))
     return json_reply(reply.whole(await drained(deltas), answers))
-
-
-def _refuse(body: MessagesFields) -> None:
-    """Raises RequestError for what would change the answer and is not supported."""
-    extra: dict[str, Any] = body.__pydantic_extra__ or {}
-    refuse(extra)
-    for name in _REFUSED:
-        if extra.get(name) not in (None, [], {}):
-            raise RequestError(f"{name} is not supported", param=name, code="unsupported_parameter")

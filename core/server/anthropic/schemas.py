@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.frontend.parameters import Dialect
-from core.server.schemas import Body, with_sampling
+from core.server.protocols import ProtocolBody
+from core.server.schemas import with_sampling
 
 
 class Thinking(BaseModel):
@@ -58,7 +59,7 @@ class ConversationFields(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extra names for the chat template.")
 
 
-class MessagesFields(ConversationFields, Body):
+class MessagesFields(ConversationFields, ProtocolBody):
     """POST /v1/messages."""
 
     metadata: dict[str, Any] | None = None

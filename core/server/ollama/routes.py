@@ -29,8 +29,8 @@ from core.server.ollama.replies import Reply
 from core.server.ollama.schemas import ChatBody, GenerateBody, GenerationBody, ShowBody
 from core.server.openapi import described
 from core.server.prompts import make_prompts
+from core.server.protocols import refuse_fields
 from core.server.replies import EventStream, json_reply, line, while_connected
-from core.server.schemas import refuse
 from core.server.usage import begun
 
 LINES = "application/x-ndjson"
@@ -114,7 +114,7 @@ async def _answer(service: ModelService, body: GenerationBody, prompt: Prompt, r
 
 def _check(service: ModelService, body: GenerationBody) -> None:
     service.check_model(served_name(body.model, service.name))
-    refuse(body.__pydantic_extra__ or {})
+    refuse_fields(body, ())
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     if (body.top_logprobs or 0) > MAX_LOGPROBS:

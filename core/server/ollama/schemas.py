@@ -6,23 +6,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from core.server.protocols import ProtocolBody
+
 Effort = Literal["low", "medium", "high"]
 
 
-class GenerationBody(BaseModel):
-    """What /api/chat and /api/generate share. keep_alive changes nothing: the model stays loaded."""
+class GenerationBody(ProtocolBody):
+    """What /api/chat and /api/generate share. stream: lines of JSON, where it is not false. keep_alive changes nothing:
+    the model stays loaded."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
     model: str = Field(min_length=1)
-    stream: bool | None = Field(None, description="Answer with lines of JSON (default) or with one object.")
     options: dict[str, Any] | None = Field(None, description="Sampling, by this protocol's names.")
     format: str | dict[str, Any] | None = Field(None, description='"json", or a JSON schema.')
     think: bool | Effort | None = Field(None, description="Switch of the chat template; true needs a parser.")
     keep_alive: float | str | None = None
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, description="Alternatives per token; needs logprobs.")
-    priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="Higher runs earlier.")
-    cache_salt: str | None = Field(None, description="Prefixes are shared only between requests of equal salt.")
 
 
 class ChatBody(GenerationBody):

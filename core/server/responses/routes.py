@@ -21,12 +21,12 @@ from core.server import bodies
 from core.server.context import ModelService, ServerContext
 from core.server.formats import structured
 from core.server.openapi import described
+from core.server.protocols import refuse_fields
 from core.server.replies import EventStream, json_reply, named_event, while_connected
 from core.server.responses.events import Deltas, Event, Writer
 from core.server.responses.items import chat_request, input_items, new_id, response_format
 from core.server.responses.schemas import ResponsesBody, ResponsesFields
 from core.server.responses.store import HINT, RUNNING, Kept, ResponseStore
-from core.server.schemas import refuse
 from core.server.usage import begun
 
 # Parts of the protocol that need a service of their maker.
@@ -156,11 +156,7 @@ def _before(store: ResponseStore, name: str) -> list[dict[str, Any]]:
 
 def _refuse(body: ResponsesFields, store: ResponseStore) -> None:
     """Raises RequestError for what would change the answer and is not supported."""
-    extra: dict[str, Any] = body.__pydantic_extra__ or {}
-    refuse(extra)
-    for name in _REFUSED:
-        if extra.get(name) not in (None, [], {}, ""):
-            raise RequestError(f"{name} is not supported", param=name, code="unsupported_parameter")
+    refuse_fields(body, _REFUSED)
     if body.truncation == "auto":
         raise RequestError("truncation is 'auto'; only 'disabled' is supported", param="truncation")
     if body.text is not None and body.text.verbosity not in (None, "medium"):

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core.frontend.parameters import Dialect
 from core.interfaces.params import MAX_LOGPROBS
-from core.server.schemas import Body, with_sampling
+from core.server.protocols import ProtocolBody
+from core.server.schemas import with_sampling
 
 Includable = Literal[
     "message.output_text.logprobs", "reasoning.encrypted_content", "message.input_image.image_url",
@@ -34,7 +35,7 @@ class Text(BaseModel):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ResponsesFields(Body):
+class ResponsesFields(ProtocolBody):
     """POST /v1/responses."""
 
     model: str | None = Field(None, description="The served model's name; may be left out.")
