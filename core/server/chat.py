@@ -43,7 +43,6 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
     service.check_model(body.model)
-    body.refuse_unsupported()
     sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
     prompt = await service.renderer.prepare(_chat_request(body))
     answers = service.answers(

@@ -40,7 +40,6 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(ctx: ServerContext, service: ModelService, body: CompletionFields) -> Response:
     service.check_model(body.model)
-    body.refuse_unsupported()
     _refuse_legacy(body)
     sampling = service.sampling(body.given(), Dialect.COMPLETIONS, max_n=ctx.settings.max_n, logprobs=body.logprobs)
     if body.best_of is not None and body.best_of != sampling.n:

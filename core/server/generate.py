@@ -41,7 +41,6 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 
 async def _answer(ctx: ServerContext, service: ModelService, body: GenerateBody) -> Response:
-    body.refuse_unsupported()
     prompts, single = await _prompts(service, body)
     sampling = _sampling(ctx, service, body, len(prompts))
     answers = service.answers(
