@@ -83,7 +83,9 @@ def shown_prompt_logprobs(tokenizer: Tokenizer, entries: Sequence[PromptLogprob]
         if entry.logprob is None:
             shown.append(None)
             continue
-        ranked = {token: (value, rank) for rank, (token, value) in enumerate(entry.top, 1)}
+        ranked: dict[int, tuple[float, int | None]] = {
+            token: (value, rank) for rank, (token, value) in enumerate(entry.top, 1)
+        }
         ranked.setdefault(entry.token, (entry.logprob, None))
         shown.append(
             {

@@ -101,7 +101,7 @@ _INSTEAD = {
 }
 
 
-def judge(fields: Mapping[str, Any], unknown: UnknownFields, known: Mapping[str, Any] = {}) -> list[str]:  # noqa: B006
+def judge(fields: Mapping[str, Any], unknown: UnknownFields, known: Mapping[str, Any] = {}) -> list[str]:
     """Apply the rule to fields that nothing models; returns the unknown ones. known: fields that the route has, for a
     hint. Raises RequestError for a refused field."""
     ignored = []
@@ -161,5 +161,5 @@ class FieldRule:
 def header_value(ignored: list[str]) -> str:
     """The response header's text: names only, and only characters that headers may hold."""
     shown = [name.encode("ascii", "replace").decode().replace(",", "?") for name in ignored[:MAX_NAMED]]
-    text = ", ".join("".join(c if " " < c < "\x7f" else "?" for c in name[:100]) for name in shown)
+    text = ", ".join("".join(c if " " <= c < "\x7f" else "?" for c in name[:100]) for name in shown)
     return text + (f", and {len(ignored) - MAX_NAMED} more" if len(ignored) > MAX_NAMED else "")

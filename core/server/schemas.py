@@ -13,6 +13,7 @@ from core.frontend.parameters import Dialect, spellings
 
 B = TypeVar("B", bound="Body")
 
+
 class StreamOptions(BaseModel):
     """include_usage: a last event with usage. continuous_usage_stats: usage in every event."""
 
