@@ -1,4 +1,4 @@
-"""JSON schemas before a grammar library sees them: what is wrong or would silently be ignored is refused, with its path.
+"""JSON schemas before a grammar library sees them: what it would silently ignore is refused, with its path.
 
 Keywords of the standard that a library lacks are refused; words that no draft knows are annotations, as the standard
 has it, and pass. References are followed within the schema only.
