@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
@@ -22,7 +22,7 @@ from core.interfaces.grammar import (
 from core.parsing.ebnf import Rules, parse_ebnf
 from core.parsing.regexes import whole_text
 from core.parsing.schema_rules import checked_schema
-from core.parsing.structure_tree import choices_of, structure_of
+from core.parsing.structure_tree import choices_of, parsed_json, structure_of
 from plugin_llguidance.lark import Part, Writer, escaped
 from plugin_llguidance.matcher import LlguidanceCompiled, LlguidanceMatcher
 from plugin_llguidance.schemas import json_options, schema_rules
@@ -88,13 +88,12 @@ class LlguidanceGrammar(GrammarBackend):
 
     def _grammar(self, source: GrammarSource) -> str:
         """In the library's language."""
+        writer = Writer(self._schema, self._expression, self._ebnf)
         match source.kind:
             case "json_object":
-                return LLMatcher.grammar_from_json_schema({"type": "object"}, None, self._json)
+                part = writer.node({"type": "json_schema", "json_schema": {"type": "object"}})
             case "json_schema":
-                return LLMatcher.grammar_from_json_schema(self._schema(source.text, "$"), None, self._json)
-        writer = Writer(self._embedded_schema, self._expression, self._ebnf)
-        match source.kind:
+                part = writer.schema(parsed_json(source.text, "JSON schema", self._options.max_schema_bytes), "$")
             case "regex":
                 part = Part(f"/{self._expression(source.text, '$')}/", regular=True)
             case "ebnf":
@@ -108,13 +107,11 @@ class LlguidanceGrammar(GrammarBackend):
         return LLMatcher.grammar_from_lark(writer.grammar(part))
 
     def _schema(self, schema: Any, path: str) -> dict[str, Any]:
+        """With the library's options."""
         checked = checked_schema(schema, self._rules, path)
         if checked is False:
             raise RequestError(f"{path}: nothing fits the schema `false`")
-        return {} if checked is True else dict(checked)  # type: ignore[arg-type]
-
-    def _embedded_schema(self, schema: Any, path: str) -> dict[str, Any]:
-        return {**self._schema(schema, path), "x-guidance": self._json}
+        return {**(checked if isinstance(checked, Mapping) else {}), "x-guidance": self._json}
 
     def _expression(self, pattern: str, path: str) -> str:
         return regex_to_lark(whole_text(pattern, path=path, max_repeat=self._options.max_repeat), "dw")

@@ -16,6 +16,8 @@ from core.interfaces.errors import RequestError
 from core.interfaces.grammar import Structure
 from core.parsing.ebnf import Alt, CharSet, Literal, Node, Ref, Repeat, Rules, Seq, is_recursive
 
+# Where only one text can follow, the library's masks would allow but one way to cut it into tokens.
+OPTIONS = '%llguidance {"no_forcing": true}'
 MAX_EXPRESSION = 1 << 18  # characters
 
 
@@ -46,7 +48,11 @@ class Writer:
 
     def grammar(self, part: Part) -> str:
         """All of it, beginning with `part`."""
-        return "\n".join(["%llguidance {}", f"start: {self._symbol(part)}", *self._lines])
+        start = self._symbol(part)
+        return "\n".join([OPTIONS, f"start: {start}", *self._lines])
+
+    def schema(self, schema: Any, path: str) -> Part:
+        return Part(f"%json {json.dumps(self._schema(schema, path))}", regular=False)
 
     # Structures
 
@@ -58,8 +64,7 @@ class Writer:
             case "regex":
                 return self._joined([_regular(self._expression(node["pattern"], f"{path}.pattern")), literal(tail)])
             case "json_schema":
-                schema = self._schema(node["json_schema"], f"{path}.json_schema")
-                return self._joined([Part(f"%json {json.dumps(schema)}", regular=False), literal(tail)])
+                return self._joined([self.schema(node["json_schema"], f"{path}.json_schema"), literal(tail)])
             case "grammar":
                 return self._joined([self.ebnf(self._ebnf(node["grammar"])), literal(tail)])
             case "any_text":
