@@ -27,7 +27,7 @@ def json_string(text: str) -> str:
 
 
 class _Piece(NamedTuple):
-    index: int
+    number: int
     name: str | None
     arguments: str
 
@@ -54,12 +54,12 @@ class CallOutput:
         delta = ParsedDelta(content="".join(self._content))
         pieces: list[str] = []
         for piece in self._given:
-            if delta.tool_calls and delta.tool_calls[-1].index == piece.index:
+            if delta.tool_calls and delta.tool_calls[-1].index == piece.number:
                 pieces.append(piece.arguments)
                 continue
             if delta.tool_calls:
                 delta.tool_calls[-1].arguments = "".join(pieces)
-            delta.tool_calls.append(ToolCallDelta(piece.index, piece.name))
+            delta.tool_calls.append(ToolCallDelta(piece.number, piece.name))
             pieces = [piece.arguments]
         if delta.tool_calls:
             delta.tool_calls[-1].arguments = "".join(pieces)

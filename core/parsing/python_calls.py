@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.interfaces.parsers import ParsedDelta, ParserStream, Tool
+from core.interfaces.parsers import ParsedDelta, ParserStream
 from core.parsing.call_output import CallOutput, json_string
 from core.parsing.reader import Machine, Markers, Reader, Reading
 
@@ -65,8 +65,7 @@ class PythonCallStream(ParserStream):
     """State of one text. The whole list is held back (see core.parsing.call_output): that one call is well formed does
     not say that the list is one of calls."""
 
-    def __init__(self, form: PythonFormat, tools: Sequence[Tool], hold: int) -> None:
-        """tools: not looked at; Python's literals say their types."""
+    def __init__(self, form: PythonFormat, hold: int) -> None:
         self._form = form
         self._reader = Reader()
         self._output = CallOutput(self._reader, hold)
@@ -91,7 +90,6 @@ class PythonCallStream(ParserStream):
         while True:
             if at_line:
                 output.text((yield from reader.space()))
-            inside = False  # between the opening and the closing marker
 
             def plain(piece: str) -> None:
                 nonlocal at_line
@@ -111,7 +109,6 @@ class PythonCallStream(ParserStream):
             output.begin(found)
             called = False
             if found == form.opening:
-                inside = True
                 yield from reader.space()
                 called = (yield from reader.literal("[")) is not None and (yield from self._calls())
             else:
@@ -123,9 +120,9 @@ class PythonCallStream(ParserStream):
                     yield from reader.all(output.text)
                     return
                 continue
-            if inside or form.closing:
-                yield from self._closing()
             at_line = False
+            if form.closing:
+                yield from self._closing()
 
     def _closing(self) -> Reading[None]:
         """The closing marker behind a list, if it is there, is dropped."""

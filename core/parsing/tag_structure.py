@@ -10,7 +10,7 @@ from core.interfaces.grammar import Structure
 from core.interfaces.parsers import ParserStream, Tool, ToolChoice, ToolParser
 from core.parsing.settings import hold_of
 from core.parsing.tags import TagFormat, TagStream
-from core.parsing.typed import ALL, enum_of, resolve, types_of
+from core.parsing.typed import ALL, enum_of, resolve, types_of, with_definitions
 
 Node = dict[str, Any]
 _MAYBE_SPACE: Node = {"type": "regex", "pattern": "\\n?"}  # the empty text is no constant in every grammar
@@ -57,7 +57,7 @@ def _call(form: TagFormat, function: Mapping[str, Any]) -> Node:
     root = resolve(parameters, parameters)
     properties = root.get("properties") if isinstance(root, Mapping) else None
     required = root.get("required") if isinstance(root, Mapping) else None
-    head = "".join(f"{form.gap if form.name_close else ''}{tag}" for tag in form.open[1:])
+    head = "".join(form.gap + tag for tag in form.open[1:])
     elements: list[Node] = [_constant(head + function["name"] + form.name_close + form.gap)]
     for key, schema in (properties if isinstance(properties, Mapping) else {}).items():
         parameter = _parameter(form, str(key), schema, parameters)
@@ -87,16 +87,8 @@ def _parameter(form: TagFormat, key: str, schema: Any, root: Any) -> Node:
         # White space behind the tag may be anything, but nothing that ends the value early can stand before it.
         text = {"type": "tag", "begin": begin, "content": {"type": "any_text"}, "end": tags.close}
         return {"type": "sequence", "elements": [text, _constant(form.gap)]} if form.gap else text
-    return _tag(begin, {"type": "json_schema", "json_schema": _with_definitions(schema, root)},
+    return _tag(begin, {"type": "json_schema", "json_schema": with_definitions(schema, root)},
                 line + tags.close + form.gap)  # fmt: skip
-
-
-def _with_definitions(schema: Any, root: Any) -> Any:
-    """A parameter's schema by itself, with what its references lead to."""
-    if not isinstance(schema, Mapping) or not isinstance(root, Mapping):
-        return schema
-    definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    return {**definitions, **schema}
 
 
 def _constant(text: str) -> Node:

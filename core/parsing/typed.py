@@ -3,15 +3,15 @@
 The rule, for a parameter's text and the JSON types that its schema allows:
 
 1. Only strings allowed: the text as it is.
-2. Otherwise, white space around it aside, the text is JSON of an allowed type: that. So where several types are allowed,
+2. Otherwise, white space around it aside, the text is JSON of an allowed type: that. Where several types are allowed,
    everything goes before string: "3" is a number for `["string", "integer"]`.
 3. Spellings of Python: True, False and None where a boolean or null is allowed; lists, tuples and dicts where an array
    or object is; 3.0 is 3 where an integer is and a number is not.
 4. An `enum` or `const` decides for the member that the text spells.
 5. What fits nothing stays a string, for whoever checks the schema to complain about.
 
-A schema that says nothing of the type ("any"), and a parameter that no schema knows: JSON if the text is, else a string.
-Numbers keep the digits that the model wrote.
+A schema that says nothing of the type ("any"), and a parameter that no schema knows: JSON if the text is, else a
+string. Numbers keep the digits that the model wrote.
 """
 
 from __future__ import annotations
@@ -79,6 +79,14 @@ def enum_of(schema: Any) -> list[Any] | None:
         return [schema["const"]]
     members = schema.get("enum")
     return members if isinstance(members, list) and members else None
+
+
+def with_definitions(schema: Any, root: Any) -> Any:
+    """A parameter's schema by itself, with what its references lead to."""
+    if not isinstance(schema, Mapping) or not isinstance(root, Mapping):
+        return schema
+    definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
+    return {**definitions, **schema}
 
 
 class Typing:
