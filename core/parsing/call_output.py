@@ -17,10 +17,6 @@ from typing import NamedTuple
 from core.interfaces.parsers import ParsedDelta, ToolCallDelta
 from core.parsing.reader import SPACE, Reader
 
-HOLD = 256
-"""Characters of a call that are read before it is given out unfinished, where a plugin's settings say nothing else."""
-
-
 def json_string(text: str) -> str:
     """`text` as a JSON string, without its quotes; of two texts, one behind the other, it is theirs."""
     return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -75,12 +75,13 @@ class Reader:
             yield
         return self._text[self._at]
 
-    def literal(self, *choices: str) -> Reading[str | None]:
-        """Read one of `choices`, none of which begins another. None, and nothing read, if none stands here."""
+    def literal(self, *choices: str, read: bool = True) -> Reading[str | None]:
+        """Read one of `choices`, none of which begins another. None, and nothing read, if none stands here; neither is
+        anything where `read` is false."""
         while True:
             for choice in choices:
                 if self._text.startswith(choice, self._at):
-                    return self._read(len(choice))
+                    return self._read(len(choice)) if read else choice
             rest = self._text[self._at : self._at + max(map(len, choices))]
             if self.ended or not any(choice.startswith(rest) for choice in choices):
                 return None

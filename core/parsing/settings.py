@@ -1,28 +1,24 @@
-"""Settings that tool parsers share; a manifest names the model: `config = "core.parsing.settings:CallSettings"`."""
+"""Settings that tool parsers share."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.parsing.call_output import HOLD
+DEFAULT_HOLD = 256
 
 
 class CallSettings(BaseModel):
-    """Of one tool parser."""
+    """`--set NAME.hold=0` and so on, of a tool parser."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     hold: int = Field(
-        HOLD,
+        DEFAULT_HOLD,
         ge=0,
-        description="Characters of a call that are read before its arguments are given out as they come. Up to then "
-        "a call is held back until it is complete, so that a malformed one comes back as text.",
+        description="Characters of arguments that a call is held back for; a call that breaks within them is text.",
     )
 
 
-def hold_of(settings: Any) -> int:
-    """`hold` of a context's settings, which are a plain mapping where nobody validated them."""
-    hold = settings.get("hold", HOLD) if hasattr(settings, "get") else settings.hold
-    return int(hold)
+def hold_of(settings: object) -> int:
+    """The setting, or its default where a parser was made without settings."""
+    return settings.hold if isinstance(settings, CallSettings) else DEFAULT_HOLD

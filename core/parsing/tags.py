@@ -28,6 +28,7 @@ from core.parsing.typed import ANY, TEXT, Typing, json_value, parameter_typings
 _MAX_NAME = 256
 _NAME = re.compile(r"[^\s<>\"'=(){}\[\]]")
 _KEY = re.compile(r"[^<>\"\n]")
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
 _NULL = ("null", "None")
 
 ValueKind = Literal["schema", "string", "json"]
@@ -237,15 +238,30 @@ class TagStream(ParserStream):
         return True
 
     def _whole_value(self) -> Reading[str | None]:
-        """The text of a value, to its closing tag; None if there is none."""
+        """The text of a value, to its closing tag; None if there is none. A closing tag inside of a string in JSON is
+        part of the value, unless the call goes on behind it: then the JSON is broken."""
+        reader, form = self._reader, self._form
         pieces: list[str] = []
+        quoted = False
 
         def take(piece: str) -> None:
             pieces.append(piece)
             self._output.check()
 
-        closed = yield from self._reader.until(self._value_end, take)
-        return "".join(pieces) if closed is not None else None
+        while True:
+            first = len(pieces)
+            closed = yield from reader.until(self._value_end, take)
+            if closed is None:
+                return None
+            segment = "".join(pieces[first:])
+            if first or segment.lstrip()[:1] in ("{", "["):
+                quoted ^= _ESCAPE.sub("", segment).count('"') % 2 == 1
+            if not quoted:
+                return "".join(pieces)
+            space = yield from reader.space()
+            if (yield from reader.literal(form.parameter.open, form.close[0], read=False)) is not None:
+                return "".join(pieces)
+            pieces += [closed, space]
 
     def _json_body(self) -> Reading[bool]:
         """A call whose arguments are one JSON object."""
