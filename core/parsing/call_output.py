@@ -17,6 +17,7 @@ from typing import NamedTuple
 from core.interfaces.parsers import ParsedDelta, ToolCallDelta
 from core.parsing.reader import SPACE, Reader
 
+
 def json_string(text: str) -> str:
     """`text` as a JSON string, without its quotes; of two texts, one behind the other, it is theirs."""
     return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -120,16 +120,15 @@ class PythonCallStream(ParserStream):
                     yield from reader.all(output.text)
                     return
                 continue
-            at_line = False
-            if form.closing:
-                yield from self._closing()
+            at_line = bool(form.closing) and (yield from self._closing())
 
-    def _closing(self) -> Reading[None]:
-        """The closing marker behind a list, if it is there, is dropped."""
+    def _closing(self) -> Reading[bool]:
+        """The closing marker behind a list, if it is there, is dropped. Whether a line has ended."""
         space = yield from self._reader.space()
-        closed = self._form.closing and (yield from self._reader.literal(self._form.closing))
-        if not closed:
-            self._output.text(space)
+        if (yield from self._reader.literal(self._form.closing)) is not None:
+            return False
+        self._output.text(space)
+        return "\n" in space
 
     def _calls(self) -> Reading[bool]:
         """The calls of a list, behind "["; whether it is one."""
