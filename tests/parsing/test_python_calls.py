@@ -63,8 +63,8 @@ def test_spellings(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "x", "f()", "1 2", "'a' 'b'", "'a", "f'a'", "b'a'", "{1: 2}", "{1, 2}", "[1", "[,]", "[1 2]", "007", "1__0",
-     "_1", "1_", "0x10", "1j", "--1", "1e", "nan", "lambda: 0", "'\\x4'", "'\\ud83d'", "'\\udc00'", "'\\U00110000'", "True1",
-     "{'a'}", "{'a': }", "...", "٣", "[" * 41 + "]" * 41],
+     "_1", "1_", "0x10", "1j", "--1", "1e", "nan", "lambda: 0", "'\\x4'", "'\\ud83d'", "'\\udc00'", "'\\U00110000'",
+     "True1", "{'a'}", "{'a': }", "...", "٣", "[" * 41 + "]" * 41],
 )  # fmt: skip
 def test_what_is_no_literal(text: str) -> None:
     assert python_value(text) is None

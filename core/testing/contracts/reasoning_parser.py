@@ -166,14 +166,14 @@ class ReasoningParserContract(Contract):
 
     def test_end_marker_ends_reasoning(self) -> None:
         """Structured output begins behind `end_marker`, so what stands there must be content."""
-        parser = self.parser()
-        self.require(parser.end_marker, "end_marker (it is None)")
-        assert parser.end_marker in self.markers, f"end_marker {parser.end_marker!r} is none of the markers"
+        marker = self.parser().end_marker or ""
+        self.require(marker, "end_marker (it is None)")
+        assert marker in self.markers, f"end_marker {marker!r} is none of the markers"
         for sample in self.samples:
-            if not self.prefix and sample.reasoning and parser.end_marker in sample.text:
-                result = self.parsed([f"{sample.text.partition(parser.end_marker)[0]}{parser.end_marker}{{}}"],
-                                     sample.prompt_opens)  # fmt: skip
-                assert result.content == "{}", f"{result.content!r} is the content behind {parser.end_marker!r}"
+            before, closed, _ = sample.text.partition(marker)
+            if sample.reasoning and closed:
+                content = self.parsed([f"{before}{marker}{{}}"], sample.prompt_opens).content
+                assert content == "{}", f"{content!r} is the content behind {marker!r}"
 
     def _check_conservation(self, text: str, result: Parsed, opens: bool) -> None:
         if self.prefix and opens and not squeeze(text).startswith(squeeze(self.prefix)):
