@@ -156,7 +156,8 @@ class ChatRenderer:
             suffix = ""
         # A parser may want its marker at the very beginning, so what stands before it (a role) is left out by trying
         # every place where a marker may begin.
-        starts = {0, *(i for i, character in enumerate(suffix) if character in "<[" or suffix[i - 1] == "\n")}
+        signs = (i for i, sign in enumerate(suffix) if not (sign.isalnum() or sign.isspace()) or suffix[i - 1] == "\n")
+        starts = {0, *signs}
         if any(_reasons_after(parser, suffix[start:]) for start in sorted(starts) if suffix[start:].strip()):
             return True
         # A message that is continued shows where it stands; where the template begins one, a closing marker does.
