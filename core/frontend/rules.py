@@ -13,7 +13,8 @@ from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 
 OWN_SHAPE = ("logprobs", "prompt_logprobs", "hidden_states")  # asked for like parameters, and no row of the table
-DEFAULT_MAX_TOKENS = {Dialect.CHAT: None, Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
+# None: up to the context length.
+DEFAULT_MAX_TOKENS = {**dict.fromkeys(Dialect), Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
 
 
 @dataclass(frozen=True, slots=True)
