@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -33,7 +34,9 @@ from core.server import (
 )
 from core.server.anthropic import routes as anthropic
 from core.server.auth import ApiKey
+from core.server.bodies import IGNORED
 from core.server.context import ServerContext
+from core.server.fields import HEADER, FieldRule, header_value
 from core.server.ollama import routes as ollama
 from core.server.plugin_routes import PluginRouter, mount
 from core.server.replies import json_reply
@@ -48,6 +51,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastA
     routers: of plugins. Raises PluginClash or PluginLoadError if one does not fit beside the others.
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
+    app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
     for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
         app.include_router(family.routes(ctx))
     for protocol in (responses, anthropic, ollama, cloud):
@@ -109,7 +113,7 @@ def _refused(request: Request, body: dict[str, Any], status: int, headers: Mappi
 
 
 class _Counted:
-    """Counts requests by route and status."""
+    """Counts requests by route and status; names ignored fields in the response's headers."""
 
     def __init__(self, app: ASGIApp, ctx: ServerContext) -> None:
         self._app = app
@@ -127,6 +131,8 @@ class _Counted:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if ignored := scope.get(IGNORED):
+                    MutableHeaders(scope=message)[HEADER] = header_value(ignored)
             await send(message)
 
         try:
