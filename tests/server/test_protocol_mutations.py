@@ -117,3 +117,20 @@ def test_a_changed_request_is_answered_or_refused(refusing_server: Running, rout
     if reply.status_code != 200:
         error = reply.json()["error"]
         assert (error if route.startswith("/api/") else error["message"]).strip()
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_unknown_fields_are_named(refusing_server: Running, route: str) -> None:
+    reply = httpx.post(refusing_server.url + route, json={**BODIES[route], "colour": "blue"}, verify=False)
+    assert (reply.status_code, reply.headers["core-ignored-fields"]) == (200, "colour")
+    refused = httpx.post(refusing_server.url + route, json={**BODIES[route], "bad_words": ["x"]}, verify=False)
+    assert refused.status_code == 400
+
+
+def test_unknown_options_are_named(refusing_server: Running) -> None:
+    body = changed(BODIES["/api/chat"], ("options", "colour"), 5)
+    reply = httpx.post(f"{refusing_server.url}/api/chat", json=body, verify=False)
+    assert (reply.status_code, reply.headers["core-ignored-fields"]) == (200, "options.colour")
+    nested = changed(BODIES["/v1/messages"], ("thinking", "colour"), 5)
+    reply = httpx.post(f"{refusing_server.url}/v1/messages", json=nested, verify=False)
+    assert reply.headers["core-ignored-fields"] == "thinking.colour"

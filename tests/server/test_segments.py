@@ -43,7 +43,7 @@ def deltas_of(parts: list[Part], cuts: list[int]) -> list[OutputDelta]:
                 case Kind.TEXT:
                     made.append(OutputDelta(text=piece))
                 case Kind.REASONING:
-                    made.append(OutputDelta(reasoning=piece, token_ids=[1]))
+                    made.append(OutputDelta(reasoning=piece))
                 case Kind.CALL:
                     made.append(OutputDelta(tool_calls=[ToolCallPiece(calls - 1, arguments=piece)]))
     return [*made, OutputDelta(finish_reason="stop", matched_stop=7)]
@@ -98,8 +98,3 @@ def test_blank_text_in_front_of_words_is_kept() -> None:
 
 def test_blank_text_alone_is_the_answer() -> None:
     assert shown(run(deltas_of([Part(Kind.TEXT, " \n")], [1]))) == [(Kind.TEXT, "", "", " \n")]
-
-
-def test_reasoning_tokens_are_those_before_the_answer() -> None:
-    parts = [Part(Kind.REASONING, "abc"), Part(Kind.TEXT, "def")]
-    assert run(deltas_of(parts, [1])).num_reasoning_tokens == 3
