@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from core.interfaces.params import SamplingParams
@@ -12,7 +14,8 @@ from core.interfaces.params import SamplingParams
 
 class AddRequest(msgspec.Struct, tag="add", frozen=True):
     """One sample of one prompt. id: unique within the front end's life, chosen by the front end.
-    token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier."""
+    token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier. label: what people know the
+    request by, for log lines; need not be unique."""
 
     id: int
     token_ids: bytes
@@ -21,6 +24,7 @@ class AddRequest(msgspec.Struct, tag="add", frozen=True):
     namespace: bytes = b""
     priority: int = 0
     arrival_s: float = 0.0
+    label: str = ""
 
 
 class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
@@ -31,10 +35,11 @@ class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
 
 
 class Control(msgspec.Struct, tag="control", frozen=True):
-    """Ask for something that is no generation. op: "stats" | "flush_cache" | "drain"."""
+    """Ask for something that is no generation. op: one of `core.engine.control.OPERATIONS`; arguments: its own."""
 
     call: int
     op: str
+    arguments: dict[str, Any] = {}
 
 
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
@@ -45,7 +50,7 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
     """First message of an engine: it is ready. Facts of the model and of what is in effect. device_total_bytes,
-    device_free_bytes: the device's memory once everything is allocated."""
+    device_free_bytes: the device's memory once everything is allocated. phases: seconds of each phase of the start."""
 
     architecture: str
     vocab_size: int
@@ -59,6 +64,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     load_s: float = 0.0
     device_total_bytes: int = 0
     device_free_bytes: int = 0
+    phases: dict[str, float] = {}
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -123,18 +129,18 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True):
-    """A snapshot, sent about once a second and on `Control("stats")`. values: metric name -> number."""
+    """A snapshot, sent about once a second. values: metric name -> number."""
 
     values: dict[str, float]
-    call: int = 0
 
 
 class ControlDone(msgspec.Struct, tag="control_done", frozen=True):
-    """Answer to a Control."""
+    """Answer to a Control. values: what the operation gives back. error_info: set if it failed."""
 
     call: int
-    ok: bool = True
+    values: dict[str, Any] = {}
     error: str = ""
+    error_info: ErrorInfo | None = None
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):
