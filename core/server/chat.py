@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from core.server.openapi import described
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import ChatBody, ChatFields
 from core.server.usage import UsagePolicy, begun, chat_logprobs, drained, usage_object
+from core.tracing.record import reply_id
 
 Deltas = AsyncGenerator[tuple[int, OutputDelta]]
 
@@ -89,7 +89,7 @@ class _Reply:
         self._num_top = num_top
         self._logprobs = logprobs
         self._envelope = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": reply_id("chatcmpl-"),
             "object": "chat.completion",
             "created": int(time.time()),
             "model": service.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from core.server.prompts import make_prompts
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import CompletionBody, CompletionFields
 from core.server.usage import UsagePolicy, begun, drained, legacy_logprobs, usage_object
+from core.tracing.record import reply_id
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -77,7 +77,7 @@ class _Reply:
         self._num_choices = len(prompts) * n
         self._echo = [self._shown(prompts[index // n]) if body.echo else "" for index in range(self._num_choices)]
         self._envelope = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": reply_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
             "model": service.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from core.server.prompts import as_list, make_prompts
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import GenerateBody, refuse
 from core.server.usage import begun
+from core.tracing.record import reply_id
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -99,7 +99,7 @@ def _results(
     if ids and len(ids) != len(prompts):
         raise RequestError(f"rid lists {len(ids)} for {len(prompts)} prompts", param="rid")
     return [
-        _Result(service, body, len(prompt.token_ids), ids[at] if ids else uuid.uuid4().hex)
+        _Result(service, body, len(prompt.token_ids), reply_id(given=ids[at] if ids else None))
         for at, prompt in enumerate(prompts)
         for _ in range(n)
     ]
