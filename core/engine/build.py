@@ -13,7 +13,7 @@ import numpy as np
 
 from core.config.sections import Settings
 from core.engine.engine import Engine
-from core.engine.environment import apply_environment, variables_of, with_threads
+from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
 from core.engine.wire_errors import describe
@@ -284,7 +284,8 @@ def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBacken
     plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
     hardware: HardwareBackend = _set_up(choice, choice.target, plugin_context(choice.record, plugins))
     # A process of our own has them long since; here they are for whoever embeds the engine.
-    apply_environment(variables_of(hardware), choice.name)
+    dumps = core_dump_variables(hardware, settings.engine.device_core_dumps)
+    apply_environment({**variables_of(hardware), **dumps}, choice.name)
     return hardware
 
 

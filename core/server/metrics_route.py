@@ -52,5 +52,10 @@ def _facts(service: ModelService) -> EngineFacts:
         for name in ("attention_backend", "device", "dtype", "moe_backend", "prefix_cache", "quantization")
         if name in hello.effective
     }
-    info = {"version": version("core"), "architecture": hello.architecture, "path": service.path, **chosen}
+    info: dict[str, str] = {
+        "version": version("core"),
+        "architecture": hello.architecture,
+        "path": service.path,
+        **chosen,
+    }
     return EngineFacts(info, hello.phases, hello.load_s, hello.page_size, hello.context_length)
