@@ -13,6 +13,7 @@ from core.interfaces.errors import EngineError
 
 HOST, DEVICE = "CPU", "GPU"  # as people write them; the second is whatever device this torch can record
 ACTIVITIES = (HOST, DEVICE)
+PRIVATE = 0o600
 logger = logging.getLogger("core.engine")
 
 
@@ -80,6 +81,7 @@ class Profiler:
         try:
             profile.stop()
             profile.export_chrome_trace(self.path)
+            os.chmod(self.path, PRIVATE)  # torch makes the file anew
         except Exception as error:
             raise EngineError(f"the trace {self.path} could not be written: {error}") from error
         logger.info("the profile is in %s", self.path)
@@ -101,7 +103,7 @@ def _free_path(folder: Path, prefix: str) -> str:
     for number in range(1000):
         path = folder / (f"{stem}.trace.json" if not number else f"{stem}-{number}.trace.json")
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
         except FileExistsError:
             continue
         return str(path)
