@@ -73,7 +73,7 @@ class Tracer:
             method,
             context=self._extract(headers),
             kind=self._trace.SpanKind.SERVER,
-            start_time=_epoch_ns(record.start_s),
+            start_time=_Clock()(record.start_s),
             attributes={"http.request.method": method, "core.request_id": record.id},
         )
         record.trace_id = f"{span.get_span_context().trace_id:032x}"
@@ -81,6 +81,7 @@ class Tracer:
 
     def end(self, span: Span, record: RequestRecord, route: str, method: str, status: int, end_s: float) -> None:
         """The request is over. route: the template of its path. end_s: `time.monotonic()`."""
+        clock = _Clock()
         if span.is_recording():
             span.update_name(f"{method} {route}")
             span.set_attributes({"http.route": route, "http.response.status_code": status})
@@ -88,38 +89,44 @@ class Tracer:
                 span.set_status(self._trace.StatusCode.ERROR)
             if record.generations:
                 span.set_attributes(_totals(record, self._model))
-                self._children(span, record, end_s)
-        span.end(_epoch_ns(end_s))
+                self._children(clock, span, record, end_s)
+        span.end(clock(end_s))
 
-    def _children(self, span: Span, record: RequestRecord, end_s: float) -> None:
+    def _children(self, clock: _Clock, span: Span, record: RequestRecord, end_s: float) -> None:
         first_arrival_s = min(generation.arrival_s for generation in record.generations)
         read_s = min(record.read_s or record.start_s, first_arrival_s)
-        self._child(span, "read", record.start_s, read_s)
-        self._child(span, "tokenize", read_s, first_arrival_s)
+        self._child(clock, span, "read", record.start_s, read_s)
+        self._child(clock, span, "tokenize", read_s, first_arrival_s)
         for index, generation in enumerate(record.generations):
-            self._answer(span, index, generation)
+            self._answer(clock, span, index, generation)
         last_s = max(generation.end_s for generation in record.generations)
-        self._child(span, "detokenize", last_s, max(last_s, end_s))
+        self._child(clock, span, "detokenize", last_s, max(last_s, end_s))
 
-    def _answer(self, span: Span, index: int, told: Generation) -> None:
+    def _answer(self, clock: _Clock, span: Span, index: int, told: Generation) -> None:
         about: dict[str, Any] = {"core.answer": index, "gen_ai.response.finish_reasons": (told.finish_reason,)}
         begun_s = told.end_s if told.queue_s is None else min(told.arrival_s + told.queue_s, told.end_s)
-        self._child(span, "queue", told.arrival_s, begun_s, about)
+        self._child(clock, span, "queue", told.arrival_s, begun_s, about)
         if told.queue_s is None:
             return
         first_s = told.end_s if told.first_s is None else told.first_s
         tokens = {"gen_ai.usage.input_tokens": told.prompt_tokens, "core.cached_tokens": told.cached_tokens}
-        self._child(span, "prefill", begun_s, first_s, about | tokens)
+        self._child(clock, span, "prefill", begun_s, first_s, about | tokens)
         if told.first_s is not None:
             tokens = {"gen_ai.usage.output_tokens": told.generated_tokens}
-            self._child(span, "decode", told.first_s, told.end_s, about | tokens)
+            self._child(clock, span, "decode", told.first_s, told.end_s, about | tokens)
 
     def _child(
-        self, parent: Span, name: str, start_s: float, end_s: float, attributes: Mapping[str, Any] | None = None
+        self,
+        clock: _Clock,
+        parent: Span,
+        name: str,
+        start_s: float,
+        end_s: float,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         context = self._trace.set_span_in_context(parent)
-        span = self._tracer.start_span(name, context, start_time=_epoch_ns(start_s), attributes=attributes)
-        span.end(_epoch_ns(end_s))
+        span = self._tracer.start_span(name, context, start_time=clock(start_s), attributes=attributes)
+        span.end(clock(end_s))
 
     def close(self, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
         """Send what is left, but wait no longer than `timeout_s`: a collector that is away holds nobody up."""
@@ -201,6 +208,11 @@ def _resource(service_name: str) -> Any:
     return Resource.create({"service.version": version("core"), **attributes})
 
 
-def _epoch_ns(monotonic_s: float) -> int:
-    """`time.monotonic()` seconds as nanoseconds since 1970."""
-    return time.time_ns() - int((time.monotonic() - monotonic_s) * 1e9)
+class _Clock:
+    """`time.monotonic()` seconds -> nanoseconds since 1970, by where both clocks stand when it is made."""
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def __call__(self, monotonic_s: float) -> int:
+        return self._offset_ns + int(monotonic_s * 1e9)
