@@ -95,6 +95,11 @@ ALIASES: tuple[Alias, ...] = (
     Alias(VLLM, "gpu_cache_usage_perc", "kv_usage_ratio"),
     Alias(VLLM, "avg_prompt_throughput_toks_per_s", "prefill_tokens_per_second"),
     Alias(VLLM, "avg_generation_throughput_toks_per_s", "decode_tokens_per_second"),
+    # Grammars
+    Alias(SGLANG, "num_grammar_queue_reqs", "grammar_waiting"),
+    Alias(SGLANG, "num_grammar", "grammar_compiles"),
+    Alias(SGLANG, "num_grammar_cache_hit", "grammar_cache_hits"),
+    Alias(SGLANG, "num_grammar_timeout", "grammar_timeouts"),
     # Capacity and start
     Alias(SGLANG, "max_total_num_tokens", "kv_capacity_tokens"),
     Alias(SGLANG, "page_size", "kv_page_tokens"),

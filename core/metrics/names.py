@@ -1,7 +1,7 @@
 """Names and descriptions of the values that an engine sends: `Stats.values` of core.engine.messages.
 
 A value that stands in neither table is shown all the same, so that a scheduler, a grammar pool or a device can add
-numbers of its own: as a counter if its name ends like one, else as a gauge.
+numbers of its own: as a counter if its name ends in `_total`, else as a gauge.
 """
 
 from __future__ import annotations
@@ -30,16 +30,13 @@ ENGINE_GAUGES = {
 }
 # Values that are shown under another name, with a label.
 PER_PROCESS = ("process_cpu_seconds", "process_resident_bytes", "log_lines_lost")
-_COUNTER_ENDINGS = (
-    "_total", "_seconds", "_hits", "_misses", "_timeouts", "_errors", "_failures", "_compiles", "_refused", "_lost",
-)  # fmt: skip
 
 
 def other_values(values: dict[str, float] | None) -> dict[str, tuple[str, bool]]:
     """Those that stand in no table: name as sent -> (name of the metric without `_total`, whether it is a counter)."""
     known = ENGINE_COUNTERS.keys() | ENGINE_GAUGES.keys() | set(PER_PROCESS)
     return {
-        name: (name.removesuffix("_total"), name.endswith(_COUNTER_ENDINGS))
+        name: (name.removesuffix("_total"), name.endswith("_total"))
         for name in sorted(values or {})
         if name not in known and name.isidentifier()
     }

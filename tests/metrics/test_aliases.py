@@ -27,7 +27,8 @@ def fed(aliases: str = "none") -> ServerMetrics:
     values = {
         "running_requests": 3, "waiting_requests": 2, "kv_usage_ratio": 0.25, "kv_pages": 10, "kv_pages_free": 4,
         "kv_pages_cached": 1, "preemptions": 6, "process_cpu_seconds": 7.5, "process_resident_bytes": 8,
-        "grammar_compile_seconds": 0.5, "grammar_cache_hits": 9, "grammar_queue": 1, "log_lines_lost": 2,
+        "grammar_compile_seconds_total": 0.5, "grammar_cache_hits_total": 9, "grammar_waiting": 1, "log_lines_lost": 2,
+        "grammar_compiles_total": 4, "grammar_timeouts_total": 3,
         "cache_hit_ratio": 0.5, "decode_tokens_per_second": 11, "prefill_tokens_per_second": 12, "device_seconds": 13,
     }  # fmt: skip
     facts = EngineFacts({"version": "1", "dtype": "float32"}, {"weights": 2.0}, 3.5, 16, 2048)
@@ -69,7 +70,7 @@ def test_what_the_engine_and_the_processes_tell() -> None:
     # values that core has no table for
     assert found["core_grammar_compile_seconds_total", model] == 0.5
     assert found["core_grammar_cache_hits_total", model] == 9
-    assert found["core_grammar_queue", model] == 1
+    assert found["core_grammar_waiting", model] == 1
 
 
 @pytest.mark.parametrize("setting", list(PEERS))
