@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.interfaces.errors import RequestError
-from core.server.schemas import refuse
 
 
 class ProtocolBody(BaseModel):
@@ -27,7 +26,6 @@ class ProtocolBody(BaseModel):
 def refuse_fields(body: ProtocolBody, names: Iterable[str]) -> None:
     """Raises RequestError for a field that would change the answer and is not supported; `names` are the protocol's."""
     extra: dict[str, Any] = body.__pydantic_extra__ or {}
-    refuse(extra)
     for name in names:
         if extra.get(name) not in (None, [], {}, ""):
             raise RequestError(f"{name} is not supported", param=name, code="unsupported_parameter")
