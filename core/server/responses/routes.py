@@ -24,10 +24,11 @@ from core.server.openapi import described
 from core.server.protocols import answers_to, refuse_fields
 from core.server.replies import EventStream, json_reply, named_event, while_connected
 from core.server.responses.events import Deltas, Event, Writer
-from core.server.responses.items import chat_request, input_items, new_id, response_format
+from core.server.responses.items import chat_request, input_items, response_format
 from core.server.responses.schemas import REFUSED, ResponsesBody, ResponsesFields
 from core.server.responses.store import HINT, RUNNING, Kept, ResponseStore
 from core.server.usage import begun
+from core.tracing.record import reply_id
 
 _MAX_PAGE = 100
 
@@ -182,7 +183,7 @@ def _frame(service: ModelService, body: ResponsesFields, sampling: SamplingParam
     """The response before anything is generated: what was asked for, and what is in effect."""
     reasoning = body.reasoning
     return {
-        "id": new_id("resp"),
+        "id": reply_id("resp_"),
         "object": "response",
         "created_at": int(time.time()),
         "completed_at": None,
