@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from core.engine.client import EngineRequest, TokenChunk
-from core.engine.messages import FINISH_REASONS, StepOutputs, TopLogprobs
+from core.engine.messages import FINISH_REASONS, Extras, StepOutputs, TopLogprobs
 from core.engine.wire_errors import restore
 from core.interfaces.errors import CoreError, Overloaded, RequestError
 from core.tracing.record import Generation, RequestRecord, current_request
@@ -37,7 +37,7 @@ class Stream:
     """What has come for one request and was not read yet."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "error", "finish", "first_s", "id", "last_s", "logprobs", "num_cached",
+        "arrival_s", "cached_tokens", "error", "extras", "finish", "first_s", "id", "last_s", "logprobs", "num_cached",
         "num_generated", "queue_s", "record", "request", "stop_ids", "tokens", "waiter",
     )  # fmt: skip
 
@@ -53,6 +53,7 @@ class Stream:
         self.num_generated = 0
         self.tokens: list[int] = []
         self.logprobs: list[TopLogprobs] = []
+        self.extras: list[Extras] = []
         self.cached_tokens: int | None = None
         self.finish = 0
         self.error: CoreError | None = None
@@ -77,6 +78,8 @@ class Stream:
         self.cached_tokens = None
         if self.logprobs:
             chunk.logprobs, self.logprobs = self.logprobs, []
+        if self.extras:
+            chunk.extras, self.extras = self.extras, []
         if error is not None:
             chunk.error = error.message
         return chunk
@@ -182,7 +185,7 @@ class StreamTable:
         now_s = self._clock()
         streams = self._streams
         intervals_s: list[float] = []
-        logprobs, errors, first = outputs.logprobs, outputs.errors, outputs.first
+        logprobs, extras, errors, first = outputs.logprobs, outputs.extras, outputs.errors, outputs.first
         ids = np.frombuffer(outputs.ids, "<i8").tolist()
         tokens = np.frombuffer(outputs.tokens, "<i4").tolist()
         finishes = np.frombuffer(outputs.finish, np.uint8).tolist()
@@ -205,6 +208,8 @@ class StreamTable:
                     )
             if index in logprobs:
                 stream.logprobs.append(logprobs[index])
+            if index in extras:
+                stream.extras.append(extras[index])
             if finish:
                 if index in errors:
                     stream.error = restore(errors[index], outputs.error_info.get(index))

@@ -31,6 +31,7 @@ from core.server import (
 from core.server.admin_access import AdminAccess
 from core.server.auth import ApiKey
 from core.server.context import ServerContext
+from core.server.fields import FieldRule
 from core.server.observed import ID_HEADER, Observed
 from core.server.plugin_routes import PluginRouter, mount
 from core.server.replies import error_reply, json_reply
@@ -47,6 +48,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     not fit beside the others, ConfigError if the keys do not fit together.
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
+    app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
     for family in (chat, completions, generate, tokenize, models, health, metrics_route, info, loads):
         app.include_router(family.routes(ctx))
     settings = ctx.settings

@@ -47,7 +47,7 @@ async def engine_state(ctx: ServerContext) -> EngineState:
 
 def _facts(service: ModelService) -> EngineFacts:
     hello = service.hello
-    chosen = {
+    chosen: dict[str, str] = {
         name: hello.effective[name]
         for name in ("attention_backend", "device", "dtype", "moe_backend", "prefix_cache", "quantization")
         if name in hello.effective

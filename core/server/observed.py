@@ -1,4 +1,6 @@
-"""Observed: the outermost layer. Every request has a record, an id, a count, and a span and log lines where wanted."""
+"""Observed: the outermost layer. Every request has a record, an id, a count, and a span and log lines where wanted.
+
+Fields of a body that were ignored are named in the response's headers."""
 
 from __future__ import annotations
 
@@ -10,6 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.server import errors
+from core.server.bodies import IGNORED
+from core.server.fields import HEADER as IGNORED_HEADER
+from core.server.fields import header_value
 from core.server.replies import json_reply
 from core.server.request_log import RequestLog
 from core.tracing.record import RequestRecord, follow, request_id, unfollow
@@ -57,7 +62,10 @@ class Observed:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                MutableHeaders(scope=message)[ID_HEADER] = record.id
+                told = MutableHeaders(scope=message)
+                told[ID_HEADER] = record.id
+                if ignored := scope.get(IGNORED):
+                    told[IGNORED_HEADER] = header_value(ignored)
             elif texts is not None:
                 texts.sent(message)
             await send(message)

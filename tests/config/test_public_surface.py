@@ -57,6 +57,7 @@ server.otlp_service_name --otlp-service-name CORE_OTLP_SERVICE_NAME text 'core'
 server.profile_dir --profile-dir CORE_PROFILE_DIR text None
 server.max_n --max-n CORE_MAX_N integer 16
 server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
+server.unknown_fields --unknown-fields CORE_UNKNOWN_FIELDS text 'warn'
 server.drain_timeout_s --drain-timeout-s CORE_DRAIN_TIMEOUT_S number 30.0
 server.cors_allow_origins --cors-allow-origins CORE_CORS_ALLOW_ORIGINS list ()
 server.chat_page --chat-page CORE_CHAT_PAGE boolean True
