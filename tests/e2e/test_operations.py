@@ -1,9 +1,10 @@
-"""A real server under load, operated: scraped, traced, paused, profiled, aborted, drained, and with nowhere to log to."""
+"""A real server under load: scraped, traced, paused, profiled, aborted, drained, and with nowhere to log to."""
 
 from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import signal
 import threading
@@ -21,7 +22,7 @@ from tests.e2e.process import ServerProcess, wait_until
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ("--served-model-name", "tiny", "--cpu-threads", "1", "--page-size", "4")
 LONG: dict[str, Any] = {
-    "model": "tiny", "prompt": "Hello", "max_tokens": 1900, "temperature": 0, "ignore_eos": True, "stream": True,
+    "model": "tiny", "prompt": "Hello", "max_tokens": 900, "temperature": 0, "ignore_eos": True, "stream": True,
 }  # fmt: skip
 USER, ADMIN = {"authorization": "Bearer user"}, {"authorization": "Bearer admin"}
 
@@ -108,8 +109,6 @@ def operated(
         "--metrics-aliases", "both", "--profile-dir", str(traces), "--otlp-traces-endpoint", spans[0],
     )  # fmt: skip
     environment = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
-    import os
-
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CORE_", "OTEL_"))}
     log = tmp_path_factory.mktemp("log") / "server.log"
     with ServerProcess(checkpoint, log, *FLAGS, *flags, environment=inherited | environment) as running:
@@ -211,8 +210,8 @@ def test_a_profile_of_the_engines_steps(operated: ServerProcess, traces: Path) -
     done = admin(operated, "/stop_profile")
     assert (done["path"], done["num_steps"]) == (started["path"], 4)
     assert Path(done["path"]).parent == traces / "one"
-    names = {event.get("name") for event in json.loads(Path(done["path"]).read_text())["traceEvents"]}
-    assert "aten::embedding" in names  # the model's own work, on whatever thread it ran
+    names = {str(event.get("name")) for event in json.loads(Path(done["path"]).read_text())["traceEvents"]}
+    assert len([name for name in names if name.startswith("aten::")]) > 10  # the model's work, on whatever thread
 
 
 @pytest.mark.slow
