@@ -63,8 +63,7 @@ def test_most_schemas_of_users_are_taken(name: str) -> None:
 def check_random_texts(made: GrammarBackend, num_seeds: int, least: int) -> None:
     """Every text that ends is JSON and valid. least: texts that must have ended, so that the test says something."""
     num_texts = 0
-    schemas = [*SCHEMAS.items(), *((f"{case.file}: {case.title}", case.schema) for case in cases())]
-    for title, schema in schemas:
+    for schema in [*SCHEMAS.values(), *(case.schema for case in cases())]:
         grammar = compiled(made, schema)
         if grammar is None:
             continue

@@ -72,7 +72,7 @@ class LlguidanceGrammar(GrammarBackend):
         if state.is_error():
             told = _first_lines(state.get_error())
             place = next(filter(None, (self._place(path, schema) for path, schema in schemas)), None)
-            raise RequestError(place or f"the {_WHAT[source.kind]} cannot be used: {told}")
+            raise RequestError(place or f"$: the {_WHAT[source.kind]} cannot be used: {told}")
         # Measured (bench/grammar.py): some 100 bytes for each of the grammar's, besides what comes with use.
         return LlguidanceCompiled(state, self._eos_token_ids, 20_000 + 100 * len(text))
 

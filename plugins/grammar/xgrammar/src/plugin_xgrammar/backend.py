@@ -65,7 +65,7 @@ class XgrammarGrammar(GrammarBackend):
         except RequestError:
             raise
         except (RuntimeError, ValueError, TypeError) as exc:
-            raise RequestError(f"the {_WHAT[source.kind]} cannot be used: {_told(str(exc))}") from None
+            raise RequestError(f"$: the {_WHAT[source.kind]} cannot be used: {_told(str(exc))}") from None
         return XgrammarCompiled(compiled, self.vocabulary.eos_token_ids, self._last_word)
 
     def fill_masks(self, matchers: Sequence[GrammarMatcher], masks: TokenMask) -> None:

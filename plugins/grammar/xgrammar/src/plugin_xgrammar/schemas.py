@@ -58,8 +58,6 @@ def rewritten(source: Any, rules: SchemaRules, path: str = "$", compact: bool = 
     rewriter = _Rewriter(root, rules.limits.max_count, compact)
     made = rewriter.schema(root, path)
     rewriter.finish()
-    if made is True:
-        return {"$defs": rewriter.definitions} if rewriter.definitions else {}
     return {**made, "$defs": rewriter.definitions} if rewriter.definitions else made
 
 
@@ -106,7 +104,7 @@ class _Rewriter:
 
     def _any(self) -> Any:
         if not self._compact:
-            return True
+            return {}
         any_value = {"$ref": "#/$defs/any"}
         objects = {"type": "object", "additionalProperties": any_value}
         kinds = [{"type": name} for name in ("string", "number", "boolean", "null")]
