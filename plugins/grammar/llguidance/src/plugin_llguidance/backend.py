@@ -32,6 +32,7 @@ from plugin_llguidance.settings import Options
 
 # Below this many texts one thread is faster than handing them out.
 FEW_MATCHERS = 4
+MAX_FORCED = 256  # bytes
 MAX_PLACES = 200  # schemas tried one by one to say which one is refused
 
 
@@ -54,6 +55,7 @@ class LlguidanceGrammar(GrammarBackend):
         self._limits = LLParserLimits(
             initial_lexer_fuel=self._options.compile_fuel,
             step_lexer_fuel=self._options.step_fuel,
+            max_items_in_row=self._options.row_items,
             step_max_items=self._options.step_items,
             max_lexer_states=self._options.max_lexer_states,
             max_grammar_size=self._options.max_grammar_symbols,
@@ -69,8 +71,8 @@ class LlguidanceGrammar(GrammarBackend):
         schemas: list[tuple[str, Schema]] = []
         text = self._grammar(source, schemas)
         state = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
-        if state.is_error():
-            told = _first_lines(state.get_error())
+        told = _failure(state) or self._failure_at_once(state)
+        if told:
             place = next(filter(None, (self._place(path, schema) for path, schema in schemas)), None)
             raise RequestError(place or f"$: the {_WHAT[source.kind]} cannot be used: {told}")
         # Measured (bench/grammar.py): some 100 bytes for each of the grammar's, besides what comes with use.
@@ -92,14 +94,20 @@ class LlguidanceGrammar(GrammarBackend):
             if state.is_error():
                 masks[row] = 0
 
+    def _failure_at_once(self, beginning: LLMatcher) -> str:
+        """Which limit is reached before the first choice, as an object of too many optional properties does."""
+        state = beginning.deep_copy()
+        state.try_consume_tokens(self._tokenizer.tokenize_bytes(state.compute_ff_bytes()[:MAX_FORCED]))
+        state.compute_bitmask()
+        return _failure(state)
+
     def _place(self, path: str, root: Schema) -> str | None:
         """Which part of a schema the library refuses, and why: the innermost that it refuses by itself."""
         shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
         for here, schema in islice(subschemas(root, path), MAX_PLACES):
             text = Writer.of_schema({**schema, **shared, "x-guidance": self._json})
             state = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
-            if state.is_error():
-                told = _first_lines(state.get_error())
+            if told := _failure(state):
                 keyword = next((key for key in ("pattern", "oneOf", "allOf", "multipleOf") if key in schema), None)
                 return f"{here}.{keyword}: {told}" if keyword else f"{here}: {told}"
         return None
@@ -175,9 +183,11 @@ _WHAT = {
 }
 
 
-def _first_lines(message: str) -> str:
-    """What the library says, without its state and the grammar that it prints behind it."""
-    told = message.split("<state>")[0].split("<grammar>")[0].strip()
+def _failure(state: LLMatcher) -> str:
+    """What the library says is wrong, without its state and the grammar that it prints behind; empty if nothing is."""
+    if not state.is_error():
+        return ""
+    told = re.split("<state>|<grammar>|<non-verbose/>", state.get_error())[0].strip()
     told = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", told)
     told = re.split(r"\n *\d+ \| ", told)[0]  # lines of the grammar that was made, which nobody wrote
     return " ".join(told.split())[:400] or "it is too large"
