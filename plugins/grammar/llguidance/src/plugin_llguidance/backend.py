@@ -76,7 +76,7 @@ class LlguidanceGrammar(GrammarBackend):
             place = next(filter(None, (self._place(path, schema) for path, schema in schemas)), None)
             raise RequestError(place or f"$: the {_WHAT[source.kind]} cannot be used: {told}")
         # Measured (bench/grammar.py): some 100 bytes for each of the grammar's, besides what comes with use.
-        return LlguidanceCompiled(state, self._eos_token_ids, 20_000 + 100 * len(text))
+        return LlguidanceCompiled(state, len(self.vocabulary.tokens), self._eos_token_ids, 20_000 + 100 * len(text))
 
     def fill_masks(self, matchers: Sequence[GrammarMatcher], masks: TokenMask) -> None:
         if len(matchers) < FEW_MATCHERS or self._threads == 1 or not masks.flags.c_contiguous:
