@@ -40,6 +40,14 @@ class TestDemo(DistributionContract):
     package = "plugin_demo"
 
 
+class TestLlguidance(DistributionContract):
+    package = "plugin_llguidance"
+
+
+class TestXgrammar(DistributionContract):
+    package = "plugin_xgrammar"
+
+
 class TestCpuNative(DistributionContract):
     package = "plugin_cpu_native"
 
