@@ -34,7 +34,8 @@ class _Stream(ParserStream):
     def __init__(self, reasons: bool) -> None:
         self._reasons = reasons
         self._in_call = False  # its end belongs to the tool parser
-        self._scanner = Scanner((*MARKERS, *_CALLS))
+        self._in_header = False  # of a call; so does its header
+        self._scanner = Scanner((*MARKERS, *_CALLS, MESSAGE))
         self._start: str | None = ""
 
     def feed(self, delta: str) -> ParsedDelta:
@@ -47,7 +48,7 @@ class _Stream(ParserStream):
                 return out
             delta, self._start = self._start, None
             if head.startswith(TO):
-                self._reasons, self._in_call = False, True
+                self._reasons, self._in_call, self._in_header = False, True, True
         for at in range(0, len(delta), _PIECE):
             self._take(delta[at : at + _PIECE], out)
         return out
@@ -66,7 +67,12 @@ class _Stream(ParserStream):
             self._give(safe, out)
             if found is None:
                 return
+            if found == MESSAGE or (self._in_header and not found.startswith(START)):
+                self._in_header = False
+                self._give(found, out)
+                continue
             in_call, self._in_call = self._in_call, found in _CALLS
+            self._in_header = self._in_call
             self._reasons = found in _ANALYSIS
             if self._in_call or (in_call and found in _ENDS):
                 self._give(found, out)
