@@ -147,6 +147,10 @@ class BaseClient:
                 seed=seed,
                 namespace=request.namespace.encode(),
                 priority=request.priority,
+                tenant=request.tenant,
+                weight=request.weight,
+                timeout_s=request.timeout_s,
+                pooling=request.pooling,
                 arrival_s=stream.arrival_s,
             )
         )

@@ -157,6 +157,10 @@ def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: 
         priority=message.priority,
         arrival_s=message.arrival_s,
         eos_token_ids=eos_token_ids,
+        tenant=message.tenant,
+        weight=message.weight,
+        timeout_s=message.timeout_s,
+        pooling=message.pooling,
     )
 
 

@@ -9,14 +9,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from core.engine.messages import Hello, TopLogprobs
-from core.interfaces.params import SamplingParams
+from core.engine.messages import Extras, Hello, TopLogprobs
+from core.interfaces.params import PoolingParams, SamplingParams
 from core.interfaces.prefix_cache import Namespace
 
 
 @dataclass(slots=True)
 class EngineRequest:
-    """One sample of one prompt. prompt [n] int32. seed None draws one.
+    """One sample of one prompt. prompt [n] int32. seed None draws one. The rest: see AddRequest.
 
     ended_by_text: set by the reader before it closes the stream because the text is complete (a stop string), so that
     metrics count a stop and not an abort.
@@ -27,6 +27,10 @@ class EngineRequest:
     namespace: Namespace = field(default_factory=Namespace)
     priority: int = 0
     seed: int | None = None
+    tenant: str = ""
+    weight: float = 1.0
+    timeout_s: float | None = None
+    pooling: PoolingParams | None = None
     ended_by_text: bool = False
 
 
@@ -37,6 +41,7 @@ class TokenChunk:
     finish_reason: None while running, else "stop" | "length" | "abort" | "error" in the last chunk.
     stop_token: the id that ended the text, if one did (it is the last of `tokens`).
     cached_tokens: prompt tokens served from the prefix cache, in the first chunk.
+    extras: of the tokens of this chunk, one entry a step that gave some.
     """
 
     tokens: list[int]
@@ -45,6 +50,7 @@ class TokenChunk:
     cached_tokens: int | None = None
     logprobs: list[TopLogprobs] | None = None
     error: str | None = None
+    extras: list[Extras] | None = None
 
 
 class EngineClient(Protocol):

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, ErrorInfo, Hello, StepOutputs
-from core.engine.outputs import error_outputs, from_events
+from core.engine.outputs import OutputBuilder, error_outputs
 from core.engine.protocols import ExecutorLike, SchedulerLike, StepEventsLike, StepHandle
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineError
-from core.interfaces.step import StepPlan, StepResult
+from core.interfaces.step import StepPlan, StepResult, TokenMasks
 from core.metrics.step_record import StepLog, StepRecord
 
 MAX_FAILING_STEPS = 3
@@ -52,6 +52,9 @@ class _FailedLaunch:
     """Handle of a step that could not even be launched; it fails in its turn, after the steps before it."""
 
     error: Exception
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        return None
 
     def wait(self) -> StepResult:
         raise self.error
@@ -92,10 +95,8 @@ class Engine:
         self._inbox: deque[AddRequest | int] = deque()
         self._in_flight: deque[_InFlight] = deque()
         self._slot_ids = np.full(max_slots, -1, np.int64)
-        self._num_logprobs: dict[int, int] = {}
         self._arrival_s: dict[int, float] = {}
-        self._queue_s: dict[int, float] = {}
-        self._failed: dict[int, tuple[str, ErrorInfo]] = {}
+        self._outputs = OutputBuilder()
         self._live: set[int] = set()
         self._failing_steps = 0
         self._last_end_s: float | None = None
@@ -204,8 +205,7 @@ class Engine:
                 continue
             self._live.add(item.id)
             self._arrival_s[item.id] = item.arrival_s or self._clock()
-            if item.sampling.logprobs is not None:
-                self._num_logprobs[item.id] = item.sampling.logprobs
+            self._outputs.opened(item)
             if self._listeners is not None:
                 self._listeners.taken(item)
         return [error_outputs(failures)] if failures else []
@@ -223,7 +223,7 @@ class Engine:
         for admission in plan.admissions:
             self._slot_ids[admission.slot] = admission.request_id
             if (arrival_s := self._arrival_s.pop(admission.request_id, None)) is not None:
-                self._queue_s[admission.request_id] = max(0.0, start_s - arrival_s)
+                self._outputs.queue_s[admission.request_id] = max(0.0, start_s - arrival_s)
         schedule_s = self._clock() - start_s
         handle: StepHandle
         try:
@@ -232,7 +232,7 @@ class Engine:
             handle = _FailedLaunch(error)
         self._in_flight.append(_InFlight(plan, handle, self._slot_ids[plan.slots], schedule_s))
         if self._listeners is not None and plan.admissions:
-            self._listeners.launched(plan, self._queue_s)
+            self._listeners.launched(plan, self._outputs.queue_s)
         return True
 
     def _complete(self, flight: _InFlight) -> list[StepOutputs]:
@@ -250,6 +250,8 @@ class Engine:
             raise EngineFailed(f"completing step {flight.plan.step} failed: {describe(error)[0]}") from error
         if not failed:
             self._failing_steps = 0
+        if result.extras:
+            self._outputs.took(result, dict(zip(flight.plan.slots.tolist(), flight.ids.tolist(), strict=True)))
         # After complete: the record sees what this step freed.
         outputs = [self._to_outputs(events, result)] if len(events.ids) else []
         self._record(flight, result, events, self._clock() - start_s, failed)
@@ -265,7 +267,7 @@ class Engine:
             ) from error
         message, info = describe(error)
         for request_id in self._live.intersection(flight.ids.tolist()):
-            self._failed[request_id] = (f"the step of this request failed: {message}", info)
+            self._outputs.failed[request_id] = (f"the step of this request failed: {message}", info)
             self._scheduler.cancel(request_id)
         slots = flight.plan.slots[flight.plan.samples]
         count = len(slots)
@@ -278,19 +280,14 @@ class Engine:
         )
 
     def _to_outputs(self, events: StepEventsLike, result: StepResult | None) -> StepOutputs:
-        logprobs = result.logprobs if result is not None else None
-        outputs = from_events(events, logprobs, self._num_logprobs, self._failed, self._queue_s)
+        outputs = self._outputs.build(events, result)
         if self._listeners is not None:
             self._listeners.completed(events, outputs, result)
-        for index in events.first:
-            self._queue_s.pop(int(events.ids[index]), None)
+        self._outputs.told(events)
         if events.finish.any():
             for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
                 self._live.discard(request_id)
-                self._num_logprobs.pop(request_id, None)
                 self._arrival_s.pop(request_id, None)
-                self._queue_s.pop(request_id, None)
-                self._failed.pop(request_id, None)
         return outputs
 
     def _record(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import msgspec
 
-from core.interfaces.params import SamplingParams
+from core.interfaces.params import PoolingParams, SamplingParams
 
 
 class AddRequest(msgspec.Struct, tag="add", frozen=True):
     """One sample of one prompt. id: unique within the front end's life, chosen by the front end.
-    token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier."""
+    token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier. tenant: whose request it is,
+    for fairness between tenants; "" is nobody's. weight: that tenant's share. timeout_s: seconds after arrival_s at
+    which the request ends with an error. pooling: it wants a vector, not a text."""
 
     id: int
     token_ids: bytes
@@ -21,6 +23,10 @@ class AddRequest(msgspec.Struct, tag="add", frozen=True):
     namespace: bytes = b""
     priority: int = 0
     arrival_s: float = 0.0
+    tenant: str = ""
+    weight: float = 1.0
+    timeout_s: float | None = None
+    pooling: PoolingParams | None = None
 
 
 class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
@@ -102,6 +108,17 @@ class TopLogprobs(msgspec.Struct, frozen=True):
     logprobs: list[float]
 
 
+class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one request gave beside its token. prompt_logprobs: entry i is of prompt token prompt_start + i; with the
+    first token. hidden: float32 bytes [n, hidden_size], in order of positions. pooled: float32 bytes."""
+
+    prompt_start: int = 0
+    prompt_logprobs: list[TopLogprobs] | None = None
+    hidden: bytes = b""
+    hidden_size: int = 0
+    pooled: bytes = b""
+
+
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
     """What one step gave, for all requests of this front end: parallel arrays of n entries, one request at most
     once. A token that ends a text (end-of-text or a stop id) is included and `finish` says so.
@@ -110,6 +127,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
     into FINISH_REASONS. first: entries of requests that give their first token: index into n -> cached prompt
     tokens. logprobs: index into n -> TopLogprobs. errors: index into n -> message; error_info: what kind of error.
     queue_s: for entries in `first`, seconds between arrival and the first step that computed something.
+    extras: index into n -> Extras, of requests that asked for such.
     """
 
     ids: bytes
@@ -120,6 +138,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
     errors: dict[int, str] = {}
     error_info: dict[int, ErrorInfo] = {}
     queue_s: dict[int, float] = {}
+    extras: dict[int, Extras] = {}
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True):

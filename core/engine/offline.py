@@ -71,6 +71,10 @@ class OfflineEngine:
             seed=self._random.getrandbits(63) if seed is None else seed,
             namespace=request.namespace.encode(),
             priority=request.priority,
+            tenant=request.tenant,
+            weight=request.weight,
+            timeout_s=request.timeout_s,
+            pooling=request.pooling,
         )
 
     def _feed(
@@ -98,6 +102,8 @@ class OfflineEngine:
                     continue
                 chunk.error = str(error)
             chunk.cached_tokens = outputs.first.get(entry)
+            if entry in outputs.extras:
+                chunk.extras = [outputs.extras[entry]]
             if entry in outputs.logprobs:
                 chunk.logprobs = [outputs.logprobs[entry]]
             if FINISH_REASONS[finish] == "stop" and token >= 0 and self._stops(token, requests[index]):
@@ -132,5 +138,7 @@ def _append(whole: TokenChunk, chunk: TokenChunk) -> None:
     whole.error = chunk.error
     if chunk.cached_tokens is not None:
         whole.cached_tokens = chunk.cached_tokens
+    if chunk.extras is not None:
+        whole.extras = (whole.extras or []) + chunk.extras
     if chunk.logprobs is not None:
         whole.logprobs = (whole.logprobs or []) + chunk.logprobs

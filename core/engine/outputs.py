@@ -6,45 +6,73 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from core.engine.messages import FINISH_REASONS, ErrorInfo, StepOutputs, TopLogprobs
+from core.engine.messages import FINISH_REASONS, AddRequest, ErrorInfo, StepOutputs, TopLogprobs
 from core.engine.protocols import StepEventsLike
-from core.interfaces.step import Logprobs
+from core.interfaces.step import Logprobs, StepResult
 
 ABORT = FINISH_REASONS.index("abort")
 ERROR = FINISH_REASONS.index("error")
 NO_TOKEN = -1
 
 
-def from_events(
-    events: StepEventsLike,
-    logprobs: Logprobs | None,
-    num_logprobs: Mapping[int, int],
-    failed: Mapping[int, tuple[str, ErrorInfo]],
-    queue_s: Mapping[int, float],
-) -> StepOutputs:
-    """num_logprobs: request id -> how many alternatives it asked for, of requests that asked at all.
+class OutputBuilder:
+    """What has to be known of live requests to say what a step gave them.
+
     failed: request id -> error, of requests that a failed step took down; their finish becomes "error".
-    queue_s: request id -> seconds it waited, for requests that have not given a token yet."""
-    finish = np.asarray(events.finish, np.uint8)
-    errors = dict(events.errors)
-    info = {index: ErrorInfo() for index in errors}
-    if failed:
-        finish = finish.copy()
-        for index in np.flatnonzero(finish):
-            known = failed.get(int(events.ids[index]))
-            if known is not None:
-                finish[index] = ERROR
-                errors[int(index)], info[int(index)] = known
-    return StepOutputs(
-        ids=np.asarray(events.ids, np.int64).tobytes(),
-        tokens=np.asarray(events.tokens, np.int32).tobytes(),
-        finish=finish.tobytes(),
-        first=dict(events.first),
-        logprobs=_logprobs(events, logprobs, num_logprobs) if logprobs is not None and num_logprobs else {},
-        errors=errors,
-        error_info=info,
-        queue_s={i: queue_s[r] for i in events.first if (r := int(events.ids[i])) in queue_s} if queue_s else {},
-    )
+    queue_s: request id -> seconds it waited, of requests that have not given a token yet.
+    """
+
+    def __init__(self) -> None:
+        self.failed: dict[int, tuple[str, ErrorInfo]] = {}
+        self.queue_s: dict[int, float] = {}
+        self._num_logprobs: dict[int, int] = {}
+
+    def opened(self, request: AddRequest) -> None:
+        """The scheduler has it."""
+        if request.sampling.logprobs is not None:
+            self._num_logprobs[request.id] = request.sampling.logprobs
+
+    def took(self, result: StepResult, ids: Mapping[int, int]) -> None:
+        """A step is complete. ids: slot -> request, of the rows of its plan whose requests still live."""
+
+    def build(self, events: StepEventsLike, result: StepResult | None) -> StepOutputs:
+        """The message, once per `events`. result: the step that they come from, if one."""
+        finish = np.asarray(events.finish, np.uint8)
+        errors = dict(events.errors)
+        info = {index: ErrorInfo() for index in errors}
+        if self.failed:
+            finish = finish.copy()
+            for index in np.flatnonzero(finish):
+                known = self.failed.get(int(events.ids[index]))
+                if known is not None:
+                    finish[index] = ERROR
+                    errors[int(index)], info[int(index)] = known
+        logprobs, queue_s = result.logprobs if result is not None else None, self.queue_s
+        return StepOutputs(
+            ids=np.asarray(events.ids, np.int64).tobytes(),
+            tokens=np.asarray(events.tokens, np.int32).tobytes(),
+            finish=finish.tobytes(),
+            first=dict(events.first),
+            logprobs=_logprobs(events, logprobs, self._num_logprobs) if logprobs and self._num_logprobs else {},
+            errors=errors,
+            error_info=info,
+            queue_s={i: queue_s[r] for i in events.first if (r := int(events.ids[i])) in queue_s} if queue_s else {},
+        )
+
+    def told(self, events: StepEventsLike) -> None:
+        """What was built of `events` is told: forget what is over."""
+        for index in events.first:
+            self.queue_s.pop(int(events.ids[index]), None)
+        if events.finish.any():
+            for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
+                self.failed.pop(request_id, None)
+                self.queue_s.pop(request_id, None)
+                self._num_logprobs.pop(request_id, None)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of any request is left."""
+        return not (self.failed or self.queue_s or self._num_logprobs)
 
 
 def _logprobs(events: StepEventsLike, logprobs: Logprobs, num_logprobs: Mapping[int, int]) -> dict[int, TopLogprobs]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from core.interfaces.step import StepPlan, StepResult
+from core.interfaces.step import StepPlan, StepResult, TokenMasks
 
 
 class StepEventsLike(Protocol):
@@ -60,6 +60,9 @@ class SchedulerLike(Protocol):
 
 class StepHandle(Protocol):
     """A launched step."""
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        """Go on with a step whose plan is masked. Once, before anything else is launched; never for other steps."""
 
     def wait(self) -> StepResult:
         """Block until its tokens are on the host. Raises what the step raised."""

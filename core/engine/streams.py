@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from core.engine.client import EngineRequest, TokenChunk
-from core.engine.messages import FINISH_REASONS, StepOutputs, TopLogprobs
+from core.engine.messages import FINISH_REASONS, Extras, StepOutputs, TopLogprobs
 from core.engine.wire_errors import restore
 from core.interfaces.errors import CoreError, Overloaded, RequestError
 
@@ -33,8 +33,8 @@ class Stream:
     """What has come for one request and was not read yet."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "error", "finish", "id", "last_s", "logprobs", "num_generated", "request",
-        "stop_ids", "tokens", "waiter",
+        "arrival_s", "cached_tokens", "error", "extras", "finish", "id", "last_s", "logprobs", "num_generated",
+        "request", "stop_ids", "tokens", "waiter",
     )  # fmt: skip
 
     def __init__(self, request_id: int, request: EngineRequest, arrival_s: float) -> None:
@@ -45,6 +45,7 @@ class Stream:
         self.num_generated = 0
         self.tokens: list[int] = []
         self.logprobs: list[TopLogprobs] = []
+        self.extras: list[Extras] = []
         self.cached_tokens: int | None = None
         self.finish = 0
         self.error: CoreError | None = None
@@ -69,6 +70,8 @@ class Stream:
         self.cached_tokens = None
         if self.logprobs:
             chunk.logprobs, self.logprobs = self.logprobs, []
+        if self.extras:
+            chunk.extras, self.extras = self.extras, []
         if error is not None:
             chunk.error = error.message
         return chunk
@@ -137,7 +140,7 @@ class StreamTable:
         now_s = self._clock()
         streams = self._streams
         intervals_s: list[float] = []
-        logprobs, errors, first = outputs.logprobs, outputs.errors, outputs.first
+        logprobs, extras, errors, first = outputs.logprobs, outputs.extras, outputs.errors, outputs.first
         ids = np.frombuffer(outputs.ids, "<i8").tolist()
         tokens = np.frombuffer(outputs.tokens, "<i4").tolist()
         finishes = np.frombuffer(outputs.finish, np.uint8).tolist()
@@ -159,6 +162,8 @@ class StreamTable:
                     )
             if index in logprobs:
                 stream.logprobs.append(logprobs[index])
+            if index in extras:
+                stream.extras.append(extras[index])
             if finish:
                 if index in errors:
                     stream.error = restore(errors[index], outputs.error_info.get(index))

@@ -91,14 +91,17 @@ class MemoryManager:
         """What a request would find, without counting as a use. The last token is always left to compute."""
         return self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1, touch=False))
 
-    def begin(self, key: CacheKey, slot: int, *, priority: int = 0, reserve: int = 0) -> Lease | None:
-        """A lease on pages for all of `key.tokens`, its cached prefix first, into row `slot`.
+    def begin(
+        self, key: CacheKey, slot: int, *, priority: int = 0, reserve: int = 0, reuse: bool = True
+    ) -> Lease | None:
+        """A lease on pages for all of `key.tokens`, its cached prefix first, into row `slot`. reuse: whether a cached
+        prefix is used at all.
 
         None, with nothing changed, if fewer than `reserve` pages would remain available.
         """
         if self._leases[slot] is not None:
             raise AssertionError(f"slot {slot} is leased already")
-        found = self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1))
+        found = self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1 if reuse else 0))
         num_cached = found.num_tokens // self.page_size
         total = self.num_pages_for(len(key.tokens))
         lock = self.cache.lock(found.node)

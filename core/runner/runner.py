@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from core.interfaces.errors import ConfigError, EngineError, PluginError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
-from core.interfaces.step import Admission, Int32, StepPlan, StepResult
+from core.interfaces.step import Admission, StepPlan, StepResult, TokenMasks
 from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
 from core.runner.graphs import CapturedSteps
-from core.runner.sampler import Sampled, Sampler
+from core.runner.running_step import Computed, Pending, RunningStep
+from core.runner.sampler import Sampler
 from core.runner.state import RunnerState
 from core.runner.transfer import Transfer
 
@@ -193,20 +194,13 @@ class ModelRunner:
         )
 
     def launch(self, plan: StepPlan) -> RunningStep:
-        """Run one step, or queue it where the hardware has asynchronous steps. Never raises for a step that goes
-        wrong: its handle then gives a result with every row failed and the reason."""
-        started_s = time.perf_counter()
-        try:
-            with torch.inference_mode(), self._hardware.stream():
-                pending = self._run(plan)
-                event = self._hardware.record_event() if self._hardware.capabilities.async_steps else None
-        except Exception as error:
-            logger.exception("step %d failed", plan.step)
-            self.stats.failed_steps += 1
-            return RunningStep(self, plan, started_s, result=_failed(plan, error))
-        running = RunningStep(self, plan, started_s, pending=pending, event=event)
-        if not self._hardware.capabilities.async_steps:
-            running.wait()
+        """Run one step, or queue it where the hardware has asynchronous steps; the sampling of a masked step waits for
+        its handle's `sample`. Never raises for a step that goes wrong: its handle then gives a result with every row
+        failed and the reason."""
+        running = RunningStep(self, plan)
+        running.compute()
+        if not plan.masked:
+            running.sample(None)
         return running
 
     def warm_up(self) -> None:
@@ -241,8 +235,12 @@ class ModelRunner:
         groups = len(config.spec.cache_groups)
         return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer)
 
-    def _run(self, plan: StepPlan) -> _Pending:
-        """Everything of a step that is queued on the device."""
+    def compute(self, plan: StepPlan) -> Computed:
+        """Queue a step up to the hidden states of its sampled rows. Called by the step's handle."""
+        with torch.inference_mode(), self._hardware.stream():
+            return self._compute(plan)
+
+    def _compute(self, plan: StepPlan) -> Computed:
         if self._forward is None:
             raise EngineError("there are no KV buffers", hint="call allocate() first")
         state = self._state
@@ -254,22 +252,43 @@ class ModelRunner:
             self.stats.replayed_steps += 1
         else:
             hidden = self._forward(step.batch)
-        if not len(step.slots):  # nothing but prefill chunks that are not the last
-            return _Pending(step.slots, None, [])
-        if not step.every_row:
+        if len(step.slots) and not step.every_row:
             hidden = hidden.index_select(0, step.batch.logits_rows)
-        logits = self.model.compute_logits(hidden)
-        sampled = state.sampler.sample(logits, step.slots, step.positions)
+        return Computed(step, hidden)
+
+    def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
+        """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""
+        with torch.inference_mode(), self._hardware.stream():
+            pending = self._sample(computed, masks)
+            if self._hardware.capabilities.async_steps:
+                pending.event = self._hardware.record_event()
+        return pending
+
+    def _sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
+        step, state = computed.step, self._state
+        if not len(step.slots):  # nothing but prefill chunks that are not the last
+            return Pending(step.slots, None)
+        logits = self.model.compute_logits(computed.hidden)
+        sampled = state.sampler.sample(logits, step.slots, step.positions, masks)
         state.last_tokens.index_copy_(0, step.device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
             tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
-        return _Pending(step.slots, sampled, self._transfer.download(tensors))
+        return Pending(step.slots, sampled, self._transfer.download(tensors))
 
-    def finish(self, plan: StepPlan, pending: _Pending, event: Any, started_s: float) -> StepResult:
+    def count_failure(self) -> None:
+        """A step went wrong."""
+        self.stats.failed_steps += 1
+
+    @property
+    def async_steps(self) -> bool:
+        """Whether steps are queued on the device, and not done when they are launched."""
+        return self._hardware.capabilities.async_steps
+
+    def finish(self, plan: StepPlan, pending: Pending, started_s: float) -> StepResult:
         """Wait for a queued step and read its result. Called by the step's handle."""
-        if event is not None:
-            self._hardware.wait_event(event)
+        if pending.event is not None:
+            self._hardware.wait_event(pending.event)
         now = time.perf_counter()
         elapsed_s = now - max(started_s, self._last_end_s)
         self._last_end_s = now
@@ -296,53 +315,6 @@ class ModelRunner:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A queued step: its sampled rows [S] and the host tensors that hold its output after its event."""
-
-    slots: Int32
-    sampled: Sampled | None
-    host: list[torch.Tensor] = field(default_factory=list)
-
-
-class RunningStep:
-    """Handle of a launched step."""
-
-    def __init__(
-        self,
-        runner: ModelRunner,
-        plan: StepPlan,
-        started_s: float,
-        *,
-        pending: _Pending | None = None,
-        event: Any = None,
-        result: StepResult | None = None,
-    ) -> None:
-        self._runner = runner
-        self._plan = plan
-        self._started_s = started_s
-        self._pending = pending
-        self._event = event
-        self._result = result
-
-    def done(self) -> bool:
-        """Whether the result is on the host already."""
-        return self._result is not None
-
-    def wait(self) -> StepResult:
-        """Block until it is. A device fault that shows only now fails the whole step, like one at launch."""
-        if self._result is None and self._pending is not None:
-            try:
-                plan = self._plan
-                self._result = self._runner.finish(plan, self._pending, self._event, self._started_s)
-            except Exception as error:
-                logger.exception("step %d failed", self._plan.step)
-                self._result = _failed(self._plan, error)
-            self._pending = None
-        assert self._result is not None
-        return self._result
-
-
 def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:
     """The device's layer classes. Raises PluginError for one that replaces nothing of core's: it would be ignored."""
     layers = dict(hardware.layers())
@@ -355,16 +327,3 @@ def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:
                 hint="name one of core's layer classes and derive from it",
             )
     return layers
-
-
-def _failed(plan: StepPlan, error: Exception) -> StepResult:
-    slots = plan.slots[plan.samples]
-    num_rows = len(slots)
-    return StepResult(
-        step=plan.step,
-        slots=slots,
-        tokens=np.zeros((num_rows, 1), np.int32),
-        counts=np.zeros(num_rows, np.int32),
-        failed=np.ones(num_rows, np.bool_),
-        error=f"{type(error).__name__}: {error}",
-    )

@@ -80,19 +80,21 @@ class Scheduler:
         """Queue a request. Raises RequestError if it can never run, Overloaded if the queue is full."""
         if request.id in self._requests:
             raise RequestError(f"request id {request.id} is in use", param="id", hint="use another id")
-        length, limit = request.num_prompt, self.facts.context_length
+        length = request.num_prompt
+        limit = self.facts.context_length + (request.pooling is not None)  # a vector needs no room for a token
         if not length:
             raise RequestError("the prompt has 0 tokens", param="prompt", hint="send at least one token")
         if length >= limit:
             raise RequestError(
-                f"the prompt has {length} tokens; the context length is {limit} and must hold one more",
+                f"the prompt has {length} tokens; the context length is {self.facts.context_length}"
+                f"{'' if request.pooling is not None else ' and must hold one more'}",
                 param="prompt",
                 code="context_length_exceeded",
                 hint=f"send at most {limit - 1} tokens",
             )
         if not -(2**31) <= request.priority < 2**31:
             raise RequestError(f"priority is {request.priority}; it must be a 32-bit integer", param="priority")
-        need = self.memory.num_pages_for(length + 1)
+        need = self.memory.num_pages_for(length + (request.pooling is None))
         if need > self.memory.capacity:
             raise RequestError(
                 f"the prompt has {length} tokens and needs {need} KV cache pages of {self.facts.page_size} tokens; "
@@ -105,6 +107,8 @@ class Scheduler:
             raise Overloaded(f"{len(self.queue)} requests are waiting, which is max_queued_requests")
         max_tokens = request.sampling.max_tokens
         request.max_len = self.max_len if max_tokens is None else min(length + max_tokens, self.max_len)
+        if request.pooling is not None:
+            request.max_len = length + 1
         request.arrival_s = request.arrival_s or self._clock()
         request.order = self._order
         self._order += 1
@@ -257,7 +261,7 @@ class Scheduler:
 
     def _waits_for_leader(self, request: Request) -> bool:
         """Whether half of what `request` has to compute, or more, is being computed for another right now."""
-        leader = self.sharing.leader(request) if self.memory.keeps_prefixes else None
+        leader = self.sharing.leader(request) if self.memory.keeps_prefixes and request.uses_cache else None
         if leader is None:
             return False
         gain = self.sharing.gain(request, leader)
@@ -281,7 +285,11 @@ class Scheduler:
     def _admit(self, plan: PlanBuilder, request: Request) -> bool:
         # A page of growth stays available for every running request, or it would be preempted at once.
         lease = self.memory.begin(
-            request.key, self.table.next_slot(), priority=request.priority, reserve=self.table.num_running
+            request.key,
+            self.table.next_slot(),
+            priority=request.priority,
+            reserve=self.table.num_running,
+            reuse=request.uses_cache,
         )
         if lease is None:
             return False
@@ -302,6 +310,7 @@ class Scheduler:
                 request.sampling,
                 request.seed,
                 request.eos_in_effect,
+                request.pooling,
             )
         )
         plan.update(self.memory.row(slot))
