@@ -97,6 +97,22 @@ class SchedulerSettings(Section):
         description="Token budget of a step; longer prompts are cut.",
         json_schema_extra=_aka("max-num-batched-tokens"),
     )
+    max_queue_s: float | None = Field(
+        None, gt=0, description="Most seconds that a request waits for its turn; then it is answered 503.",
+        json_schema_extra=_aka("max-queue-seconds"),
+    )  # fmt: skip
+    priority_preemption: bool = Field(
+        False, description="Waiting requests may take the place of running ones of lower priority.",
+        json_schema_extra=_aka("enable-priority-scheduling"),
+    )  # fmt: skip
+    priority_preemption_threshold: int = Field(
+        10, ge=1, description="By how much a priority must be higher for that.",
+        json_schema_extra=_aka("priority-scheduling-preemption-threshold"),
+    )  # fmt: skip
+    schedule_low_priority_values_first: bool = Field(False, description="Lower values of `priority` are more urgent.")
+    low_priority_share: int = Field(
+        32, ge=0, description="After so many admissions of higher priorities, one of a lower one; 0: never."
+    )
 
 
 class EngineSettings(Section):
