@@ -45,7 +45,7 @@ class AdmissionOrder:
         self.policy = policy
         self.max_bypasses = max_bypasses
         self.low_priority_share = low_priority_share
-        self.shares = shares or TenantShares()
+        self.shares = TenantShares() if shares is None else shares
         self.failure = ""
         self.reorders = policy.reorders
         self.plans_steps = policy.plans_steps
