@@ -51,7 +51,7 @@ class Load:
 )
 def test_backlogged_tenants_are_served_by_their_weights(weights, lengths, outputs, depth) -> None:
     bench = Bench(max_running=3, cache="none")
-    load = Load(bench)
+    load = Load(bench, depth=8)  # more than are admitted in a step: always backlogged
     names = ("a", "b")
     for _ in range(150):
         for name, weight, length, output in zip(names, weights, lengths, outputs, strict=True):
