@@ -78,8 +78,11 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("n", int, "Independent samples of one prompt."),
 )  # fmt: skip
 
-# Fields of SamplingParams that a dialect gives in a shape of its own (logprobs, top_logprobs, return_logprob).
-OTHER_FIELDS = frozenset({"logprobs"})
+# Fields of SamplingParams that each dialect gives in a shape of its own (logprobs and top_logprobs, return_logprob,
+# response_format, ...).
+OTHER_FIELDS = frozenset(
+    {"logprobs", "prompt_logprobs", "prompt_logprobs_start", "hidden_states", "grammar", "processors"}
+)
 MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -30,7 +31,9 @@ from core.server import (
     tokenize,
 )
 from core.server.auth import ApiKey
+from core.server.bodies import IGNORED
 from core.server.context import ServerContext
+from core.server.fields import HEADER, FieldRule, header_value
 from core.server.plugin_routes import PluginRouter, mount
 from core.server.replies import error_reply, json_reply
 
@@ -43,6 +46,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastA
     routers: of plugins. Raises PluginClash or PluginLoadError if one does not fit beside the others.
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
+    app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
     for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
         app.include_router(family.routes(ctx))
     if ctx.settings.chat_page:
@@ -96,7 +100,7 @@ async def _internal_error(request: Request, error: Any) -> Response:
 
 
 class _Counted:
-    """Counts requests by route and status."""
+    """Counts requests by route and status; names ignored fields in the response's headers."""
 
     def __init__(self, app: ASGIApp, ctx: ServerContext) -> None:
         self._app = app
@@ -114,6 +118,8 @@ class _Counted:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if ignored := scope.get(IGNORED):
+                    MutableHeaders(scope=message)[HEADER] = header_value(ignored)
             await send(message)
 
         try:
