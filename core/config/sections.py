@@ -150,6 +150,15 @@ class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(30000, ge=0, le=65535, description="Port; 0 picks a free one.")
     api_key: str | None = Field(None, description="Bearer token that /v1 and native routes require.")
+    api_keys_file: str | None = Field(
+        None, description="TOML file of keys, one tenant each, with weights and limits. Read again on SIGHUP."
+    )
+    cache_isolation: Literal["off", "key"] = Field(
+        "off", description="key: tenants share no cached prefixes unless their entry in api_keys_file says so."
+    )
+    request_timeout_s: float | None = Field(
+        None, gt=0, description="Most seconds a request may take; it can ask for less. Default: no limit."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
     max_n: int = Field(16, ge=1, description="Most samples (`n`) a request may ask for.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body.")

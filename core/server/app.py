@@ -30,7 +30,7 @@ from core.server import (
     page_route,
     tokenize,
 )
-from core.server.auth import ApiKey
+from core.server.auth import ApiKeys
 from core.server.bodies import IGNORED
 from core.server.context import ServerContext
 from core.server.fields import HEADER, FieldRule, header_value
@@ -57,8 +57,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastA
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(errors.ClientGone, _client_gone)
     app.add_exception_handler(Exception, _internal_error)
-    if ctx.settings.api_key:
-        app.add_middleware(ApiKey, key=ctx.settings.api_key)
+    app.add_middleware(ApiKeys, table=ctx.tenants)
     if ctx.settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,

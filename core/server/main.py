@@ -29,6 +29,7 @@ from core.interfaces.errors import ConfigError, CoreError
 from core.metrics.loading import LoadingBar
 from core.registry import Catalog, Resolution
 from core.registry.resolve import resolve
+from core.server.tenants.table import TenantTable
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,6 +49,7 @@ def serve(resolved: ResolvedSettings) -> int:
     """
     started_s = time.monotonic()
     settings = resolved.settings
+    TenantTable(settings.server)  # a file of keys that is wrong is known before anything is loaded
     _log_to_stderr(settings.server.log_level)
     listener = bind(settings.server)
     with listener:
@@ -222,16 +224,21 @@ class _Life:
         self._ctx.phase = Phase.DRAINING
         self._server.should_exit = True
 
+    def _reread_keys(self) -> None:
+        if self._ctx is not None:
+            self._ctx.tenants.reload()
+
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reread_keys)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in (*numbers, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
 

@@ -51,6 +51,9 @@ engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'
 server.port --port CORE_PORT integer 30000
 server.api_key --api-key CORE_API_KEY text None
+server.api_keys_file --api-keys-file CORE_API_KEYS_FILE text None
+server.cache_isolation --cache-isolation CORE_CACHE_ISOLATION text 'off'
+server.request_timeout_s --request-timeout-s CORE_REQUEST_TIMEOUT_S number None
 server.log_level --log-level CORE_LOG_LEVEL text 'info'
 server.max_n --max-n CORE_MAX_N integer 16
 server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
