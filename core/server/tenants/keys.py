@@ -9,7 +9,7 @@
     requests_per_minute = 600
     tokens_per_minute = 100_000     # of prompts and answers
     max_concurrent = 16             # requests at a time
-    max_tokens = 2048               # most that a request may generate
+    max_tokens = 2048               # longer answers are cut, with the finish reason "length"
     cache_isolation = true          # shares no cached prefix with other tenants
     models = ["small"]              # default: all that are served
 

@@ -114,17 +114,16 @@ class Visit:
                 param="priority",
                 code="priority_not_allowed",
             )
-        if entry.max_tokens is not None and request.pooling is None:
-            wanted = request.sampling.max_tokens
-            if wanted is not None and wanted > entry.max_tokens:
-                raise RequestError(
-                    f"max_tokens is {wanted}; this key allows at most {entry.max_tokens}", param="max_tokens"
-                )
-            if wanted is None:
-                min_tokens = min(request.sampling.min_tokens, entry.max_tokens)
-                request.sampling = msgspec.structs.replace(
-                    request.sampling, max_tokens=entry.max_tokens, min_tokens=min_tokens
-                )
+        limit, sampling = entry.max_tokens, request.sampling
+        if (
+            limit is not None
+            and request.pooling is None
+            and (sampling.max_tokens is None or sampling.max_tokens > limit)
+        ):
+            # Cut, not refused: where a request names none, what stands here is a route's default.
+            request.sampling = msgspec.structs.replace(
+                sampling, max_tokens=limit, min_tokens=min(sampling.min_tokens, limit)
+            )
 
     def _admit(self, tenant: Tenant, num_prompt: int) -> None:
         """Requests and concurrency once a visit, tokens for each prompt. All checks come first, then all counting."""
