@@ -8,6 +8,7 @@ import numpy as np
 
 from core.engine.messages import FINISH_REASONS, AddRequest, ErrorInfo, StepOutputs, TopLogprobs
 from core.engine.protocols import StepEventsLike
+from core.engine.wire_errors import describe
 from core.interfaces.step import Logprobs, StepResult
 
 ABORT = FINISH_REASONS.index("abort")
@@ -38,15 +39,17 @@ class OutputBuilder:
     def build(self, events: StepEventsLike, result: StepResult | None) -> StepOutputs:
         """The message, once per `events`. result: the step that they come from, if one."""
         finish = np.asarray(events.finish, np.uint8)
-        errors = dict(events.errors)
-        info = {index: ErrorInfo() for index in errors}
+        errors: dict[int, str] = {}
+        info: dict[int, ErrorInfo] = {}
+        for index, error in events.errors.items():
+            errors[index], info[index] = (error, ErrorInfo()) if isinstance(error, str) else describe(error)
         if self.failed:
             finish = finish.copy()
-            for index in np.flatnonzero(finish):
+            for index in np.flatnonzero(finish).tolist():
                 known = self.failed.get(int(events.ids[index]))
                 if known is not None:
                     finish[index] = ERROR
-                    errors[int(index)], info[int(index)] = known
+                    errors[index], info[index] = known
         logprobs, queue_s = result.logprobs if result is not None else None, self.queue_s
         return StepOutputs(
             ids=np.asarray(events.ids, np.int64).tobytes(),

@@ -32,7 +32,7 @@ from core.server import (
 )
 from core.server.admin_access import AdminAccess
 from core.server.anthropic import routes as anthropic
-from core.server.auth import ApiKey
+from core.server.auth import ApiKeys
 from core.server.context import ServerContext
 from core.server.fields import HEADER, FieldRule
 from core.server.observed import ID_HEADER, Observed
@@ -71,8 +71,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(errors.ClientGone, _client_gone)
-    if ctx.settings.api_key:
-        app.add_middleware(ApiKey, key=ctx.settings.api_key)
+    app.add_middleware(ApiKeys, table=ctx.tenants)
     if settings.admin_routes != "off":
         app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings))
     if ctx.settings.cors_allow_origins:
