@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from core.frontend.tokenizer import Tokenizer
 from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
 from core.interfaces.params import SamplingParams
@@ -28,6 +31,19 @@ class TopEntry(Protocol):
     def logprobs(self) -> Sequence[float]: ...
 
 
+class Extras(Protocol):
+    """What a request gave beside tokens (`core.engine.messages.Extras`)."""
+
+    @property
+    def prompt_start(self) -> int: ...
+    @property
+    def prompt_logprobs(self) -> Sequence[TopEntry] | None: ...
+    @property
+    def hidden(self) -> bytes: ...
+    @property
+    def hidden_size(self) -> int: ...
+
+
 class Chunk(Protocol):
     """What an engine says of one request (`core.engine.client.TokenChunk`)."""
 
@@ -43,6 +59,18 @@ class Chunk(Protocol):
     def logprobs(self) -> Sequence[TopEntry] | None: ...
     @property
     def error(self) -> str | None: ...
+    @property
+    def extras(self) -> Sequence[Extras] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """One token of the prompt, given those before it. logprob: None for the very first, which has nothing before it.
+    top: (id, log-probability) of the most likely tokens at its place, descending."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +92,10 @@ class OutputDelta:
     finish_reason: None while running, else "stop" | "length" | "tool_calls" | "abort" | "error".
     matched_stop: the token id or the string that ended the text. After a string matched, the engine does not know yet:
     the caller closes the engine's iterator.
+    prompt_logprobs: of the prompt's tokens from `SamplingParams.prompt_logprobs_start` on, all of them with the first
+    token; empty in every other delta. hidden [n, hidden_size] float32: the final hidden state that each of `token_ids`
+    was drawn from, in order; with hidden_states "all", the first delta's begin with those of the other prompt tokens,
+    so that all together are as many as prompt and answer have tokens, less one. None where nothing was asked for.
     """
 
     text: str = ""
@@ -75,6 +107,8 @@ class OutputDelta:
     matched_stop: int | str | None = None
     cached_tokens: int | None = None
     error: str | None = None
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    hidden: npt.NDArray[np.float32] | None = None
 
     @property
     def empty(self) -> bool:
@@ -101,17 +135,20 @@ class OutputStage:
         sampling: SamplingParams,
         *,
         context: Sequence[int] = (),
+        prompt: Sequence[int] = (),
         reasoning: ParserStream | None = None,
         tools: ParserStream | None = None,
         policy: ToolPolicy | None = None,
         align_logprobs: bool = True,
     ) -> None:
-        """context: the prompt's last ids. reasoning, tools: parsers; `policy` goes with `tools`.
+        """context: the prompt's last ids. prompt: all of them, where prompt_logprobs are asked for. reasoning, tools:
+        parsers; `policy` goes with `tools`.
 
         align_logprobs: give a token's log-probability out with its text, and none for text that a stop string cut;
         otherwise with the token.
         """
         self._sampling = sampling
+        self._prompt = prompt if sampling.prompt_logprobs is not None else None
         self._reasoning = reasoning
         self._tools = tools
         self._policy = policy if policy is not None else ToolPolicy(())
@@ -131,6 +168,7 @@ class OutputStage:
     def feed(self, chunk: Chunk) -> OutputDelta:
         """Take the engine's next chunk. After `finish_reason` was given, nothing more may be fed."""
         delta = OutputDelta(cached_tokens=chunk.cached_tokens, error=chunk.error)
+        self._take_extras(chunk, delta)
         pieces: list[str] = []
         last = len(chunk.tokens) - 1
         for position, token in enumerate(chunk.tokens):
@@ -149,6 +187,24 @@ class OutputStage:
         self._release(delta)
         self._parse("".join(pieces), delta)
         return delta
+
+    def _take_extras(self, chunk: Chunk, delta: OutputDelta) -> None:
+        """Prompt log-probabilities (which come with the first token) and hidden states."""
+        extras = chunk.extras or ()
+        if self._prompt is not None and chunk.tokens:
+            start = self._sampling.prompt_logprobs_start
+            known: dict[int, TopEntry] = {}
+            for item in extras:
+                known |= dict(enumerate(item.prompt_logprobs or (), item.prompt_start))
+            for position in range(start, len(self._prompt)):
+                entry = known.get(position)
+                top = () if entry is None else tuple(zip(entry.ids, entry.logprobs, strict=True))
+                logprob = None if entry is None else entry.logprob
+                delta.prompt_logprobs.append(PromptLogprob(self._prompt[position], logprob, top))
+            self._prompt = None
+        states = [np.frombuffer(item.hidden, "<f4").reshape(-1, item.hidden_size) for item in extras if item.hidden]
+        if states:
+            delta.hidden = np.concatenate(states) if len(states) > 1 else states[0]
 
     def _scan(self, piece: str, pieces: list[str], delta: OutputDelta) -> bool:
         """Add the part of `piece` that is safe to show; True if a stop string ended the text."""
