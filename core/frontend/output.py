@@ -93,7 +93,7 @@ class OutputDelta:
     matched_stop: the token id or the string that ended the text. After a string matched, the engine does not know yet:
     the caller closes the engine's iterator.
     prompt_logprobs: of the prompt's tokens from `SamplingParams.prompt_logprobs_start` on, all of them with the first
-    token; empty in every other delta. hidden [n, hidden_size] float32: the final hidden state that each of `token_ids`
+    token; None in every other delta. hidden [n, hidden_size] float32: the final hidden state that each of `token_ids`
     was drawn from, in order; with hidden_states "all", the first delta's begin with those of the other prompt tokens,
     so that all together are as many as prompt and answer have tokens, less one. None where nothing was asked for.
     """
@@ -107,7 +107,7 @@ class OutputDelta:
     matched_stop: int | str | None = None
     cached_tokens: int | None = None
     error: str | None = None
-    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprob] | None = None
     hidden: npt.NDArray[np.float32] | None = None
 
     @property
@@ -194,13 +194,15 @@ class OutputStage:
         if self._prompt is not None and chunk.tokens:
             start = self._sampling.prompt_logprobs_start
             known: dict[int, TopEntry] = {}
+            told: list[PromptLogprob] = []
             for item in extras:
                 known |= dict(enumerate(item.prompt_logprobs or (), item.prompt_start))
             for position in range(start, len(self._prompt)):
                 entry = known.get(position)
                 top = () if entry is None else tuple(zip(entry.ids, entry.logprobs, strict=True))
                 logprob = None if entry is None else entry.logprob
-                delta.prompt_logprobs.append(PromptLogprob(self._prompt[position], logprob, top))
+                told.append(PromptLogprob(self._prompt[position], logprob, top))
+            delta.prompt_logprobs = told
             self._prompt = None
         states = [np.frombuffer(item.hidden, "<f4").reshape(-1, item.hidden_size) for item in extras if item.hidden]
         if states:
