@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.interfaces.model import CausalLM
+from core.interfaces.model import CausalLM, ScoringModel
 from core.interfaces.params import PoolingParams
 from core.interfaces.step import Admission, Int32, Logprobs, RowExtras, StepPlan
 from core.runner.transfer import Transfer
@@ -36,13 +36,14 @@ class StepExtras:
     """A step's extras on their way: `tensors` are on the device; `read` takes them as they are on the host.
 
     logprobs, hidden: (slot, first position, count) of the rows that have some, in the order of the tensors; for
-    log-probabilities with the number of alternatives that the row asked for. pooled: slots of each pooled tensor.
+    log-probabilities with the number of alternatives that the row asked for. pooled: (slot, width) of the rows of each
+    pooled tensor.
     """
 
     tensors: list[torch.Tensor] = field(default_factory=list)
     logprobs: list[tuple[int, int, int, int]] = field(default_factory=list)
     hidden: list[tuple[int, int, int]] = field(default_factory=list)
-    pooled: list[list[int]] = field(default_factory=list)
+    pooled: list[list[tuple[int, int]]] = field(default_factory=list)
 
     def read(self, host: Sequence[torch.Tensor]) -> dict[int, RowExtras]:
         """slot -> what its row gave. host: `tensors`, downloaded."""
@@ -65,9 +66,9 @@ class StepExtras:
                 row = rows.setdefault(slot, RowExtras())
                 row.hidden_start, row.hidden = position, values[at : at + count]
                 at += count
-        for slots in self.pooled:
-            for slot, vector in zip(slots, rest.pop(0).numpy(), strict=True):
-                rows.setdefault(slot, RowExtras()).pooled = vector
+        for entries in self.pooled:
+            for (slot, width), vector in zip(entries, rest.pop(0).numpy(), strict=True):
+                rows.setdefault(slot, RowExtras()).pooled = vector[:width]
         return rows
 
 
@@ -199,6 +200,7 @@ class RowWishes:
         vectors: list[torch.Tensor] = []
         slots: list[int] = []
         heads: list[str] = []
+        tokens: list[tuple[int, ...]] = []
         for mode in ("last", "first", "mean"):
             mine = np.array([at for at, wish in enumerate(wishes) if wish is not None and wish.pooling == mode], int)
             if not len(mine):
@@ -216,7 +218,9 @@ class RowWishes:
                     continue
                 vectors.append(gathered)
             slots += plan.slots[rows[mine[done]]].tolist()
-            heads += [wish.head for at in mine[done].tolist() if (wish := wishes[at]) is not None]
+            finished_wishes = [wish for at in mine[done].tolist() if (wish := wishes[at]) is not None]
+            heads += [wish.head for wish in finished_wishes]
+            tokens += [wish.tokens for wish in finished_wishes]
         if not vectors:
             return
         made = torch.cat(vectors) if len(vectors) > 1 else vectors[0]
@@ -226,9 +230,24 @@ class RowWishes:
                 (index,) = self._transfer.upload(mine)
                 part = made.index_select(0, index)
             if head == "scores":
-                part = model.compute_scores(part.to(hidden.dtype)).float()  # type: ignore[attr-defined]
+                part = cast(ScoringModel, model).compute_scores(part.to(hidden.dtype)).float()
+            elif head == "tokens":
+                part = self._tokens(part.to(hidden.dtype), [tokens[at] for at in mine.tolist()], model)
             found.tensors.append(part)
-            found.pooled.append([slots[at] for at in mine.tolist()])
+            widths = [len(tokens[at]) if head == "tokens" else part.shape[1] for at in mine.tolist()]
+            found.pooled.append(list(zip([slots[at] for at in mine.tolist()], widths, strict=True)))
+
+    def _tokens(self, hidden: torch.Tensor, tokens: list[tuple[int, ...]], model: CausalLM) -> torch.Tensor:
+        """Log-probabilities [N, K] of each row's tokens as the next; K is the largest number asked for."""
+        ids = np.zeros((len(tokens), max(len(own) for own in tokens)), np.int64)
+        for row, own in enumerate(tokens):
+            ids[row, : len(own)] = own
+        (wanted,) = self._transfer.upload(ids)
+        pieces = []
+        for part, target in zip(hidden.split(self._chunk), wanted.split(self._chunk), strict=True):
+            logits = model.compute_logits(part).float()
+            pieces.append(logits.gather(1, target) - logits.logsumexp(-1, keepdim=True))
+        return torch.cat(pieces)
 
     def _gathered(
         self, plan: StepPlan, rows: Int64, first: Int64, offsets: Int64, hidden: torch.Tensor, *, mean: bool

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, EngineError, PluginError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
 from core.interfaces.model import CausalLM
-from core.interfaces.params import SamplingParams
+from core.interfaces.params import PoolingParams, SamplingParams
 from core.interfaces.step import Admission, StepPlan, StepResult, TokenMasks
 from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
@@ -209,9 +209,13 @@ class ModelRunner:
         for what happens once; then the device records steps, if it can. Raises EngineError if that does not work. Call
         it before the first request."""
         tokens = np.zeros(min(_WARM_UP_TOKENS, self.config.context_length), np.int32)
+        # A model that generates nothing may have no head to warm up, and never decodes.
+        generates = self.config.spec.task == "generate"
+        head: Literal["none", "scores"] = "scores" if self.config.spec.task == "classify" else "none"
+        pooling = None if generates else PoolingParams(head=head)
         for params in (SamplingParams(temperature=0.0), SamplingParams(top_k=8, top_p=0.9, logprobs=1)):
-            admission = Admission(0, -1, tokens, len(tokens), params, 0)
-            for step in range(2):
+            admission = Admission(0, -1, tokens, len(tokens), params, 0, pooling=pooling)
+            for step in range(2 if generates else 1):
                 plan = StepPlan(
                     step=-1,
                     slots=np.zeros(1, np.int32),
