@@ -51,7 +51,7 @@ def make(folder: Path, overlap: bool, **settings: Any) -> OfflineEngine:
     """overlap: the device runs no steps by itself, so a thread does, as for plugins that can."""
     given = {
         "model": str(folder), "device": "cpu", "dtype": "float32", "page_size": 4, "max_running_requests": 8,
-        "log_interval_s": 0, "chunked_prefill_size": 16, "hooks": ("none",), **settings,
+        "log_interval_s": 0, "chunked_prefill_size": 16, "hooks": ("none",), "pooling": "last", **settings,
     }  # fmt: skip
     resolved = load_settings(given, origin="argument").settings
     resolution = replace(resolve(resolved, Catalog.scan()), overlap=overlap)
