@@ -79,7 +79,7 @@ class ModelRunner:
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
-        from core.runner.weights_rules import RuleTable
+        from core.runner.weights_rules import HEADS, RuleTable, without_head
 
         config = self.config
         rules = config.arch.weights(config.spec)
@@ -97,6 +97,8 @@ class ModelRunner:
         )
         model: Any = config.arch.build(config.spec, ctx)
         report = None
+        if config.spec.task == "embed" and all(getattr(model, name, None) is None for name in HEADS):
+            rules = without_head(rules)
         if config.load_format == "dummy" or config.checkpoint is None:
             dummy_weights(model, config.seed)
         else:
