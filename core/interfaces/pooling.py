@@ -36,7 +36,10 @@ class PoolingPlan:
 
     def refusal(self, wanted: str) -> RequestError:
         """The error of a request that wants what this model does not do. wanted: e.g. "text", "vectors"."""
-        ways = {"vectors": "start it with --task embed, or with --pooling last or mean"}
+        ways = {
+            "vectors": "start it with --task embed, or with --pooling last or mean",
+            "scores of pairs": "start it with --task score, if it is made to judge by yes or no, or with --task embed",
+        }
         return RequestError(
             f"this server's model gives no {wanted}: its task is {self.shown_task!r}",
             param="model",
@@ -60,5 +63,5 @@ class PoolingPlan:
                     f"tokens is {list(pooling.tokens)}; it must hold token ids below the vocabulary size {vocab_size}",
                     param="label_token_ids",
                 )
-        elif self.pooling is None:
+        elif self.pooling is None or self.task == "classify":
             raise self.refusal("vectors")

@@ -19,7 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.interfaces.errors import CoreError
 from core.server import (
     chat,
+    classify,
     completions,
+    embeddings,
+    encode,
     errors,
     generate,
     health,
@@ -27,6 +30,8 @@ from core.server import (
     metrics_route,
     models,
     page_route,
+    rerank,
+    score,
     tokenize,
 )
 from core.server.auth import ApiKey
@@ -43,7 +48,11 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastA
     routers: of plugins. Raises PluginClash or PluginLoadError if one does not fit beside the others.
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
-    for family in (chat, completions, generate, tokenize, models, health, metrics_route, info):
+    families = (
+        chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
+        metrics_route, info,
+    )  # fmt: skip
+    for family in families:
         app.include_router(family.routes(ctx))
     if ctx.settings.chat_page:
         app.include_router(page_route.routes())
