@@ -47,6 +47,24 @@ class ModelSettings(Section):
     )
     quantization: str | None = Field(None, description="Quantization plugin. Default: what the checkpoint states.")
     load_threads: int = Field(4, ge=1, le=64, description="Threads that read weight files.")
+    task: Literal["auto", "generate", "embed", "classify", "score"] = Field(
+        "auto",
+        description="What the model does. embed: vectors alone, built without a language-model head. score: it ranks "
+        "documents, by its head or, if it generates, by answering yes or no. auto: what architecture and checkpoint "
+        "are for.",
+    )
+    is_embedding: bool = Field(False, description="Same as --task embed.")
+    pooling: Literal["auto", "last", "mean", "first", "cls"] = Field(
+        "auto",
+        description="Which hidden states make a text's vector; cls is first. With a model that generates: it gives "
+        "vectors too. auto: what the checkpoint states, else the architecture.",
+    )
+    normalize: Literal["auto", "on", "off"] = Field(
+        "auto", description="Scale vectors to length 1. auto: what the checkpoint states, else on."
+    )
+    matryoshka: bool = Field(
+        False, description="Let clients cut vectors to any `dimensions`, though the checkpoint does not say they may."
+    )
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code shipped with the checkpoint.")
     tool_call_parser: str | None = Field(
         None, description="Tool-call parser plugin; `none` is off. Default: the model's wish."

@@ -17,8 +17,11 @@ from core.interfaces.errors import CoreError
 from core.server import (
     admin,
     chat,
+    classify,
     cloud,
     completions,
+    embeddings,
+    encode,
     errors,
     families,
     generate,
@@ -28,6 +31,8 @@ from core.server import (
     metrics_route,
     models,
     page_route,
+    rerank,
+    score,
     tokenize,
 )
 from core.server.admin_access import AdminAccess
@@ -54,7 +59,11 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
-    for family in (chat, completions, generate, tokenize, models, health, metrics_route, info, loads):
+    families_of_core = (
+        chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
+        metrics_route, info, loads,
+    )  # fmt: skip
+    for family in families_of_core:
         app.include_router(family.routes(ctx))
     for protocol in (responses, anthropic, ollama, cloud):
         app.include_router(protocol.routes(ctx))

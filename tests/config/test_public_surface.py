@@ -16,6 +16,11 @@ model.context_length --context-length --max-model-len CORE_CONTEXT_LENGTH intege
 model.model_plugin --model-plugin CORE_MODEL_PLUGIN text None
 model.quantization --quantization CORE_QUANTIZATION text None
 model.load_threads --load-threads CORE_LOAD_THREADS integer 4
+model.task --task CORE_TASK text 'auto'
+model.is_embedding --is-embedding CORE_IS_EMBEDDING boolean False
+model.pooling --pooling CORE_POOLING text 'auto'
+model.normalize --normalize CORE_NORMALIZE text 'auto'
+model.matryoshka --matryoshka CORE_MATRYOSHKA boolean False
 model.trust_remote_code --trust-remote-code CORE_TRUST_REMOTE_CODE boolean False
 model.tool_call_parser --tool-call-parser CORE_TOOL_CALL_PARSER text None
 model.reasoning_parser --reasoning-parser CORE_REASONING_PARSER text None
