@@ -21,6 +21,7 @@ from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
 from core.registry.catalog import Catalog
@@ -113,7 +114,7 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
         scheduler,
         executor,
         hello,
-        lambda message: to_request(message, eos, vocab_size),
+        lambda message: to_request(message, eos, vocab_size, resolution.pooling),
         max_slots=settings.scheduler.max_running_requests,
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
@@ -138,8 +139,12 @@ def _silent(phase: str, fraction: float) -> None:
     return None
 
 
-def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int) -> Request:
-    """The scheduler's request. Raises RequestError for token ids outside the vocabulary."""
+def to_request(
+    message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int, plan: PoolingPlan | None = None
+) -> Request:
+    """The scheduler's request. Raises RequestError for token ids outside the vocabulary, and for what the model was not
+    built for. plan: what it was; None is text alone."""
+    (plan or PoolingPlan()).check(message.pooling, vocab_size)
     tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
     if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
         raise RequestError(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from core.interfaces.errors import CheckpointError, ConfigError, CoreError
 from core.interfaces.hardware import HardwareBackend
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
@@ -41,6 +42,7 @@ from core.registry.select_others import (
     choose_quant,
     choose_schedule_policy,
 )
+from core.registry.select_task import choose_task
 
 if TYPE_CHECKING:
     from core.config.sections import Settings
@@ -75,6 +77,8 @@ class _Draft:
     model: Choice = field(init=False)
     spec: ModelSpec = field(init=False)
     defaults: ModelDefaults = field(init=False)
+    pooling: PoolingPlan = field(init=False)
+    task_decisions: tuple[Decision, ...] = field(init=False)
     quant: Choice = field(init=False)
     dtype: Decision = field(init=False)
     context: Decision = field(init=False)
@@ -154,6 +158,13 @@ def _model(draft: _Draft) -> Made:
         model, "state its defaults", model.target.defaults, draft.spec, draft.hardware.name
     )  # fmt: skip
     return (model,)
+
+
+def _task(draft: _Draft) -> Made:
+    draft.pooling, decisions = choose_task(draft.settings.model, draft.spec, draft.config, draft.found.folder)
+    draft.spec = replace(draft.spec, task=draft.pooling.task)
+    draft.task_decisions = decisions
+    return decisions
 
 
 def _quant(draft: _Draft) -> Made:
@@ -253,6 +264,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("checkpoint", _checkpoint),
     ("hardware", _hardware),
     ("model", _model),
+    ("task", _task),
     ("quantization", _quant),
     ("sizes", _sizes),
     ("attention", _attention),
@@ -293,7 +305,8 @@ def _finish(draft: _Draft) -> Resolution:
         context_length=int(draft.context.value),
         chunk_tokens=int(draft.chunk.value),
         overlap=draft.overlap.value == "on",
-        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap),
+        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap, *draft.task_decisions),
+        pooling=draft.pooling,
         ops_rejected=tuple(draft.ops_rejected),
         hooks_rejected=tuple(draft.hooks_rejected),
         tensor_parallel_size=draft.settings.engine.tensor_parallel_size,

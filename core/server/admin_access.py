@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -26,6 +27,7 @@ from core.server.replies import json_reply
 
 # Set in the scope of a request that needs no user's key any more.
 ADMITTED = "core.admin"
+log = logging.getLogger("core.server")
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
@@ -48,6 +50,8 @@ class AdminAccess:
                 field="server.admin_api_key",
                 hint="choose two keys; without --admin-api-key the admin routes answer this machine only",
             )
+        if settings.admin_routes == "on" and not (settings.admin_api_key or settings.api_key):
+            log.warning("the admin routes are open to everybody who reaches this port; set --admin-api-key")
         return {"paths": paths, "key": settings.admin_api_key, "anywhere": settings.admin_routes == "on"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

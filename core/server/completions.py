@@ -59,7 +59,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: CompletionFie
         prompts,
         [asked.sampling] * len(prompts),
         param="prompt",
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.salt,
         timeout_s=body.timeout,
         ids=client_ids(body, len(prompts)),
@@ -134,8 +134,9 @@ class _Reply:
         self._prompts = prompts
         self._echo = [self._shown(prompt) if body.echo else "" for prompt in prompts]
         ids = client_ids(body, len(prompts))
+        own = [reply_id(given=name) for name in ids]
         self._envelope = {
-            "id": reply_id(given=ids[0]) if len(ids) == 1 else reply_id("cmpl-"),
+            "id": own[0] if len(own) == 1 else reply_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
             "model": service.name,

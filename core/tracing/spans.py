@@ -63,7 +63,7 @@ class Tracer:
         self._model = model
         self._extract = propagate.extract
         self._trace = trace
-        self._provider: TracerProvider = TracerProvider(resource=_resource(service_name))
+        self._provider: TracerProvider = TracerProvider(resource=_resource(service_name), shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("core", version("core"))
 
