@@ -122,7 +122,7 @@ class LLM:
             resolution.parser_factory(resolution.reasoning_parser),
         )
         with LoadingBar() as progress:
-            engine = build_engine(settings, resolution, progress)
+            engine = build_engine(settings, resolution, progress, tokenizer=renderer.tokenizer)
         self._engine = OfflineEngine(engine, settings.engine.random_seed)
         self._prepare(renderer)
 

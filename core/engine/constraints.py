@@ -76,8 +76,10 @@ class Constraints:
     def admits(self, request: AddRequest) -> bool:
         """Whether the request can run now; if not, it comes with `ready`. Raises RequestError, Overloaded."""
         params = request.sampling.grammar
-        if params is None:
+        if params is None or request.id in self._texts:  # an id that is in use is the scheduler's to refuse
             return True
+        if request.id in self._waiting:
+            raise RequestError(f"request id {request.id} is in use", param="id", hint="use another id")
         if self._pool is None:
             raise RequestError(
                 f"{params.param or params.kind} needs a grammar backend, and this server has none",
@@ -93,9 +95,14 @@ class Constraints:
         self._open(request, grammar)
         return True
 
+    @property
+    def waiting(self) -> list[AddRequest]:
+        """Requests that wait for their grammar."""
+        return list(self._waiting.values())
+
     def ready(self) -> list[tuple[AddRequest, CoreError | None]]:
         """Requests that waited and whose grammars are there, or why there is none."""
-        if self._pool is None or not self._waiting:
+        if self._pool is None:
             return []
         told: list[tuple[AddRequest, CoreError | None]] = []
         for request_id, result in self._pool.take():

@@ -127,9 +127,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(
-            self._inbox or self._in_flight or self._constraints.num_waiting or self._scheduler.has_work
-        )
+        return bool(self._inbox or self._in_flight or self._constraints.num_waiting or self._scheduler.has_work)
 
     @property
     def busy(self) -> bool:
@@ -159,7 +157,7 @@ class Engine:
     def tell_stopping(self, reason: str, *, failed: bool) -> None:
         """Tell hooks that this engine ends, once."""
         if self._listeners is not None:
-            waiting = [item for item in self._inbox if isinstance(item, AddRequest)]
+            waiting = [item for item in self._inbox if isinstance(item, AddRequest)] + self._constraints.waiting
             self._listeners.stopping(reason, waiting, self._clock(), failed=failed)
 
     def close(self) -> None:
@@ -233,7 +231,8 @@ class Engine:
                 raise problem
             self._scheduler.add(self._to_request(item))
         except Exception as error:  # whatever a request brings must not stop the others
-            self._constraints.drop(item.id)
+            if item.id not in self._live:
+                self._constraints.drop(item.id)
             failures.append((item.id, *describe(error)))
             if self._listeners is not None:
                 self._listeners.refused(item, "error", failures[-1][1])

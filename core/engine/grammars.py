@@ -44,9 +44,7 @@ class Backends:
     vocabularies: reads them; slow. make: the backend of a vocabulary; slow.
     """
 
-    def __init__(
-        self, vocabularies: Callable[[], Vocabularies], make: Callable[[Vocabulary], GrammarBackend]
-    ) -> None:
+    def __init__(self, vocabularies: Callable[[], Vocabularies], make: Callable[[Vocabulary], GrammarBackend]) -> None:
         self._read = vocabularies
         self._make = make
         self._lock = threading.Lock()
