@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from core.frontend.tokenizer import Tokenizer
 from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
 from core.interfaces.params import SamplingParams
@@ -56,6 +59,15 @@ class TokenLogprob:
     text_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """One prompt token's log-probability given those before it; None for the very first. top: as in TokenLogprob."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(slots=True)
 class OutputDelta:
     """What a chunk turned into.
@@ -64,6 +76,8 @@ class OutputDelta:
     finish_reason: None while running, else "stop" | "length" | "tool_calls" | "abort" | "error".
     matched_stop: the token id or the string that ended the text. After a string matched, the engine does not know yet:
     the caller closes the engine's iterator.
+    prompt_logprobs: of the prompt, with the first delta, where asked for. hidden [n, hidden_size]: final hidden states,
+    where asked for.
     """
 
     text: str = ""
@@ -75,6 +89,8 @@ class OutputDelta:
     matched_stop: int | str | None = None
     cached_tokens: int | None = None
     error: str | None = None
+    prompt_logprobs: list[PromptLogprob] | None = None
+    hidden: npt.NDArray[np.float32] | None = None
 
     @property
     def empty(self) -> bool:
