@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
 
+from core.frontend.structured import schemas_of
 from core.interfaces.errors import CoreError, EngineError, RequestError
 from core.interfaces.grammar import CompiledGrammar, GrammarBackend, GrammarSource
 from core.interfaces.params import GrammarParams
@@ -47,28 +46,6 @@ def check_depth(params: GrammarParams) -> None:
         depth = depth + 1 if found[0] in "[({" else max(0, depth - 1)
         if depth > MAX_DEPTH:
             raise RequestError(f"brackets are nested more than {MAX_DEPTH} deep", hint="use a flatter grammar")
-
-
-def schemas_of(node: Any) -> Iterator[Any]:
-    """JSON schemas in a structure, each that differs from those before it, in the order of a walk."""
-    seen: set[str] = set()
-    for schema in _walk(node):
-        text = json.dumps(schema, sort_keys=True)
-        if text not in seen:
-            seen.add(text)
-            yield schema
-
-
-def _walk(node: Any) -> Iterator[Any]:
-    if isinstance(node, list):
-        for item in node:
-            yield from _walk(item)
-    elif isinstance(node, dict):
-        if node.get("type") == "json_schema" and "json_schema" in node:
-            yield node["json_schema"]
-            return
-        for value in node.values():
-            yield from _walk(value)
 
 
 def _blamed(backend: GrammarBackend, params: GrammarParams, error: RequestError) -> RequestError:
