@@ -149,9 +149,20 @@ class ServerSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
     max_n: int = Field(16, ge=1, description="Most samples (`n`) a request may ask for.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body.")
+    unknown_fields: Literal["warn", "refuse"] = Field(
+        "warn", description="Request fields that no route knows: answer and name them in a header, or answer 400."
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, seconds for running requests to finish.")
     cors_allow_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
     chat_page: bool = Field(True, description="Serve the chat page at /.")
+    response_store: int = Field(
+        0, ge=0,
+        description="Most answers of /v1/responses kept in memory, for `previous_response_id`, `background` and GET; "
+        "0 keeps none.",
+    )  # fmt: skip
+    response_store_bytes: int = Field(
+        64 << 20, ge=1024, description="Most bytes of kept answers with their conversations; the oldest go first."
+    )
     routes: tuple[str, ...] = Field((), description="Route plugins whose routes are served too.")
 
 

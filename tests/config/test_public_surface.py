@@ -53,9 +53,12 @@ server.api_key --api-key CORE_API_KEY text None
 server.log_level --log-level CORE_LOG_LEVEL text 'info'
 server.max_n --max-n CORE_MAX_N integer 16
 server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
+server.unknown_fields --unknown-fields CORE_UNKNOWN_FIELDS text 'warn'
 server.drain_timeout_s --drain-timeout-s CORE_DRAIN_TIMEOUT_S number 30.0
 server.cors_allow_origins --cors-allow-origins CORE_CORS_ALLOW_ORIGINS list ()
 server.chat_page --chat-page CORE_CHAT_PAGE boolean True
+server.response_store --response-store CORE_RESPONSE_STORE integer 0
+server.response_store_bytes --response-store-bytes CORE_RESPONSE_STORE_BYTES integer 67108864
 server.routes --routes CORE_ROUTES list ()
 """  # noqa: E501
 

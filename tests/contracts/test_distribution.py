@@ -44,6 +44,46 @@ class TestCpuNative(DistributionContract):
     package = "plugin_cpu_native"
 
 
+class TestParserGlm(DistributionContract):
+    package = "plugin_parser_glm"
+
+
+class TestParserKimiThinking(DistributionContract):
+    package = "plugin_parser_kimi_thinking"
+
+
+class TestParserMimo(DistributionContract):
+    package = "plugin_parser_mimo"
+
+
+class TestParserMinimax(DistributionContract):
+    package = "plugin_parser_minimax"
+
+
+class TestParserMistralThinking(DistributionContract):
+    package = "plugin_parser_mistral_thinking"
+
+
+class TestParserNemotron(DistributionContract):
+    package = "plugin_parser_nemotron"
+
+
+class TestParserPythonic(DistributionContract):
+    package = "plugin_parser_pythonic"
+
+
+class TestParserQwen3(DistributionContract):
+    package = "plugin_parser_qwen3"
+
+
+class TestParserQwen3Coder(DistributionContract):
+    package = "plugin_parser_qwen3_coder"
+
+
+class TestParserStep3(DistributionContract):
+    package = "plugin_parser_step3"
+
+
 ROOT = Path(__file__).parents[2]
 MANIFEST = """schema = 1
 [[plugin]]

@@ -39,8 +39,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="session")
 def launch(tokenizer: Tokenizer) -> Launch:
     @contextmanager
-    def run(*, parsers: bool = True, defaults: dict[str, Any] | None = None, **settings: Any) -> Iterator[Running]:
-        engine = FakeEngine(says(tokenizer, "Hello, world 🙂!"))
+    def run(
+        *, parsers: bool = True, defaults: dict[str, Any] | None = None, context_length: int = 256, **settings: Any
+    ) -> Iterator[Running]:
+        engine = FakeEngine(says(tokenizer, "Hello, world 🙂!"), context_length=context_length)
         ctx = ServerContext(ServerSettings(**settings), ServerMetrics("tiny"), engine=engine, phase=Phase.READY)
         renderer = ChatRenderer(tokenizer, CallParser() if parsers else None, ThinkParser() if parsers else None)
         ctx.service = ModelService(
@@ -65,4 +67,18 @@ def launch(tokenizer: Tokenizer) -> Launch:
 @pytest.fixture
 def server(launch: Launch) -> Iterator[Running]:
     with launch() as running:
+        yield running
+
+
+@pytest.fixture
+def roomy_server(launch: Launch) -> Iterator[Running]:
+    """With a context for tools and several turns."""
+    with launch(context_length=2048) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def refusing_server(launch: Launch) -> Iterator[Running]:
+    """For requests that are refused: nothing of them may be left, so they share it."""
+    with launch(context_length=2048) as running:
         yield running
