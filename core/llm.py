@@ -182,12 +182,15 @@ class LLM:
         sampling_params: Sampling | Sequence[Sampling] | None = None,
         *,
         tools: Sequence[Tool] = (),
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         progress: bool = False,
         on_delta: OnDelta | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation or several; the rest as in `generate`, without a limit of tokens by default."""
+        """Answer one conversation or several; the rest as in `generate`, without a limit of tokens by default.
+        tool_choice, parallel_tool_calls: as over HTTP."""
         one = not messages or isinstance(messages[0], Mapping)
         chats: list[Any] = [messages] if one else list(messages)
         made = [
@@ -195,6 +198,8 @@ class LLM:
                 ChatRequest(
                     chat,
                     tools=tuple(tools),
+                    tool_choice=tool_choice,
+                    parallel_tool_calls=parallel_tool_calls,
                     continue_final_message=continue_final_message,
                     template_variables=chat_template_kwargs or {},
                 )
@@ -249,8 +254,10 @@ class LLM:
         outputs: list[RequestOutput] = []
         owners: list[RequestOutput] = []
         completions: list[Completion] = []
+        has_backend = self._engine.engine.hello.effective.get("grammar_backend", "none") != "none"
         for index, (prompt, wanted) in enumerate(zip(prompts, sampling, strict=True)):
             self._rules.check_length(len(prompt.token_ids), wanted, f"prompts[{index}]")
+            wanted = prompt.constrained(wanted, has_backend)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             output = RequestOutput(prompt.text, prompt.token_ids, [])
             outputs.append(output)

@@ -25,11 +25,12 @@ NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "addition
 @dataclass(frozen=True, slots=True)
 class AskedChoice:
     """What tool_choice came to. offered: tools that the prompt shows. callable: (index in the request, tool) of those
-    that may be called."""
+    that may be called. single: one call and no more, because a function was named."""
 
     mode: Literal["none", "auto", "required"]
     offered: tuple[Tool, ...]
     callable: tuple[tuple[int, Tool], ...]
+    single: bool = False
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -39,11 +40,10 @@ class AskedChoice:
 
 @dataclass(frozen=True, slots=True)
 class Forced:
-    """grammar: what the answer must fit, None for any text. parser: reads its calls. optional: an answer without the
-    grammar is an answer too, only less certain."""
+    """grammar: what the answer must fit, None for any text. optional: an answer without the grammar is an answer too,
+    only less certain."""
 
     grammar: GrammarParams | None
-    parser: ToolParser | None
     optional: bool = False
 
 
@@ -60,7 +60,7 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> AskedChoice:
     if kind == "function":
         named = choice.get("function")
         name = named.get("name") if isinstance(named, Mapping) else choice.get("name")
-        return _required(tools, _found([name], tools, "tool_choice.function.name"))
+        return replace(_required(tools, _found([name], tools, "tool_choice.function.name")), single=True)
     if kind == "allowed_tools":
         inner = choice.get("allowed_tools", choice)
         listed = inner.get("tools") if isinstance(inner, Mapping) else None
@@ -81,11 +81,16 @@ def read_choice(choice: Any, tools: Sequence[Tool]) -> AskedChoice:
     )
 
 
-def force(
-    choice: AskedChoice, parallel: bool, parser: ToolParser | None, grammar: GrammarParams | None
-) -> Forced:
-    """Put tool_choice and what the text must fit otherwise together. Raises RequestError for what excludes each
-    other. With tools that are only offered, an answer is either a text that fits `grammar`, or calls."""
+def reader(choice: AskedChoice, parallel: bool, parser: ToolParser | None) -> ToolParser | None:
+    """What reads the calls of an answer."""
+    if choice.mode != "required" or _forcing(parser, choice, parallel) is not None:
+        return parser
+    return JsonCalls()
+
+
+def force(choice: AskedChoice, parallel: bool, parser: ToolParser | None, grammar: GrammarParams | None) -> Forced:
+    """Put tool_choice and what the text must fit otherwise together. parser: `reader`'s. Raises RequestError for what
+    excludes each other. With tools that are only offered, an answer is either a text that fits `grammar`, or calls."""
     tools = choice.tools
     if choice.mode == "required":
         if grammar is not None:
@@ -95,13 +100,11 @@ def force(
                 hint='leave one out, or use tool_choice "auto"',
             )
         structure = _structure(parser, tools, ToolChoice("required", parallel))
-        if structure is None:
-            return Forced(_grammar(plain_structure(tools, parallel), choice), JsonCalls())
-        return Forced(_grammar(structure, choice), parser)
+        return Forced(_grammar(structure, choice))
     if not tools or parser is None:
-        return Forced(grammar, parser)
+        return Forced(grammar)
     if grammar is not None:
-        structure = _structure(parser, tools, ToolChoice("required", parallel))
+        structure = _forcing(parser, choice, parallel)
         if structure is None:
             raise RequestError(
                 f"{grammar.param} and tools cannot be given together with this model's tool-call parser",
@@ -109,14 +112,13 @@ def force(
                 hint='use tool_choice "none" or "required", or leave one of them out',
             )
         either = {"type": "or", "elements": [as_structure(grammar), structure]}
-        made = _grammar(either, choice, grammar)
-        return Forced(made, parser)
+        return Forced(_grammar(either, choice, grammar))
     if any(tool["function"].get("strict") is True for tool in tools):
         loose = tuple(tool if tool["function"].get("strict") is True else _loose(tool) for tool in tools)
         structure = _structure(parser, loose, ToolChoice("auto", parallel))
         if structure is not None:
-            return Forced(_grammar(structure, choice), parser, optional=True)
-    return Forced(None, parser)
+            return Forced(_grammar(structure, choice), optional=True)
+    return Forced(None)
 
 
 def plain_structure(tools: Sequence[Tool], parallel: bool) -> Structure:
@@ -145,6 +147,10 @@ class JsonCalls(ToolParser):
     def stream(self, tools: Sequence[Tool]) -> ParserStream:
         """See the interface."""
         return _JsonCallsStream()
+
+    def structure(self, tools: Sequence[Tool], choice: ToolChoice) -> Structure | None:
+        """See the interface."""
+        return plain_structure(tools, choice.parallel) if choice.mode == "required" else None
 
 
 _HEAD = re.compile(r'\s*[\[,]?\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)', re.DOTALL)
@@ -223,6 +229,10 @@ class _JsonCallsStream(ParserStream):
                 if self._depth <= 0:
                     return at
         return None
+
+
+def _forcing(parser: ToolParser | None, choice: AskedChoice, parallel: bool) -> Structure | None:
+    return _structure(parser, choice.tools, ToolChoice("required", parallel and not choice.single))
 
 
 def _structure(parser: ToolParser | None, tools: Sequence[Tool], choice: ToolChoice) -> Structure | None:

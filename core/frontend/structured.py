@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from core.interfaces.errors import RequestError
-from core.interfaces.params import GrammarParams
+from core.interfaces.params import GrammarParams, SamplingParams
 
 # Field -> kind of grammar. Of those without one the value says it.
 FIELDS: Mapping[str, str] = {
@@ -51,6 +53,12 @@ def asked_grammar(given: Mapping[str, Any]) -> GrammarParams | None:
         first, second = asked[0][0], asked[1][0]
         raise RequestError(f"{first} and {second} cannot be given together", param=second, hint="leave one of them out")
     return asked[0][1] if asked else None
+
+
+def with_grammar(sampling: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
+    """`sampling`, with the grammar that `given` asks for. Raises RequestError."""
+    grammar = asked_grammar(given)
+    return sampling if grammar is None else msgspec.structs.replace(sampling, grammar=grammar)
 
 
 def structure_grammar(structure: Any, param: str, named: Sequence[Named] = ()) -> GrammarParams:

@@ -102,9 +102,11 @@ class ModelService:
         own, one per prompt, for cancelling. Raises RequestError if one does not fit the context.
         """
         rules, namespace = self.rules, Namespace(salt=salt)
+        has_backend = self.hello.effective.get("grammar_backend", "none") != "none"
         requests, stages = [], []
         for prompt, wanted in zip(prompts, sampling, strict=True):
             rules.check_length(len(prompt.token_ids), wanted, param)
+            wanted = prompt.constrained(wanted, has_backend)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             for single, seed in samples(wanted):
                 requests.append(EngineRequest(tokens, single, namespace, priority, seed, timeout_s=timeout_s))
