@@ -77,6 +77,7 @@ class TestWhole:
             "tensor_parallel_size": "1",
             "tool_call_parser": "none",
             "reasoning_parser": "none",
+            "grammar_backend": "none",
             "hooks": "none",
             "routes": "none",
         }
