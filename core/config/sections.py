@@ -135,6 +135,9 @@ class EngineSettings(Section):
     logit_processors: tuple[str, ...] = Field(
         (), description="Logit processor plugins that requests may name.", json_schema_extra=_aka("logits-processors")
     )
+    device_core_dumps: str | None = Field(
+        None, description="Folder for core dumps of the device, where it can write them. Default: none."
+    )
     disable_plugins: tuple[str, ...] = Field(
         (), description="Plugins never to load: names, `distribution:name`, `kind/name` or whole distributions."
     )
@@ -146,7 +149,32 @@ class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(30000, ge=0, le=65535, description="Port; 0 picks a free one.")
     api_key: str | None = Field(None, description="Bearer token that /v1 and native routes require.")
+    admin_api_key: str | None = Field(None, description="Bearer token of the admin routes, apart from users' keys.")
+    admin_routes: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="auto: with the admin key, or without one from this machine only. on: without an admin key from "
+        "anywhere, with a user's key. off: there are none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines as text or JSON.", json_schema_extra=_aka("log-requests-format")
+    )
+    log_requests: bool = Field(
+        False, description="Log every request at its start and end.", json_schema_extra=_aka("enable-log-requests")
+    )
+    log_requests_level: int = Field(
+        0, ge=0, le=3, description="What of a request: 0 facts, 1 parameters, 2 texts cut at 2048 bytes, 3 whole texts."
+    )
+    metrics_aliases: Literal["none", "sglang", "vllm", "both"] = Field(
+        "none", description="Expose the metrics under these servers' names too."
+    )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="OTLP/HTTP collector of OpenTelemetry traces, or `env`: the one in OTEL_EXPORTER_OTLP_*. "
+        "Default: no traces.",
+    )
+    otlp_service_name: str = Field("core", description="Service name in traces; OTEL_SERVICE_NAME wins.")
+    profile_dir: str | None = Field(None, description="Folder for traces of /start_profile. Default: no profiles.")
     max_n: int = Field(16, ge=1, description="Most samples (`n`) a request may ask for.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body.")
     unknown_fields: Literal["warn", "refuse"] = Field(

@@ -70,6 +70,9 @@ class Engine:
     max_slots: size of the scheduler's request table.
     listeners: hooks about requests and steps; None where nobody listens.
     grammars: compiles what texts must fit; None where there is no grammar backend.
+
+    paused: while True nothing is launched. Steps in flight complete, requests are taken into the queue and can be
+    cancelled; those that run keep what they hold.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Engine:
         grammars: GrammarPool | None = None,
     ) -> None:
         self.hello = hello
+        self.paused = False
         self._scheduler = scheduler
         self._executor = executor
         self._to_request = to_request
@@ -185,7 +189,7 @@ class Engine:
 
     def _turn(self) -> list[StepOutputs] | None:
         outputs = self._admit()
-        launched = self._launch()
+        launched = not self.paused and self._launch()
         if launched and self._in_flight[-1].plan.masked:
             outputs += self._sample()
         if self._in_flight and (len(self._in_flight) > self._depth or not launched):

@@ -99,7 +99,7 @@ def force(choice: AskedChoice, parallel: bool, parser: ToolParser | None, gramma
                 param=grammar.param or "tool_choice",
                 hint='leave one out, or use tool_choice "auto"',
             )
-        structure = _structure(parser, tools, ToolChoice("required", parallel))
+        structure = _forcing(parser, choice, parallel)
         return Forced(_grammar(structure, choice))
     if not tools or parser is None:
         return Forced(grammar)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -34,6 +33,7 @@ from core.server.openapi import described
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import ChatBody, ChatFields
 from core.server.usage import UsagePolicy, begun, chat_logprobs, drained, usage_object
+from core.tracing.record import reply_id
 
 Deltas = AsyncGenerator[tuple[int, OutputDelta]]
 
@@ -107,8 +107,9 @@ class _Reply:
         self._prompt = prompt
         self._num_top = body.top_logprobs or 0
         self._logprobs = bool(body.logprobs)
+        ids = client_ids(body, 1)
         self._envelope = {
-            "id": next(iter(client_ids(body, 1)), "") or f"chatcmpl-{uuid.uuid4().hex}",
+            "id": reply_id("" if ids else "chatcmpl-", next(iter(ids), None)),
             "object": "chat.completion",
             "created": int(time.time()),
             "model": service.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +36,7 @@ from core.server.prompts import as_list, make_prompts
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import CompletionBody, CompletionFields
 from core.server.usage import UsagePolicy, begun, drained, legacy_logprobs, usage_object
+from core.tracing.record import reply_id
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -136,8 +136,9 @@ class _Reply:
         self._prompts = prompts
         self._echo = [self._shown(prompt) if body.echo else "" for prompt in prompts]
         ids = client_ids(body, len(prompts))
+        own = [reply_id(given=name) for name in ids]
         self._envelope = {
-            "id": ids[0] if len(ids) == 1 else f"cmpl-{uuid.uuid4().hex}",
+            "id": own[0] if len(own) == 1 else reply_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
             "model": service.name,

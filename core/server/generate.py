@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from core.server.prompts import make_prompts
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import GenerateBody
 from core.server.usage import begun
+from core.tracing.record import reply_id
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -110,7 +110,7 @@ def _results(
     n = sampling[0].n
     ids = client_ids(body, len(prompts))
     return [
-        _Result(service, body, prompt, ids[at] if ids else uuid.uuid4().hex)
+        _Result(service, body, prompt, reply_id(given=ids[at] if ids else None))
         for at, prompt in enumerate(prompts)
         for _ in range(n)
     ]
