@@ -157,6 +157,18 @@ class EngineSettings(Section):
         ("auto",), description="Hook plugins that listen. auto: all installed ones that work; none: no listener."
     )
     log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
+    grammar_backend: str = Field(
+        "auto",
+        description="Grammar plugin for structured output. auto: the first installed one that works; none: off.",
+        json_schema_extra=_aka("guided-decoding-backend", "structured-outputs-backend"),
+    )
+    grammar_timeout_s: float = Field(10.0, gt=0, description="Seconds that compiling one grammar may take.")
+    grammar_cache_bytes: int = Field(64 << 20, ge=0, description="Most memory of compiled grammars that are kept.")
+    max_grammar_bytes: int = Field(256 << 10, ge=1, description="Largest grammar or JSON schema of a request.")
+    grammar_threads: int = Field(2, ge=1, le=64, description="Threads that compile grammars.")
+    logit_processors: tuple[str, ...] = Field(
+        (), description="Logit processor plugins that requests may name.", json_schema_extra=_aka("logits-processors")
+    )
     device_core_dumps: str | None = Field(
         None, description="Folder for core dumps of the device, where it can write them. Default: none."
     )

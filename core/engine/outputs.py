@@ -67,11 +67,13 @@ class OutputBuilder:
     """What has to be known of live requests to say what a step gave them.
 
     failed: request id -> error, of requests that a failed step took down; their finish becomes "error".
+    stopped: requests that were cancelled because their texts are complete; their finish becomes "stop".
     queue_s: request id -> seconds it waited, of requests that have not given a token yet.
     """
 
     def __init__(self) -> None:
         self.failed: dict[int, tuple[str, ErrorInfo]] = {}
+        self.stopped: set[int] = set()
         self.queue_s: dict[int, float] = {}
         self._num_logprobs: dict[int, int] = {}
         self._gathered: dict[int, _Gathered] = {}
@@ -106,6 +108,11 @@ class OutputBuilder:
                 if known is not None:
                     finish[index] = ERROR
                     errors[index], info[index] = known
+        if self.stopped:
+            finish = finish.copy()
+            for index in np.flatnonzero(finish == ABORT):
+                if int(events.ids[index]) in self.stopped:
+                    finish[index] = STOP
         extras: dict[int, Extras] = {}
         if self._gathered:
             finish, tokens, extras = self._extras(events, finish, tokens)
@@ -145,6 +152,7 @@ class OutputBuilder:
         if events.finish.any():
             for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
                 self.failed.pop(request_id, None)
+                self.stopped.discard(request_id)
                 self.queue_s.pop(request_id, None)
                 self._num_logprobs.pop(request_id, None)
                 self._gathered.pop(request_id, None)
@@ -152,7 +160,7 @@ class OutputBuilder:
     @property
     def empty(self) -> bool:
         """Whether nothing of any request is left."""
-        return not (self.failed or self.queue_s or self._num_logprobs or self._gathered)
+        return not (self.failed or self.stopped or self.queue_s or self._num_logprobs or self._gathered)
 
 
 def _logprobs(events: StepEventsLike, logprobs: Logprobs, num_logprobs: Mapping[int, int]) -> dict[int, TopLogprobs]:
@@ -180,4 +188,13 @@ def error_outputs(failures: list[tuple[int, str, ErrorInfo]]) -> StepOutputs:
         finish=np.full(count, ERROR, np.uint8).tobytes(),
         errors={index: message for index, (_, message, _) in enumerate(failures)},
         error_info={index: info for index, (_, _, info) in enumerate(failures)},
+    )
+
+
+def abort_outputs(ids: list[int]) -> StepOutputs:
+    """Requests that were cancelled before they began."""
+    return StepOutputs(
+        ids=np.array(ids, np.int64).tobytes(),
+        tokens=np.full(len(ids), NO_TOKEN, np.int32).tobytes(),
+        finish=np.full(len(ids), ABORT, np.uint8).tobytes(),
     )

@@ -31,6 +31,7 @@ from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, r
 from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
 from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
+from core.registry.select_grammar import choose_grammar
 from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_model import choose_model
 from core.registry.select_others import (
@@ -93,6 +94,7 @@ class _Draft:
     overlap: Decision = field(init=False)
     tool_parser: Choice = field(init=False)
     reasoning_parser: Choice = field(init=False)
+    grammar: Choice = field(init=False)
     hooks: tuple[Choice, ...] = field(init=False)
     hooks_rejected: list[tuple[str, str]] = field(init=False)
     routes: tuple[Choice, ...] = field(init=False)
@@ -247,6 +249,11 @@ def _reasoning_parser(draft: _Draft) -> Made:
     return (draft.reasoning_parser,)
 
 
+def _grammar(draft: _Draft) -> Made:
+    draft.grammar = choose_grammar(draft.settings.engine.grammar_backend, draft.hardware.name, draft.catalog)
+    return (draft.grammar,)
+
+
 def _hooks(draft: _Draft) -> Made:
     draft.hooks, draft.hooks_rejected = choose_hooks(
         draft.settings.engine.hooks, draft.hardware.name, draft.catalog, warn=draft.parent
@@ -274,6 +281,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("ops", _ops),
     ("tool-call parser", _tool_parser),
     ("reasoning parser", _reasoning_parser),
+    ("grammar backend", _grammar),
     ("hooks", _hooks),
     ("routes", _routes),
 )
@@ -298,6 +306,7 @@ def _finish(draft: _Draft) -> Resolution:
         ops=draft.ops,
         tool_parser=draft.tool_parser,
         reasoning_parser=draft.reasoning_parser,
+        grammar=draft.grammar,
         hooks=draft.hooks,
         routes=draft.routes,
         dtype=draft.dtype.value,

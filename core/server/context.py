@@ -119,9 +119,11 @@ class ModelService:
         if priority is None:
             priority = default_priority()
         rules, namespace = self.rules, Namespace(salt=salt)
+        has_backend = self.hello.effective.get("grammar_backend", "none") != "none"
         requests, stages = [], []
         for prompt, wanted in zip(prompts, sampling, strict=True):
             rules.check_length(len(prompt.token_ids), wanted, param)
+            wanted = prompt.constrained(wanted, has_backend)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             for single, seed in samples(wanted):
                 requests.append(EngineRequest(tokens, single, namespace, priority, seed, timeout_s=timeout_s))

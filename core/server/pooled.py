@@ -20,7 +20,6 @@ from core.interfaces.errors import EngineDead, EngineError, RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
 from core.server.context import ModelService
-from core.server.schemas import refuse
 
 T = TypeVar("T")
 MAX_TEXTS = 2048  # in one request, as OpenAI allows
@@ -44,9 +43,8 @@ class PooledBody(BaseModel):
     )
 
     def check(self, service: ModelService) -> None:
-        """Raises RequestError for another model's name, and for fields that are known but not supported."""
+        """Raises RequestError for another model's name."""
         service.check_model(self.model)
-        refuse(self.__pydantic_extra__ or {})
 
     @property
     def truncation(self) -> Truncation:

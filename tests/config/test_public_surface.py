@@ -52,6 +52,12 @@ engine.random_seed --random-seed CORE_RANDOM_SEED integer None
 engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
 engine.hooks --hooks CORE_HOOKS list ('auto',)
 engine.log_interval_s --log-interval-s CORE_LOG_INTERVAL_S number 10.0
+engine.grammar_backend --grammar-backend --guided-decoding-backend --structured-outputs-backend CORE_GRAMMAR_BACKEND text 'auto'
+engine.grammar_timeout_s --grammar-timeout-s CORE_GRAMMAR_TIMEOUT_S number 10.0
+engine.grammar_cache_bytes --grammar-cache-bytes CORE_GRAMMAR_CACHE_BYTES integer 67108864
+engine.max_grammar_bytes --max-grammar-bytes CORE_MAX_GRAMMAR_BYTES integer 262144
+engine.grammar_threads --grammar-threads CORE_GRAMMAR_THREADS integer 2
+engine.logit_processors --logit-processors --logits-processors CORE_LOGIT_PROCESSORS list ()
 engine.device_core_dumps --device-core-dumps CORE_DEVICE_CORE_DUMPS text None
 engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'
@@ -79,7 +85,7 @@ server.chat_page --chat-page CORE_CHAT_PAGE boolean True
 server.response_store --response-store CORE_RESPONSE_STORE integer 0
 server.response_store_bytes --response-store-bytes CORE_RESPONSE_STORE_BYTES integer 67108864
 server.routes --routes CORE_ROUTES list ()
-"""
+"""  # noqa: E501
 
 
 def test_frozen() -> None:
