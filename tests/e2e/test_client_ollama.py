@@ -87,8 +87,8 @@ def test_an_answer_of_a_schema(client: ollama.Client) -> None:
     reply = client.chat(**GREEDY, messages=messages, format=schema)
     assert json.loads(reply.message.content or "").keys() == {"city", "sure"}
     options = {"temperature": 0, "num_predict": 20}
-    parts = client.generate(model="demo", prompt="What is the capital of France?", format="json", options=options)
-    assert parts.response.startswith("{")  # nothing that it says by itself
+    said = client.generate(model="demo", prompt="What is the capital of France?", format="json", options=options)
+    assert said.response.startswith("{")  # nothing that it says by itself
 
 
 def test_thinking(client: ollama.Client) -> None:
