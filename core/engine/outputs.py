@@ -110,7 +110,7 @@ class OutputBuilder:
                     errors[index], info[index] = known
         if self.stopped:
             finish = finish.copy()
-            for index in np.flatnonzero(finish == ABORT):
+            for index in np.flatnonzero(finish == ABORT).tolist():
                 if int(events.ids[index]) in self.stopped:
                     finish[index] = STOP
         extras: dict[int, Extras] = {}
