@@ -154,6 +154,8 @@ def _range(low: int, high: int) -> str:
 
 def _quoted(code: int) -> str:
     char = chr(code)
+    if char in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[char]
     return f"\\{char}" if char in "\\^$.|?*+()[]{}-/" else char
 
 

@@ -28,6 +28,6 @@ class Options(BaseModel):
     max_repeat: int = Field(
         100,
         ge=1,
-        description="Bounds of repetitions in expressions and EBNF; of maxLength, maxItems and the like. With bounds of "
-        "hundreds a step of this library takes seconds for a vocabulary of 150,000 tokens.",
+        description="Bounds of repetitions in expressions and EBNF, of maxLength, maxItems and the like. With bounds of"
+        " hundreds a step of this library takes seconds for a vocabulary of 150,000 tokens.",
     )
