@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from core.interfaces.grammar import GrammarBackend, GrammarSource
 
-from .suite import backend, takes
+from .suite import backend, takes, texts
 
 LETTERS = 'ab"\\é中\n-]'
 # (as an expression, as EBNF)
@@ -62,32 +62,45 @@ def made(request: pytest.FixtureRequest) -> GrammarBackend:
 
 
 @settings(max_examples=30, deadline=None)
-@given(both=grammars, texts=st.lists(st.text(LETTERS, max_size=6), min_size=1, max_size=6))
-def test_expressions_and_ebnf(made: GrammarBackend, both: Both, texts: list[str]) -> None:
+@given(both=grammars, examples=st.lists(st.text(LETTERS, max_size=6), min_size=1, max_size=6))
+def test_expressions_and_ebnf(made: GrammarBackend, both: Both, examples: list[str]) -> None:
     expression, ebnf = both
     as_regex = made.compile(GrammarSource("regex", expression))
     as_ebnf = made.compile(GrammarSource("ebnf", f"root ::= {ebnf}"))
     as_recursive = made.compile(GrammarSource("ebnf", f'root ::= {ebnf} | "<" root ">"'))
     wanted = re.compile(expression, re.DOTALL)
-    for text in texts:
+    for text in examples:
         fits = wanted.fullmatch(text) is not None
         assert takes(as_regex, text) == fits, f"{expression!r} on {text!r}"
         assert takes(as_ebnf, text) == fits, f"{ebnf!r} on {text!r}"
         assert takes(as_recursive, text) == fits, f"{ebnf!r} with recursion on {text!r}"
-        assert takes(as_recursive, f"<{text}>") == fits
+        inside = fits or wanted.fullmatch(f"<{text}>") is not None
+        assert takes(as_recursive, f"<{text}>") == inside
 
 
 @settings(max_examples=30, deadline=None)
-@given(both=grammars, texts=st.lists(st.text(LETTERS, max_size=6), min_size=1, max_size=6))
-def test_patterns_of_json_strings(made: GrammarBackend, both: Both, texts: list[str]) -> None:
+@given(both=grammars, examples=st.lists(st.text(LETTERS, max_size=6), min_size=1, max_size=6))
+def test_patterns_of_json_strings(made: GrammarBackend, both: Both, examples: list[str]) -> None:
     schema = json.dumps({"type": "string", "pattern": f"^({both[0]})$"})
     grammar = made.compile(GrammarSource("json_schema", schema))
     wanted = re.compile(both[0], re.DOTALL)
-    for text in texts:
+    for text in examples:
         taken = takes(grammar, json.dumps(text, ensure_ascii=False))
         fits = wanted.fullmatch(text) is not None
         # XGrammar loses some texts of repeated escapes; what it takes must fit all the same.
         assert taken == fits or (fits and type(made).__name__ == "XgrammarGrammar"), f"{both[0]!r} on {text!r}"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"[^\\]", r'[^"]', r'[^"\\]', r"[^\n]", r"[^\[-\]]", r"\s", r"\S", r"\W", r".", r"[^a]", r"(a|\n)", r"[\t-z]"],
+)
+def test_characters_that_json_escapes(made: GrammarBackend, pattern: str) -> None:
+    grammar = made.compile(GrammarSource("json_schema", json.dumps({"type": "string", "pattern": f"^{pattern}$"})))
+    for char in '\\"\n\t\r\b\fa[]/ \x01\x7f中':
+        for text in texts(char):
+            assert not takes(grammar, text) or re.fullmatch(pattern, char), f"{pattern} on {text}"
+    assert any(takes(grammar, text) for char in "a b中\n" for text in texts(char))
 
 
 @settings(max_examples=40, deadline=None)
