@@ -48,7 +48,7 @@ def test_the_older_form() -> None:
         ({"type": "any_text", "excludes": []}, "$.excludes"),
         ({"structures": [{"begin": "a", "end": "b"}], "triggers": ["a"]}, "$.structures[0]: `schema`"),
         ("[1", "no JSON"),
-        (3, "$: must be"),
+        (3, "$: a structural tag is an object"),
     ],
 )
 def test_structures_that_are_wrong(value: Any, place: str) -> None:
