@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from core.engine.messages import Hello, TopLogprobs
-from core.interfaces.params import SamplingParams
+from core.engine.messages import Extras, Hello, TopLogprobs
+from core.interfaces.params import PoolingParams, SamplingParams
 from core.interfaces.prefix_cache import Namespace
 
 
 @dataclass(slots=True)
 class EngineRequest:
-    """One sample of one prompt. prompt [n] int32. seed None draws one.
+    """One sample of one prompt. prompt [n] int32. seed None draws one. The rest: see AddRequest.
 
     ended_by_text: set by the reader before it closes the stream because the text is complete (a stop string), so that
     metrics count a stop and not an abort.
@@ -27,6 +27,10 @@ class EngineRequest:
     namespace: Namespace = field(default_factory=Namespace)
     priority: int = 0
     seed: int | None = None
+    tenant: str = ""
+    weight: float = 1.0
+    timeout_s: float | None = None
+    pooling: PoolingParams | None = None
     ended_by_text: bool = False
 
 
@@ -37,6 +41,7 @@ class TokenChunk:
     finish_reason: None while running, else "stop" | "length" | "abort" | "error" in the last chunk.
     stop_token: the id that ended the text, if one did (it is the last of `tokens`).
     cached_tokens: prompt tokens served from the prefix cache, in the first chunk.
+    extras: of the tokens of this chunk, one entry a step that gave some.
     """
 
     tokens: list[int]
@@ -45,6 +50,7 @@ class TokenChunk:
     cached_tokens: int | None = None
     logprobs: list[TopLogprobs] | None = None
     error: str | None = None
+    extras: list[Extras] | None = None
 
 
 class EngineClient(Protocol):
@@ -63,6 +69,26 @@ class EngineClient(Protocol):
 
     async def flush_cache(self) -> None:
         """Forget cached prefixes. Raises EngineError while requests run."""
+
+    async def control(self, op: str, *, timeout_s: float = 30.0, **arguments: Any) -> dict[str, Any]:
+        """Have the engine do one of `core.engine.control.OPERATIONS`; what it gives back. Raises what the operation
+        raises, EngineError if no answer comes in time, EngineDead if there is no engine."""
+
+    def abort(self, names: Collection[str] | None = None) -> int:
+        """End running requests: those of an HTTP request known by one of the names (RequestRecord), or all. Their
+        streams raise RequestError (499, "aborted"). Returns how many there were."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the engine launches no steps because somebody paused it. A restart ends it."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not finished."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompts and answers of those requests."""
 
     @property
     def ready(self) -> bool:

@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from core.interfaces.params import SamplingParams
+from core.interfaces.params import PoolingParams, SamplingParams
 
 
 class AddRequest(msgspec.Struct, tag="add", frozen=True):
     """One sample of one prompt. id: unique within the front end's life, chosen by the front end.
-    token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier."""
+    token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier. tenant: whose request it is,
+    for fairness between tenants; "" is nobody's. weight: that tenant's share. timeout_s: seconds after arrival_s at
+    which the request ends with an error. pooling: it wants a vector, not a text. label: what people
+    know the request by, for log lines; need not be unique."""
 
     id: int
     token_ids: bytes
@@ -21,6 +26,11 @@ class AddRequest(msgspec.Struct, tag="add", frozen=True):
     namespace: bytes = b""
     priority: int = 0
     arrival_s: float = 0.0
+    tenant: str = ""
+    weight: float = 1.0
+    timeout_s: float | None = None
+    pooling: PoolingParams | None = None
+    label: str = ""
 
 
 class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
@@ -31,10 +41,11 @@ class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
 
 
 class Control(msgspec.Struct, tag="control", frozen=True):
-    """Ask for something that is no generation. op: "stats" | "flush_cache" | "drain"."""
+    """Ask for something that is no generation. op: one of `core.engine.control.OPERATIONS`; arguments: its own."""
 
     call: int
     op: str
+    arguments: dict[str, Any] = {}
 
 
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
@@ -45,7 +56,7 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
     """First message of an engine: it is ready. Facts of the model and of what is in effect. device_total_bytes,
-    device_free_bytes: the device's memory once everything is allocated."""
+    device_free_bytes: the device's memory once everything is allocated. phases: seconds of each phase of the start."""
 
     architecture: str
     vocab_size: int
@@ -59,6 +70,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     load_s: float = 0.0
     device_total_bytes: int = 0
     device_free_bytes: int = 0
+    phases: dict[str, float] = {}
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -102,6 +114,17 @@ class TopLogprobs(msgspec.Struct, frozen=True):
     logprobs: list[float]
 
 
+class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one request gave beside its token. prompt_logprobs: entry i is of prompt token prompt_start + i; with the
+    first token. hidden: float32 bytes [n, hidden_size], in order of positions. pooled: float32 bytes."""
+
+    prompt_start: int = 0
+    prompt_logprobs: list[TopLogprobs] | None = None
+    hidden: bytes = b""
+    hidden_size: int = 0
+    pooled: bytes = b""
+
+
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
     """What one step gave, for all requests of this front end: parallel arrays of n entries, one request at most
     once. A token that ends a text (end-of-text or a stop id) is included and `finish` says so.
@@ -110,6 +133,7 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
     into FINISH_REASONS. first: entries of requests that give their first token: index into n -> cached prompt
     tokens. logprobs: index into n -> TopLogprobs. errors: index into n -> message; error_info: what kind of error.
     queue_s: for entries in `first`, seconds between arrival and the first step that computed something.
+    extras: index into n -> Extras, of requests that asked for such.
     """
 
     ids: bytes
@@ -120,21 +144,22 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
     errors: dict[int, str] = {}
     error_info: dict[int, ErrorInfo] = {}
     queue_s: dict[int, float] = {}
+    extras: dict[int, Extras] = {}
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True):
-    """A snapshot, sent about once a second and on `Control("stats")`. values: metric name -> number."""
+    """A snapshot, sent about once a second. values: metric name -> number."""
 
     values: dict[str, float]
-    call: int = 0
 
 
 class ControlDone(msgspec.Struct, tag="control_done", frozen=True):
-    """Answer to a Control."""
+    """Answer to a Control. values: what the operation gives back. error_info: set if it failed."""
 
     call: int
-    ok: bool = True
+    values: dict[str, Any] = {}
     error: str = ""
+    error_info: ErrorInfo | None = None
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):

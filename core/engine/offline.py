@@ -15,6 +15,7 @@ from core.engine.messages import FINISH_REASONS, AddRequest, StepOutputs
 from core.engine.wire_errors import restore
 from core.interfaces.errors import EngineDead, Overloaded
 
+REST_S = 0.05  # at a time, while nothing but grammars are waited for
 Progress = Callable[[int, TokenChunk], bool | None]
 
 
@@ -47,6 +48,7 @@ class OfflineEngine:
                     request_id = next(self._ids)
                     running[request_id] = index
                     self.engine.submit(self._message(request_id, requests[index]))
+                self.engine.rest(REST_S)
                 try:
                     turn = self.engine.step() or ()
                 except Exception as error:
@@ -71,6 +73,10 @@ class OfflineEngine:
             seed=self._random.getrandbits(63) if seed is None else seed,
             namespace=request.namespace.encode(),
             priority=request.priority,
+            tenant=request.tenant,
+            weight=request.weight,
+            timeout_s=request.timeout_s,
+            pooling=request.pooling,
         )
 
     def _feed(
@@ -98,6 +104,8 @@ class OfflineEngine:
                     continue
                 chunk.error = str(error)
             chunk.cached_tokens = outputs.first.get(entry)
+            if entry in outputs.extras:
+                chunk.extras = [outputs.extras[entry]]
             if entry in outputs.logprobs:
                 chunk.logprobs = [outputs.logprobs[entry]]
             if FINISH_REASONS[finish] == "stop" and token >= 0 and self._stops(token, requests[index]):
@@ -132,5 +140,7 @@ def _append(whole: TokenChunk, chunk: TokenChunk) -> None:
     whole.error = chunk.error
     if chunk.cached_tokens is not None:
         whole.cached_tokens = chunk.cached_tokens
+    if chunk.extras is not None:
+        whole.extras = (whole.extras or []) + chunk.extras
     if chunk.logprobs is not None:
         whole.logprobs = (whole.logprobs or []) + chunk.logprobs

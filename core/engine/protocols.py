@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from core.interfaces.step import StepPlan, StepResult
+from core.interfaces.step import StepPlan, StepResult, TokenMasks
 
 
 class StepEventsLike(Protocol):
@@ -16,7 +16,7 @@ class StepEventsLike(Protocol):
 
     ids [n] int64; tokens [n] int32 (-1: none); finish [n] uint8, index into FINISH_REASONS; rows [n] int32: row of
     the StepResult, for log-probabilities (-1: none). first: index into n -> cached prompt tokens. errors: index
-    into n -> message.
+    into n -> message, or the error itself.
     """
 
     ids: npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ class StepEventsLike(Protocol):
     finish: npt.NDArray[np.uint8]
     rows: npt.NDArray[np.int32]
     first: dict[int, int]
-    errors: dict[int, str]
+    errors: dict[int, Any]
 
 
 class SchedulerLike(Protocol):
@@ -60,6 +60,9 @@ class SchedulerLike(Protocol):
 
 class StepHandle(Protocol):
     """A launched step."""
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        """Go on with a step whose plan is masked. Once, before anything else is launched; never for other steps."""
 
     def wait(self) -> StepResult:
         """Block until its tokens are on the host. Raises what the step raised."""

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from core.frontend.tokenizer import Tokenizer
 from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
 from core.interfaces.params import SamplingParams
@@ -28,6 +31,19 @@ class TopEntry(Protocol):
     def logprobs(self) -> Sequence[float]: ...
 
 
+class Extras(Protocol):
+    """What a request gave beside tokens (`core.engine.messages.Extras`)."""
+
+    @property
+    def prompt_start(self) -> int: ...
+    @property
+    def prompt_logprobs(self) -> Sequence[TopEntry] | None: ...
+    @property
+    def hidden(self) -> bytes: ...
+    @property
+    def hidden_size(self) -> int: ...
+
+
 class Chunk(Protocol):
     """What an engine says of one request (`core.engine.client.TokenChunk`)."""
 
@@ -43,6 +59,18 @@ class Chunk(Protocol):
     def logprobs(self) -> Sequence[TopEntry] | None: ...
     @property
     def error(self) -> str | None: ...
+    @property
+    def extras(self) -> Sequence[Extras] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """One token of the prompt, given those before it. logprob: None for the very first, which has nothing before it.
+    top: (id, log-probability) of the most likely tokens at its place, descending."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +88,15 @@ class TokenLogprob:
 class OutputDelta:
     """What a chunk turned into.
 
-    text: the answer. reasoning: what came before it. token_ids: tokens that count as generated.
+    text: the answer. reasoning: what came before it. token_ids: tokens that count as generated. reasoning_tokens: how
+    many more tokens are known to be reasoning: all up to the last one that gave some.
     finish_reason: None while running, else "stop" | "length" | "tool_calls" | "abort" | "error".
     matched_stop: the token id or the string that ended the text. After a string matched, the engine does not know yet:
     the caller closes the engine's iterator.
+    prompt_logprobs: of the prompt's tokens from `SamplingParams.prompt_logprobs_start` on, all of them with the first
+    token; None in every other delta. hidden [n, hidden_size] float32: the final hidden state that each of `token_ids`
+    was drawn from, in order; with hidden_states "all", the first delta's begin with those of the other prompt tokens,
+    so that all together are as many as prompt and answer have tokens, less one. None where nothing was asked for.
     """
 
     text: str = ""
@@ -71,10 +104,13 @@ class OutputDelta:
     tool_calls: list[ToolCallPiece] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    reasoning_tokens: int = 0
     finish_reason: str | None = None
     matched_stop: int | str | None = None
     cached_tokens: int | None = None
     error: str | None = None
+    prompt_logprobs: list[PromptLogprob] | None = None
+    hidden: npt.NDArray[np.float32] | None = None
 
     @property
     def empty(self) -> bool:
@@ -101,17 +137,20 @@ class OutputStage:
         sampling: SamplingParams,
         *,
         context: Sequence[int] = (),
+        prompt: Sequence[int] = (),
         reasoning: ParserStream | None = None,
         tools: ParserStream | None = None,
         policy: ToolPolicy | None = None,
         align_logprobs: bool = True,
     ) -> None:
-        """context: the prompt's last ids. reasoning, tools: parsers; `policy` goes with `tools`.
+        """context: the prompt's last ids. prompt: all of them, where prompt_logprobs are asked for. reasoning, tools:
+        parsers; `policy` goes with `tools`.
 
         align_logprobs: give a token's log-probability out with its text, and none for text that a stop string cut;
         otherwise with the token.
         """
         self._sampling = sampling
+        self._prompt = prompt if sampling.prompt_logprobs is not None else None
         self._reasoning = reasoning
         self._tools = tools
         self._policy = policy if policy is not None else ToolPolicy(())
@@ -126,12 +165,15 @@ class OutputStage:
         self._waiting: list[_Waiting] = []
         self._decoded = 0  # characters that came out of the decoder
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.finished = False
 
     def feed(self, chunk: Chunk) -> OutputDelta:
         """Take the engine's next chunk. After `finish_reason` was given, nothing more may be fed."""
         delta = OutputDelta(cached_tokens=chunk.cached_tokens, error=chunk.error)
+        self._take_extras(chunk, delta)
         pieces: list[str] = []
+        ends_of_tokens: list[int] = []  # in `pieces`
         last = len(chunk.tokens) - 1
         for position, token in enumerate(chunk.tokens):
             self.num_tokens += 1
@@ -142,13 +184,35 @@ class OutputStage:
             if chunk.logprobs is not None and not (hidden and self._align):
                 self._note(token, chunk.logprobs[position], len(piece))
             self._decoded += len(piece)
-            if self._scan(piece, pieces, delta):
+            stopped = self._scan(piece, pieces, delta)
+            ends_of_tokens.append(len(pieces))
+            if stopped:
                 break
         if not self.finished and chunk.finish_reason is not None:
             self._end(chunk, pieces, delta)
         self._release(delta)
-        self._parse("".join(pieces), delta)
+        self._parse(pieces, ends_of_tokens, delta)
         return delta
+
+    def _take_extras(self, chunk: Chunk, delta: OutputDelta) -> None:
+        """Prompt log-probabilities (which come with the first token) and hidden states."""
+        extras = chunk.extras or ()
+        if self._prompt is not None and chunk.tokens:
+            start = self._sampling.prompt_logprobs_start
+            known: dict[int, TopEntry] = {}
+            told: list[PromptLogprob] = []
+            for item in extras:
+                known |= dict(enumerate(item.prompt_logprobs or (), item.prompt_start))
+            for position in range(start, len(self._prompt)):
+                entry = known.get(position)
+                top = () if entry is None else tuple(zip(entry.ids, entry.logprobs, strict=True))
+                logprob = None if entry is None else entry.logprob
+                told.append(PromptLogprob(self._prompt[position], logprob, top))
+            delta.prompt_logprobs = told
+            self._prompt = None
+        states = [np.frombuffer(item.hidden, "<f4").reshape(-1, item.hidden_size) for item in extras if item.hidden]
+        if states:
+            delta.hidden = np.concatenate(states) if len(states) > 1 else states[0]
 
     def _scan(self, piece: str, pieces: list[str], delta: OutputDelta) -> bool:
         """Add the part of `piece` that is safe to show; True if a stop string ended the text."""
@@ -184,11 +248,11 @@ class OutputStage:
         self.finished = True
         delta.finish_reason, delta.matched_stop = chunk.finish_reason, chunk.stop_token
 
-    def _parse(self, text: str, delta: OutputDelta) -> None:
+    def _parse(self, pieces: list[str], ends_of_tokens: list[int], delta: OutputDelta) -> None:
         """Reasoning, then tool calls, of the text that is safe to show."""
-        parsed = [_through(self._reasoning, text, self.finished)]
-        delta.reasoning = parsed[0].reasoning
-        answer = _through(self._tools, parsed[0].content, self.finished)
+        parsed = self._reason(pieces, ends_of_tokens, delta)
+        delta.reasoning = parsed.reasoning
+        answer = _through(self._tools, parsed.content, self.finished)
         delta.reasoning += answer.reasoning
         delta.text = answer.content
         delta.tool_calls = self._policy.apply(answer.tool_calls)
@@ -202,6 +266,24 @@ class OutputStage:
             delta.text += self._policy.finish()
             if self._policy.num_calls and delta.finish_reason == "stop":
                 delta.finish_reason = "tool_calls"
+
+    def _reason(self, pieces: list[str], ends_of_tokens: list[int], delta: OutputDelta) -> ParsedDelta:
+        """Split off reasoning, a token at a time so that its tokens can be counted however they were chunked."""
+        if self._reasoning is None:
+            return ParsedDelta(content="".join(pieces))
+        whole, start = ParsedDelta(), 0
+        before = self.num_tokens - len(ends_of_tokens)
+        for number, end in enumerate([*ends_of_tokens, len(pieces)], before + 1):
+            is_last = number > self.num_tokens
+            part = _through(self._reasoning, "".join(pieces[start:end]), self.finished and is_last)
+            start = end
+            whole.content += part.content
+            whole.reasoning += part.reasoning
+            if part.reasoning:
+                tokens = min(number, self.num_tokens)
+                delta.reasoning_tokens += tokens - self.num_reasoning_tokens
+                self.num_reasoning_tokens = tokens
+        return whole
 
     def _note(self, token: int, top: TopEntry, characters: int) -> None:
         """Remember a token's log-probability until its text is out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,6 +12,26 @@ from core.interfaces.errors import RequestError
 MAX_STOP_STRINGS = 32
 MAX_LOGPROBS = 64
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is arg max
+
+
+class GrammarParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the text must fit. kind, text: as `core.interfaces.grammar.GrammarSource`. after: the grammar begins behind
+    the first occurrence of this text in the answer (the end of reasoning); None: at once. param: the request's field
+    that it came from, and schemas: those that a structure's different JSON schemas came from, in the order in which a
+    walk finds them; named in errors."""
+
+    kind: str
+    text: str = ""
+    after: str | None = None
+    param: str = ""
+    schemas: tuple[str, ...] = ()
+
+
+class ProcessorParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One logit processor plugin by name, with the request's own arguments as JSON text."""
+
+    name: str
+    arguments: str = "{}"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -28,6 +48,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     seed: 64-bit; with it the text does not depend on what else is in the batch. None draws one.
     logprobs: None is off; k >= 0 returns the chosen token's log-probability and the k best.
     n: number of independent samples of one prompt.
+    prompt_logprobs: None is off; k >= 0 returns each prompt token's log-probability given those before it, and the k
+        best. prompt_logprobs_start: index of the first token that has one (the very first never has).
+    hidden_states: "last" returns the final hidden state that each generated token was drawn from, "all" those of the
+        prompt too; None is off.
+    grammar: what the text must fit. processors: plugins that edit logits, in order.
     """
 
     max_tokens: int | None = None
@@ -48,6 +73,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     seed: int | None = None
     logprobs: int | None = None
     n: int = 1
+    prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
+    hidden_states: Literal["last", "all"] | None = None
+    grammar: GrammarParams | None = None
+    processors: tuple[ProcessorParams, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises RequestError naming the first field out of range, its value and the allowed range."""
@@ -75,9 +105,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _require(all(t >= 0 for t in self.stop_token_ids), "stop_token_ids", list(self.stop_token_ids), "ids >= 0")
         if self.seed is not None:
             _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a 64-bit integer")
-        if self.logprobs is not None:
-            _require(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None:
+                _require(0 <= value <= MAX_LOGPROBS, name, value, f"between 0 and {MAX_LOGPROBS}")
+        start = self.prompt_logprobs_start
+        _require(start >= 0, "prompt_logprobs_start", start, "at least 0")
         _require(self.n >= 1, "n", self.n, "at least 1")
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether every prompt position has to be computed, so that a cached prefix is of no use."""
+        return self.prompt_logprobs is not None or self.hidden_states == "all"
 
     @property
     def greedy(self) -> bool:
@@ -89,6 +128,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
             for token in ids:
                 _require(token < vocab_size, name, token, f"token ids below the vocabulary size {vocab_size}")
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request that wants one vector instead of a text.
+
+    pooling: which final hidden states make it: "last" and "first" (CLS) token, or their "mean".
+    head: "none" gives the pooled hidden state, "scores" what the model's classification head makes of it, "tokens" the
+        log-probabilities of `tokens` as the next token, over the whole vocabulary.
+    """
+
+    pooling: Literal["last", "mean", "first"] = "last"
+    head: Literal["none", "scores", "tokens"] = "none"
+    tokens: tuple[int, ...] = ()
 
 
 def _in(value: float, low: float, high: float) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from core.interfaces.params import SamplingParams
+from core.interfaces.params import PoolingParams, SamplingParams
 
 Int32 = npt.NDArray[np.int32]
 
@@ -23,6 +23,7 @@ class Admission:
 
     token_ids [n] int32: prompt, plus what it had generated before a preemption. num_prompt: how many of them
     are prompt. seed: resolved, never None. Sampling of the token at absolute position p uses (seed, p) only.
+    pooling: the request wants a vector; its one "token" is no token (0), and the vector comes in `StepResult.extras`.
     """
 
     slot: int
@@ -32,6 +33,7 @@ class Admission:
     sampling: SamplingParams
     seed: int
     eos_token_ids: tuple[int, ...] = ()
+    pooling: PoolingParams | None = None
 
 
 @dataclass(slots=True)
@@ -42,6 +44,8 @@ class StepPlan:
     `page_table[g][page_slots, page_index] = page_ids[g]`, applied next.
     slots [N]; q_lens [N] new tokens; seq_lens [N] KV length including them. A row's new tokens are at positions
     seq_len - q_len .. seq_len - 1. samples [N] bool: the row yields a token (decode, or last prefill chunk).
+    masked: sampling waits for token masks, which depend on tokens that are not known when the step is launched: the
+    step's handle gets them by `sample`, before anything else is launched.
     """
 
     step: int
@@ -54,10 +58,36 @@ class StepPlan:
     page_slots: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
     page_index: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
     page_ids: Int32 = field(default_factory=lambda: np.empty((1, 0), np.int32))
+    masked: bool = False
 
     @property
     def num_tokens(self) -> int:
         return int(self.q_lens.sum())
+
+
+@dataclass(slots=True)
+class TokenMasks:
+    """Which tokens some rows may have. rows [M] int32: among the step's sampled rows. words [M, W] uint32: bit
+    `id % 32` of word `id // 32` is set where the token is allowed."""
+
+    rows: Int32
+    words: npt.NDArray[np.uint32]
+
+
+@dataclass(slots=True)
+class RowExtras:
+    """What one row of a step gives beside a token, where its request asked for it; None where not.
+
+    prompt_logprobs: of the prompt tokens at positions prompt_start .. prompt_start + n - 1, each given the tokens
+    before it: rows as in `Logprobs`. hidden [n, D] float32: final hidden states, of the positions from hidden_start on.
+    pooled [D] float32: the vector of a pooling request, with the step that ends its prompt.
+    """
+
+    prompt_start: int = 0
+    prompt_logprobs: Logprobs | None = None
+    hidden_start: int = 0
+    hidden: npt.NDArray[np.float32] | None = None
+    pooled: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -78,7 +108,8 @@ class StepResult:
     """slots [S]: the rows with `samples`, in plan order. tokens [S, W], counts [S]: accepted tokens (W = 1 but
     for speculative steps). failed [S] bool: non-finite logits; such a request ends with an error.
     error: why the whole step failed (then every row of `failed` is True, and requests whose rows yield no token
-    in this step have failed as well), or None."""
+    in this step have failed as well), or None.
+    extras: slot -> RowExtras, of any rows of the plan (chunks of prompts too); empty for most steps."""
 
     step: int
     slots: Int32
@@ -88,3 +119,4 @@ class StepResult:
     logprobs: Logprobs | None = None
     device_time_s: float = 0.0
     error: str | None = None
+    extras: dict[int, RowExtras] = field(default_factory=dict)

@@ -91,14 +91,17 @@ class MemoryManager:
         """What a request would find, without counting as a use. The last token is always left to compute."""
         return self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1, touch=False))
 
-    def begin(self, key: CacheKey, slot: int, *, priority: int = 0, reserve: int = 0) -> Lease | None:
-        """A lease on pages for all of `key.tokens`, its cached prefix first, into row `slot`.
+    def begin(
+        self, key: CacheKey, slot: int, *, priority: int = 0, reserve: int = 0, reuse: bool = True
+    ) -> Lease | None:
+        """A lease on pages for all of `key.tokens`, its cached prefix first, into row `slot`. reuse: whether a cached
+        prefix is used at all.
 
         None, with nothing changed, if fewer than `reserve` pages would remain available.
         """
         if self._leases[slot] is not None:
             raise AssertionError(f"slot {slot} is leased already")
-        found = self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1))
+        found = self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1 if reuse else 0))
         num_cached = found.num_tokens // self.page_size
         total = self.num_pages_for(len(key.tokens))
         lock = self.cache.lock(found.node)
@@ -111,6 +114,15 @@ class MemoryManager:
         lease = Lease(self, slot, key.namespace, priority, found.num_tokens, lock)
         self._leases[slot] = lease
         return lease
+
+    def lacking(self, key: CacheKey, *, reserve: int = 0, reuse: bool = True) -> int:
+        """Pages that `begin` would lack now; 0 or less: it would succeed. Leaves no trace."""
+        found = self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1 if reuse else 0, touch=False))
+        lock = self.cache.lock(found.node)
+        missing = self.num_pages_for(len(key.tokens)) - found.num_tokens // self.page_size
+        lacking = missing + reserve - self.available
+        lock.release()
+        return lacking
 
     def row(self, slot: int) -> TableUpdate:
         """The whole row of a slot, as a table update."""

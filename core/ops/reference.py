@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from core.ops.sampling import gumbel_argmax, penalize, sampling_threshold, token_logprobs
+from core.ops.sampling import gumbel_argmax, mask_tokens, penalize, sampling_threshold, token_logprobs
 
 # Below this many elements a joint pass over q and k saves more in calls than its copy costs (measured on a CPU).
 _ROPE_JOINT_ELEMENTS = 1 << 15
@@ -213,6 +213,7 @@ REFERENCES: Mapping[str, Callable[..., Any]] = MappingProxyType(
             gumbel_argmax,
             sampling_threshold,
             penalize,
+            mask_tokens,
             token_logprobs,
         )
     }

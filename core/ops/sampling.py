@@ -167,6 +167,14 @@ def penalize(
     return x
 
 
+def mask_tokens(logits: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Make tokens impossible: logits [M, V] float32 (may be used up), words [M, W] int32 with W * 32 >= V -> [M, V].
+    Bit `id % 32` of word `id // 32`, counted from the lowest, is set where the token stays; others become -inf."""
+    shifts = torch.arange(32, dtype=torch.int32, device=words.device)
+    bits = (words[:, :, None] >> shifts).bitwise_and_(1).flatten(1)[:, : logits.shape[1]]
+    return logits.masked_fill_(bits == 0, _NEG_INF)
+
+
 def token_logprobs(
     logits: torch.Tensor, tokens: torch.Tensor, num_top: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from core.interfaces.step import StepPlan, StepResult
+from core.interfaces.step import StepPlan, StepResult, TokenMasks
 from core.runner.executor import Launches, StepHandle
 
 
@@ -22,7 +22,7 @@ class ThreadExecutor:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="core-step")
 
     def launch(self, plan: StepPlan) -> StepHandle:
-        return _FutureStep(self._pool.submit(self._runner.launch, plan))
+        return _FutureStep(self._pool, self._pool.submit(self._runner.launch, plan))
 
     def close(self) -> None:
         """Wait for launched steps and end the thread; `launch` then raises RuntimeError."""
@@ -30,11 +30,20 @@ class ThreadExecutor:
 
 
 class _FutureStep:
-    def __init__(self, future: Future[StepHandle]) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, future: Future[StepHandle]) -> None:
+        self._pool = pool
         self._future = future
+        self._sampled: Future[None] | None = None
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        self._sampled = self._pool.submit(lambda: self._future.result().sample(masks))
 
     def done(self) -> bool:
+        if self._sampled is not None and not self._sampled.done():
+            return False
         return self._future.done() and (self._future.exception() is not None or self._future.result().done())
 
     def wait(self) -> StepResult:
+        if self._sampled is not None:
+            self._sampled.result()
         return self._future.result().wait()

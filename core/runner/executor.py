@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from core.interfaces.step import StepPlan, StepResult
+from core.interfaces.step import StepPlan, StepResult, TokenMasks
 
 
 class StepHandle(Protocol):
     """A launched step."""
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        """Go on with a step whose plan is masked. Once, before anything else is launched; never for other steps."""
 
     def done(self) -> bool:
         """Whether `wait` would return at once."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,14 @@ from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, EngineError, PluginError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
 from core.interfaces.model import CausalLM
-from core.interfaces.params import SamplingParams
-from core.interfaces.step import Admission, Int32, StepPlan, StepResult
+from core.interfaces.params import PoolingParams, SamplingParams
+from core.interfaces.step import Admission, StepPlan, StepResult, TokenMasks
 from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
+from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
-from core.runner.sampler import Sampled, Sampler
+from core.runner.running_step import Computed, Pending, RunningStep
+from core.runner.sampler import Sampler
 from core.runner.state import RunnerState
 from core.runner.transfer import Transfer
 
@@ -77,7 +79,7 @@ class ModelRunner:
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
-        from core.runner.weights_rules import RuleTable
+        from core.runner.weights_rules import HEADS, RuleTable, without_head
 
         config = self.config
         rules = config.arch.weights(config.spec)
@@ -95,6 +97,8 @@ class ModelRunner:
         )
         model: Any = config.arch.build(config.spec, ctx)
         report = None
+        if config.spec.task == "embed" and all(getattr(model, name, None) is None for name in HEADS):
+            rules = without_head(rules)
         if config.load_format == "dummy" or config.checkpoint is None:
             dummy_weights(model, config.seed)
         else:
@@ -193,20 +197,13 @@ class ModelRunner:
         )
 
     def launch(self, plan: StepPlan) -> RunningStep:
-        """Run one step, or queue it where the hardware has asynchronous steps. Never raises for a step that goes
-        wrong: its handle then gives a result with every row failed and the reason."""
-        started_s = time.perf_counter()
-        try:
-            with torch.inference_mode(), self._hardware.stream():
-                pending = self._run(plan)
-                event = self._hardware.record_event() if self._hardware.capabilities.async_steps else None
-        except Exception as error:
-            logger.exception("step %d failed", plan.step)
-            self.stats.failed_steps += 1
-            return RunningStep(self, plan, started_s, result=_failed(plan, error))
-        running = RunningStep(self, plan, started_s, pending=pending, event=event)
-        if not self._hardware.capabilities.async_steps:
-            running.wait()
+        """Run one step, or queue it where the hardware has asynchronous steps; the sampling of a masked step waits for
+        its handle's `sample`. Never raises for a step that goes wrong: its handle then gives a result with every row
+        failed and the reason."""
+        running = RunningStep(self, plan)
+        running.compute()
+        if not plan.masked:
+            running.sample(None)
         return running
 
     def warm_up(self) -> None:
@@ -214,9 +211,13 @@ class ModelRunner:
         for what happens once; then the device records steps, if it can. Raises EngineError if that does not work. Call
         it before the first request."""
         tokens = np.zeros(min(_WARM_UP_TOKENS, self.config.context_length), np.int32)
+        # A model that generates nothing may have no head to warm up, and never decodes.
+        generates = self.config.spec.task == "generate"
+        head: Literal["none", "scores"] = "scores" if self.config.spec.task == "classify" else "none"
+        pooling = None if generates else PoolingParams(head=head)
         for params in (SamplingParams(temperature=0.0), SamplingParams(top_k=8, top_p=0.9, logprobs=1)):
-            admission = Admission(0, -1, tokens, len(tokens), params, 0)
-            for step in range(2):
+            admission = Admission(0, -1, tokens, len(tokens), params, 0, pooling=pooling)
+            for step in range(2 if generates else 1):
                 plan = StepPlan(
                     step=-1,
                     slots=np.zeros(1, np.int32),
@@ -239,10 +240,15 @@ class ModelRunner:
         config = self.config
         sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
         groups = len(config.spec.cache_groups)
-        return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer)
+        wishes = RowWishes(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
+        return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer, wishes)
 
-    def _run(self, plan: StepPlan) -> _Pending:
-        """Everything of a step that is queued on the device."""
+    def compute(self, plan: StepPlan) -> Computed:
+        """Queue a step up to the hidden states of the rows that get a token. Called by the step's handle."""
+        with torch.inference_mode(), self._hardware.stream():
+            return self._compute(plan)
+
+    def _compute(self, plan: StepPlan) -> Computed:
         if self._forward is None:
             raise EngineError("there are no KV buffers", hint="call allocate() first")
         state = self._state
@@ -254,93 +260,89 @@ class ModelRunner:
             self.stats.replayed_steps += 1
         else:
             hidden = self._forward(step.batch)
-        if not len(step.slots):  # nothing but prefill chunks that are not the last
-            return _Pending(step.slots, None, [])
-        if not step.every_row:
+        extras = state.wishes.collect(plan, hidden, state.tokens, self.model)
+        generating = state.wishes.generating(step.slots)
+        if generating is not None:
+            if len(generating):
+                (index,) = self._transfer.upload(generating)
+                hidden = hidden.index_select(0, step.batch.logits_rows.index_select(0, index))
+        elif len(step.slots) and not step.every_row:
             hidden = hidden.index_select(0, step.batch.logits_rows)
-        logits = self.model.compute_logits(hidden)
-        sampled = state.sampler.sample(logits, step.slots, step.positions)
-        state.last_tokens.index_copy_(0, step.device_slots, sampled.tokens)
+        return Computed(step, hidden, generating, extras)
+
+    def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
+        """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""
+        with torch.inference_mode(), self._hardware.stream():
+            pending = self._sample(computed, masks)
+            if self._hardware.capabilities.async_steps:
+                pending.event = self._hardware.record_event()
+        return pending
+
+    def _sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
+        step, generating, extras = computed.step, computed.generating, computed.extras
+        given = extras.tensors if extras is not None else []
+        if not len(step.slots if generating is None else generating):  # chunks that are not the last, pooled rows
+            host = self._transfer.download(given) if given else []
+            return Pending(step.slots, None, host, generating, extras)
+        slots, positions, device_slots = step.slots, step.positions, step.device_slots
+        if generating is not None:
+            slots, positions = slots[generating], positions[generating]
+            (device_slots,) = self._transfer.upload(slots.astype(np.int64))
+            if masks is not None:
+                masks = TokenMasks(np.searchsorted(generating, masks.rows).astype(np.int32), masks.words)
+        logits = self.model.compute_logits(computed.hidden)
+        sampled = self._state.sampler.sample(logits, slots, positions, masks)
+        self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
             tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
-        return _Pending(step.slots, sampled, self._transfer.download(tensors))
+        return Pending(step.slots, sampled, self._transfer.download([*tensors, *given]), generating, extras)
 
-    def finish(self, plan: StepPlan, pending: _Pending, event: Any, started_s: float) -> StepResult:
+    def count_failure(self) -> None:
+        """A step went wrong."""
+        self.stats.failed_steps += 1
+
+    @property
+    def async_steps(self) -> bool:
+        """Whether steps are queued on the device, and not done when they are launched."""
+        return self._hardware.capabilities.async_steps
+
+    def finish(self, plan: StepPlan, pending: Pending, started_s: float) -> StepResult:
         """Wait for a queued step and read its result. Called by the step's handle."""
-        if event is not None:
-            self._hardware.wait_event(event)
+        if pending.event is not None:
+            self._hardware.wait_event(pending.event)
         now = time.perf_counter()
         elapsed_s = now - max(started_s, self._last_end_s)
         self._last_end_s = now
         self.stats.steps += 1
         self.stats.tokens += plan.num_tokens
         self.stats.device_time_s += elapsed_s
-        num_rows = len(pending.slots)
-        if pending.sampled is None:
-            empty = np.empty((0, 1), np.int32)
-            return StepResult(plan.step, pending.slots, empty, empty[:, 0], np.zeros(0, np.bool_), None, elapsed_s)
-        tokens, best, *rest = pending.host
-        values = None
-        if pending.sampled.asking is not None and pending.sampled.wanted is not None:
-            asked = logprobs.LogprobTensors(*rest)
-            values = logprobs.spread(asked, pending.sampled.asking, pending.sampled.wanted, num_rows)
+        num_rows, generating, sampled = len(pending.slots), pending.generating, pending.sampled
+        tokens, failed = np.zeros((num_rows, 1), np.int32), np.zeros(num_rows, np.bool_)
+        host, values = list(pending.host), None
+        if sampled is not None:
+            mine = slice(None) if generating is None else generating
+            tokens[mine, 0] = host.pop(0).numpy()
+            failed[mine] = ~np.isfinite(host.pop(0).numpy())
+            if sampled.asking is not None and sampled.wanted is not None:
+                asking = sampled.asking if generating is None else generating[sampled.asking]
+                asked = logprobs.LogprobTensors(host.pop(0), host.pop(0), host.pop(0))
+                values = logprobs.spread(asked, asking, sampled.wanted, num_rows)
+        extras = pending.extras.read(host) if pending.extras is not None else {}
+        if generating is not None:
+            for row in np.setdiff1d(np.arange(num_rows), generating).tolist():
+                vector = extras[int(pending.slots[row])].pooled
+                failed[row] = vector is None or not np.isfinite(vector).all()
         return StepResult(
             step=plan.step,
             slots=pending.slots,
-            tokens=tokens.numpy().astype(np.int32)[:, None],
+            tokens=tokens,
             counts=np.ones(num_rows, np.int32),
-            failed=~np.isfinite(best.numpy()),
+            failed=failed,
             logprobs=values,
             device_time_s=elapsed_s,
+            extras=extras,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A queued step: its sampled rows [S] and the host tensors that hold its output after its event."""
-
-    slots: Int32
-    sampled: Sampled | None
-    host: list[torch.Tensor] = field(default_factory=list)
-
-
-class RunningStep:
-    """Handle of a launched step."""
-
-    def __init__(
-        self,
-        runner: ModelRunner,
-        plan: StepPlan,
-        started_s: float,
-        *,
-        pending: _Pending | None = None,
-        event: Any = None,
-        result: StepResult | None = None,
-    ) -> None:
-        self._runner = runner
-        self._plan = plan
-        self._started_s = started_s
-        self._pending = pending
-        self._event = event
-        self._result = result
-
-    def done(self) -> bool:
-        """Whether the result is on the host already."""
-        return self._result is not None
-
-    def wait(self) -> StepResult:
-        """Block until it is. A device fault that shows only now fails the whole step, like one at launch."""
-        if self._result is None and self._pending is not None:
-            try:
-                plan = self._plan
-                self._result = self._runner.finish(plan, self._pending, self._event, self._started_s)
-            except Exception as error:
-                logger.exception("step %d failed", self._plan.step)
-                self._result = _failed(self._plan, error)
-            self._pending = None
-        assert self._result is not None
-        return self._result
 
 
 def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:
@@ -355,16 +357,3 @@ def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:
                 hint="name one of core's layer classes and derive from it",
             )
     return layers
-
-
-def _failed(plan: StepPlan, error: Exception) -> StepResult:
-    slots = plan.slots[plan.samples]
-    num_rows = len(slots)
-    return StepResult(
-        step=plan.step,
-        slots=slots,
-        tokens=np.zeros((num_rows, 1), np.int32),
-        counts=np.zeros(num_rows, np.int32),
-        failed=np.ones(num_rows, np.bool_),
-        error=f"{type(error).__name__}: {error}",
-    )

@@ -1,8 +1,8 @@
 """Logits to tokens. Every row is drawn from its own immutable parameters; there is no shared random state.
 
 The arithmetic is that of named operations (`core.ops.sampling`), which a device may replace. Order: logit bias,
-penalties, min_tokens, temperature, top-k, top-p, min-p, draw. A batch of plain greedy rows is one reduction. In a mixed
-batch only the rows that need a stage go through it.
+penalties, min_tokens, token masks, temperature, top-k, top-p, min-p, draw. A batch of plain greedy rows is one
+reduction. In a mixed batch only the rows that need a stage go through it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.interfaces.step import Admission, Int32
+from core.interfaces.step import Admission, Int32, TokenMasks
 from core.ops import sampling
 from core.ops.reference import REFERENCES
 from core.runner import logprobs, noise, penalties
@@ -69,6 +69,7 @@ class Sampler:
         self._race: Callable[..., torch.Tensor] = ops["gumbel_argmax"]
         self._threshold: Callable[..., torch.Tensor] = ops["sampling_threshold"]
         self._penalize: Callable[..., torch.Tensor] = ops["penalize"]
+        self._mask: Callable[..., torch.Tensor] = ops["mask_tokens"]
         self._token_logprobs: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = ops["token_logprobs"]
         # Looking at a few candidates first reads device values, which is free only where they are the host's; and a
         # device's own threshold is there to be used.
@@ -80,20 +81,23 @@ class Sampler:
         if self.table.flags[admission.slot] & PENALISED:
             self._counts.admit(admission)
 
-    def sample(self, logits: torch.Tensor, slots: Int32, positions: Int32) -> Sampled:
+    def sample(self, logits: torch.Tensor, slots: Int32, positions: Int32, masks: TokenMasks | None = None) -> Sampled:
         """One token per row. logits [S, V] any float dtype, not changed; slots [S]; positions [S]: where in its
-        sequence the token will stand. Tokens of penalised rows are counted."""
+        sequence the token will stand; masks: what some rows may have. Tokens of penalised rows are counted."""
         flags = self.table.flags[slots]
         union = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
-        if not union:
+        if not union and masks is None:
             best, tokens = logits.max(dim=-1)
             return Sampled(tokens, best)
 
         work, raw_best, count_rows = logits, None, None
-        if union & (BIASED | PENALISED | MIN_TOKENS):
+        if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None:
             raw_best = logits.amax(dim=-1)  # an infinity must not hide behind a forbidden id
             work = logits.to(torch.float32, copy=True)
-            count_rows = self._edit(work, flags, slots, positions)
+            count_rows = self._edit(work, flags, slots, positions, masks)
+            if masks is not None:
+                rows, words = self._transfer.upload(masks.rows.astype(np.int64), masks.words.view(np.int32))
+                work[rows] = self._mask(work[rows], words)
         best, tokens = work.max(dim=-1)
         if union & SAMPLED:
             drawn = np.flatnonzero(flags & SAMPLED)
@@ -111,9 +115,15 @@ class Sampler:
         return Sampled(tokens, best, logprobs.LogprobTensors(*values), asking, wanted)
 
     def _edit(
-        self, work: torch.Tensor, flags: npt.NDArray[np.uint8], slots: Int32, positions: Int32
+        self,
+        work: torch.Tensor,
+        flags: npt.NDArray[np.uint8],
+        slots: Int32,
+        positions: Int32,
+        masks: TokenMasks | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Bias, penalties, min_tokens in place; for penalised rows (row in `work`, row in the counts)."""
+        """Bias, penalties, min_tokens in place; for penalised rows (row in `work`, row in the counts). min_tokens
+        yields to a mask that allows nothing but an end."""
         counted = None
         if (rows := _rows(flags, BIASED)).size:
             penalties.apply_bias(work, self.table, rows, slots[rows], self._transfer)
@@ -125,9 +135,25 @@ class Sampler:
             counted = (index, count_rows)
         if (rows := _rows(flags, MIN_TOKENS)).size:
             rows = rows[self.table.below_min_tokens(slots[rows], positions[rows])]
+            if masks is not None:
+                rows = self._with_way_on(rows, slots, masks)
             if rows.size:
                 penalties.forbid(work, self.table, rows, slots[rows], self._transfer)
         return counted
+
+    def _with_way_on(self, rows: Int32, slots: Int32, masks: TokenMasks) -> Int32:
+        """Of `rows`, those that may have another token than the ends of their texts."""
+        masked = dict(zip(masks.rows.tolist(), masks.words, strict=True))
+        kept = []
+        for row in rows.tolist():
+            words = masked.get(row)
+            if words is not None:
+                ends = self.table.forbidden[int(slots[row])]
+                words = words.copy()
+                np.bitwise_and.at(words, ends // 32, ~(np.uint32(1) << (ends % 32).astype(np.uint32)))
+            if words is None or words.any():
+                kept.append(row)
+        return np.array(kept, np.int32)
 
     def _draw(
         self,

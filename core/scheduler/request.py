@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from core.interfaces.params import SamplingParams
+from core.interfaces.params import PoolingParams, SamplingParams
 from core.interfaces.prefix_cache import CacheKey
 from core.memory.lease import Lease
 
@@ -18,11 +18,13 @@ Int32 = npt.NDArray[np.int32]
 class Request:
     """id: unique while the request lives. tokens [n] int32: the prompt; after a preemption also what it had
     generated. seed: resolved. namespace: `Namespace.encode()`. priority: higher runs earlier.
-    eos_token_ids: end the text unless `sampling.ignore_eos`.
+    eos_token_ids: end the text unless `sampling.ignore_eos`. tenant, weight, timeout_s: see AddRequest.
+    pooling: it wants a vector: it ends with the step that ends its prompt.
 
     The rest is the scheduler's. order: place in line. slot: -1 while waiting. cached_tokens: prompt tokens found in
     the prefix cache at first admission, -1 before it. bypasses: later requests admitted earlier. leader_id: the
-    request whose prefill it has waited for.
+    request whose prefill it has waited for. displaced: times that it gave way to a higher priority. protected: it
+    gives way to none any more.
     """
 
     id: int
@@ -33,6 +35,10 @@ class Request:
     priority: int = 0
     arrival_s: float = 0.0
     eos_token_ids: tuple[int, ...] = ()
+    tenant: str = ""
+    weight: float = 1.0
+    timeout_s: float | None = None
+    pooling: PoolingParams | None = None
     num_prompt: int = field(init=False)
     max_len: int = field(init=False, default=0)
     order: int = field(init=False, default=-1)
@@ -42,10 +48,19 @@ class Request:
     preemptions: int = field(init=False, default=0)
     bypasses: int = field(init=False, default=0)
     leader_id: int | None = field(init=False, default=None)
+    displaced: int = field(init=False, default=0)
+    protected: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.tokens = np.ascontiguousarray(self.tokens, np.int32)
         self.num_prompt = len(self.tokens)
+
+    @property
+    def uses_cache(self) -> bool:
+        """Whether a cached prefix may stand in for computing it: not if something of every position is asked for."""
+        if self.pooling is not None:
+            return self.pooling.pooling == "last"
+        return not self.sampling.needs_prompt
 
     @property
     def key(self) -> CacheKey:

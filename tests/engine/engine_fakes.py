@@ -203,6 +203,9 @@ class FakeHandle:
     def __init__(self, result: StepResult, error: Exception | None, ready_s: float) -> None:
         self.result, self.error, self.ready_s = result, error, ready_s
 
+    def sample(self, masks: object) -> None:
+        raise AssertionError("no step here is masked")
+
     def wait(self) -> StepResult:
         time.sleep(max(0.0, self.ready_s - time.monotonic()))
         if self.error is not None:

@@ -145,7 +145,7 @@ def test_a_failing_step_ends_its_requests_and_the_loop_goes_on(overlap: bool, po
     scheduler = engine._scheduler
     assert not scheduler.rows
     assert len(scheduler.free) == 4
-    assert not engine._failed
+    assert not engine._outputs.failed
     assert not engine._live
     engine.submit(add(3, [3], seed=3, max_tokens=4))
     tokens, finish, _ = drive(engine)
@@ -185,7 +185,7 @@ def test_logprobs_only_for_those_who_asked() -> None:
         assert {ids[i] for i in outputs.logprobs} == {1} & set(ids)
         for top in outputs.logprobs.values():
             assert (top.logprob, top.ids, top.logprobs) == (-0.5, [0, 1], [0.0, -1.0])
-    assert not engine._num_logprobs
+    assert engine._outputs.empty
 
 
 def test_first_token_carries_cached_tokens_and_queue_time() -> None:

@@ -200,6 +200,14 @@ def penalize(make: Maker) -> Call:
     return Call((logits, counts, in_prompt, repetition, *factors), changes=(0,), dtype=torch.float32)
 
 
+def mask_tokens(make: Maker) -> Call:
+    logits = _float_logits(make)
+    num_words = -(-logits.shape[1] // 32) + make.choose(0, 1)
+    shape = (logits.shape[0], num_words)
+    words = torch.randint(-(2**31), 2**31, shape, generator=make.generator, dtype=torch.int64).to(torch.int32)
+    return Call((logits, words.to(make.device)), changes=(0,), dtype=torch.float32, same=True)
+
+
 def token_logprobs(make: Maker) -> Call:
     logits = _float_logits(make) if make.dtype is torch.float32 else _logits(make, make.choose(1, 12, 60))
     tokens = make.positions(logits.shape[1])
@@ -210,7 +218,8 @@ CASES: Mapping[str, Callable[[Maker], Call]] = {
     case.__name__: case
     for case in (
         linear, pack_linear_weight, rms_norm, add_rms_norm, qk_norm, rope, qk_norm_rope, silu_and_mul, gelu_and_mul,
-        topk_softmax, route_topk, store_kv, embedding, gumbel_argmax, sampling_threshold, penalize, token_logprobs,
+        topk_softmax, route_topk, store_kv, embedding, gumbel_argmax, sampling_threshold, penalize, mask_tokens,
+        token_logprobs,
     )
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Tool calls and reasoning of DeepSeek models, for core."""
