@@ -16,8 +16,8 @@ class AddRequest(msgspec.Struct, tag="add", frozen=True):
     """One sample of one prompt. id: unique within the front end's life, chosen by the front end.
     token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier. tenant: whose request it is,
     for fairness between tenants; "" is nobody's. weight: that tenant's share. timeout_s: seconds after arrival_s at
-    which the request ends with an error. pooling: it wants a vector, not a text. label: what
-    people know the request by, for log lines; need not be unique."""
+    which the request ends with an error. pooling: it wants a vector, not a text. label: what people
+    know the request by, for log lines; need not be unique."""
 
     id: int
     token_ids: bytes

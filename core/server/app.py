@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,13 @@ from core.interfaces.errors import CoreError
 from core.server import (
     admin,
     chat,
+    classify,
+    cloud,
     completions,
+    embeddings,
+    encode,
     errors,
+    families,
     generate,
     health,
     info,
@@ -26,16 +31,21 @@ from core.server import (
     metrics_route,
     models,
     page_route,
+    rerank,
+    score,
     tokenize,
 )
 from core.server.admin_access import AdminAccess
-from core.server.auth import ApiKey
+from core.server.anthropic import routes as anthropic
+from core.server.auth import ApiKeys
 from core.server.context import ServerContext
-from core.server.fields import FieldRule
+from core.server.fields import HEADER, FieldRule
 from core.server.observed import ID_HEADER, Observed
+from core.server.ollama import routes as ollama
 from core.server.plugin_routes import PluginRouter, mount
-from core.server.replies import error_reply, json_reply
+from core.server.replies import json_reply
 from core.server.request_log import RequestLog
+from core.server.responses import routes as responses
 
 if TYPE_CHECKING:
     from core.tracing.spans import Tracer
@@ -49,8 +59,14 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
-    for family in (chat, completions, generate, tokenize, models, health, metrics_route, info, loads):
+    families_of_core = (
+        chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
+        metrics_route, info, loads,
+    )  # fmt: skip
+    for family in families_of_core:
         app.include_router(family.routes(ctx))
+    for protocol in (responses, anthropic, ollama, cloud):
+        app.include_router(protocol.routes(ctx))
     settings = ctx.settings
     requests = RequestLog(
         settings.log_requests, settings.log_requests_level, secrets=(settings.api_key, settings.admin_api_key)
@@ -64,8 +80,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(errors.ClientGone, _client_gone)
-    if ctx.settings.api_key:
-        app.add_middleware(ApiKey, key=ctx.settings.api_key)
+    app.add_middleware(ApiKeys, table=ctx.tenants)
     if settings.admin_routes != "off":
         app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings))
     if ctx.settings.cors_allow_origins:
@@ -74,14 +89,15 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
             allow_origins=list(ctx.settings.cors_allow_origins),
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=[ID_HEADER],
+            expose_headers=[ID_HEADER, HEADER],
         )
     app.add_middleware(Observed, metrics=ctx.metrics, requests=requests, tracer=tracer)
     return app
 
 
 async def _core_error(request: Request, error: Any) -> Response:
-    return error_reply(error)
+    status, shape, headers = families.described(request.url.path, error)
+    return json_reply(shape, status, headers)
 
 
 async def _http_error(request: Request, error: Any) -> Response:
@@ -90,15 +106,20 @@ async def _http_error(request: Request, error: Any) -> Response:
         told = f"there is no route {request.url.path}"
     if error.status_code == 405:
         told = f"{request.url.path} does not take {request.method}"
-    return json_reply(errors.body(told, error.status_code), error.status_code, error.headers)
+    return _refused(request, errors.body(told, error.status_code), error.status_code, error.headers)
 
 
 async def _invalid(request: Request, error: Any) -> Response:
     """A plugin's route got what it does not take; core's own routes check their bodies themselves."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    return json_reply(errors.body(f"{where}: {first['msg']}", 400, param=where), 400)
+    return _refused(request, errors.body(f"{where}: {first['msg']}", 400, param=where), 400)
 
 
 async def _client_gone(request: Request, error: Any) -> Response:
-    return json_reply(errors.body("the client closed the connection", 499), 499)
+    return _refused(request, errors.body("the client closed the connection", 499), 499)
+
+
+def _refused(request: Request, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
+    status, shape = families.shaped(request.url.path, status, body)
+    return json_reply(shape, status, headers)

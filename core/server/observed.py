@@ -1,6 +1,5 @@
 """Observed: the outermost layer. Every request has a record, an id, a count, and a span and log lines where wanted.
-
-Fields of a body that were ignored are named in the response's headers."""
+Fields that count for nothing are named in the response's headers."""
 
 from __future__ import annotations
 
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.server import errors
+from core.server import errors, families
 from core.server.bodies import IGNORED
-from core.server.fields import HEADER as IGNORED_HEADER
-from core.server.fields import header_value
+from core.server.fields import HEADER, header_value
 from core.server.replies import json_reply
 from core.server.request_log import RequestLog
 from core.tracing.record import RequestRecord, follow, request_id, unfollow
@@ -62,10 +60,10 @@ class Observed:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                told = MutableHeaders(scope=message)
-                told[ID_HEADER] = record.id
+                added = MutableHeaders(scope=message)
+                added[ID_HEADER] = record.id
                 if ignored := scope.get(IGNORED):
-                    told[IGNORED_HEADER] = header_value(ignored)
+                    added[HEADER] = header_value(ignored)
             elif texts is not None:
                 texts.sent(message)
             await send(message)
@@ -76,8 +74,9 @@ class Observed:
             log.error("%s %s failed", method, scope["path"], exc_info=error)
             if started:  # the connection is all that is left to end it with
                 raise
-            shape = errors.body("internal error; the server's log has more", 500)
-            await json_reply(shape, 500)(scope, receive, watched)
+            told = errors.body("internal error; the server's log has more", 500)
+            status_told, shape = families.shaped(scope["path"], 500, told)
+            await json_reply(shape, status_told)(scope, receive, watched)
         finally:
             end_s = time.monotonic()
             # Only known routes become labels: paths that clients make up would grow without bound.
