@@ -20,6 +20,7 @@ from core.interfaces.errors import EngineDead, EngineError, RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
 from core.server.context import ModelService
+from core.server.tenants.visit import default_priority
 
 T = TypeVar("T")
 MAX_TEXTS = 2048  # in one request, as OpenAI allows
@@ -109,7 +110,8 @@ async def aside(make: Callable[[], T], characters: int) -> T:
 async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]:
     """The engine's answers to `jobs`, together. If one fails the others are cancelled and its error is raised."""
     started_s = time.perf_counter()
-    namespace, priority = Namespace(salt=body.cache_salt or ""), body.priority or 0
+    namespace = Namespace(salt=body.cache_salt or "")
+    priority = default_priority() if body.priority is None else body.priority
     window = asyncio.Semaphore(WINDOW)
     cached = 0
 
