@@ -52,7 +52,6 @@ class Segmenter:
         self.segments: list[Segment] = []
         self.finish_reason: str | None = None
         self.matched_stop: int | str | None = None
-        self.num_reasoning_tokens = 0
         self._open: Segment | None = None
         self._blank = ""
         self._blank_logprobs: list[TokenLogprob] = []
@@ -61,8 +60,6 @@ class Segmenter:
     def feed(self, delta: OutputDelta) -> Iterator[Step]:
         """What `delta` changes. Its order is reasoning, text, calls; after its finish_reason all segments are ended."""
         if delta.reasoning:
-            if not delta.text and not delta.tool_calls:
-                self.num_reasoning_tokens += len(delta.token_ids)
             yield from self._add(Kind.REASONING, delta.reasoning)
         if delta.text:
             yield from self._text(delta.text, delta.logprobs)

@@ -28,6 +28,10 @@ class TestQwen(DistributionContract):
     package = "plugin_qwen"
 
 
+class TestGemma(DistributionContract):
+    package = "plugin_gemma"
+
+
 class TestGlm4(DistributionContract):
     package = "plugin_glm4"
 
@@ -38,6 +42,14 @@ class TestBitsandbytes(DistributionContract):
 
 class TestDemo(DistributionContract):
     package = "plugin_demo"
+
+
+class TestLlguidance(DistributionContract):
+    package = "plugin_llguidance"
+
+
+class TestXgrammar(DistributionContract):
+    package = "plugin_xgrammar"
 
 
 class TestCpuNative(DistributionContract):

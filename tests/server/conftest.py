@@ -70,15 +70,18 @@ def server(launch: Launch) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture
-def roomy_server(launch: Launch) -> Iterator[Running]:
-    """With a context for tools and several turns."""
-    with launch(context_length=2048) as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
 def refusing_server(launch: Launch) -> Iterator[Running]:
-    """For requests that are refused: nothing of them may be left, so they share it."""
+    """With a context for tools and several turns. For requests that leave nothing behind, so they share it."""
     with launch(context_length=2048) as running:
         yield running
+
+
+@pytest.fixture
+def roomy_server(refusing_server: Running) -> Running:
+    """The same, with its engine as new."""
+    engine = refusing_server.engine
+    assert engine.running == 0
+    vars(engine).update(vars(FakeEngine(engine.script, context_length=engine.context_length)))
+    refusing_server.says("Hello, world 🙂!")
+    return refusing_server

@@ -20,7 +20,7 @@ INVALID_JSON = "INVALID_JSON"
 def chat_request(body: ConversationFields) -> ChatRequest:
     """The conversation. A last message of the assistant is gone on with. Raises RequestError."""
     messages: list[dict[str, Any]] = []
-    if body.system is not None:
+    if body.system:
         messages.append({"role": "system", "content": reading.texts("system", body.system)})
     names: dict[str, str] = {}  # of tools, by the ids of their calls
     for index, message in enumerate(body.messages):

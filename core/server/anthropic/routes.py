@@ -11,16 +11,13 @@ from core.interfaces.errors import RequestError
 from core.server import bodies
 from core.server.anthropic.convert import chat_request, response_format
 from core.server.anthropic.events import Reply
-from core.server.anthropic.schemas import CountBody, MessagesBody, MessagesFields
+from core.server.anthropic.schemas import REFUSED, CountBody, MessagesBody, MessagesFields
 from core.server.context import ModelService, ServerContext
 from core.server.formats import structured
 from core.server.openapi import described
-from core.server.protocols import refuse_fields
+from core.server.protocols import answers_to, refuse_fields
 from core.server.replies import EventStream, json_reply, while_connected
 from core.server.usage import begun, drained
-
-# Parts of the protocol that need a service of their maker.
-_REFUSED = ("mcp_servers", "container", "context_management", "speed", "output_format", "prefill")
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -46,16 +43,14 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(service: ModelService, body: MessagesFields) -> Response:
     service.check_model(body.model)
-    refuse_fields(body, _REFUSED)
+    refuse_fields(body, REFUSED)
     given = body.given()
     if given.get("max_tokens") is None:
         raise RequestError("max_tokens is missing", param="max_tokens")
     sampling = service.sampling(given, Dialect.MESSAGES, max_n=1)
     sampling = structured(sampling, response_format(body), param="output_config.format")
     prompt = await service.renderer.prepare(chat_request(body))
-    answers = service.answers(
-        [prompt], [sampling], param="messages", priority=body.priority or 0, salt=body.cache_salt or ""
-    )
+    answers = answers_to(service, body, prompt, sampling, param="messages")
     hides = body.thinking is not None and body.thinking.display == "omitted"
     reply = Reply(service.name, show_thinking=not hides)
     deltas = answers.deltas()

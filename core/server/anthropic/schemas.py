@@ -64,6 +64,16 @@ class MessagesFields(ConversationFields, ProtocolBody):
 
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
+    # Parts of the protocol that need a service of their maker: refused.
+    mcp_servers: Any = None
+    container: Any = None
+    context_management: Any = None
+    speed: Any = None
+    output_format: Any = None
+    prefill: Any = None
+
+
+REFUSED = ("mcp_servers", "container", "context_management", "speed", "output_format", "prefill")
 
 
 class CountBody(ConversationFields):

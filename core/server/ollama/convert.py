@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.frontend.chat import ChatRequest
+from core.frontend.parameters import Dialect, spellings
 from core.interfaces.errors import RequestError
 from core.server import reading
 from core.server.ollama.schemas import ChatBody, GenerateBody, GenerationBody
@@ -22,6 +23,8 @@ IDLE_OPTIONS = frozenset(
 )  # fmt: skip
 # Option -> the value that changes nothing; others would, and are not supported.
 _NEUTRAL: dict[str, Any] = {"mirostat": 0, "tfs_z": 1, "typical_p": 1, "penalize_newline": True}
+
+OPTIONS = frozenset({*spellings(Dialect.OLLAMA), *IDLE_OPTIONS, *_NEUTRAL, "repeat_last_n"})
 
 
 def sampling_values(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from core.server.context import ModelService, ServerContext
 from core.server.formats import structured
 from core.server.ollama import cards
 from core.server.ollama.convert import (
+    OPTIONS,
     chat_request,
     prompt_request,
     refuse_unsupported,
@@ -29,7 +30,7 @@ from core.server.ollama.replies import Reply
 from core.server.ollama.schemas import ChatBody, GenerateBody, GenerationBody, ShowBody
 from core.server.openapi import described
 from core.server.prompts import make_prompts
-from core.server.protocols import refuse_fields
+from core.server.protocols import answers_to
 from core.server.replies import EventStream, json_reply, line, while_connected
 from core.server.usage import begun
 
@@ -44,12 +45,14 @@ def routes(ctx: ServerContext) -> APIRouter:
     async def chat(request: Request) -> Response:
         service = ctx.ready_service()
         body = await bodies.read(request, ChatBody, ctx.settings.max_body_bytes)
+        _judge_options(request, body)
         return await while_connected(request, _chat(service, body))
 
     @router.post("/api/generate", **described(GenerateBody, "Continue a prompt (Ollama's protocol)"))
     async def generate(request: Request) -> Response:
         service = ctx.ready_service()
         body = await bodies.read(request, GenerateBody, ctx.settings.max_body_bytes)
+        _judge_options(request, body)
         return await while_connected(request, _generate(service, body))
 
     @router.post("/api/show", **described(ShowBody, "The model's facts (Ollama's protocol)"))
@@ -103,9 +106,7 @@ async def _answer(service: ModelService, body: GenerationBody, prompt: Prompt, r
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = service.sampling(sampling_values(body.options or {}), Dialect.OLLAMA, max_n=1, logprobs=logprobs)
     sampling = structured(sampling, response_format(body), param="format")
-    answers = service.answers(
-        [prompt], [sampling], param=param, priority=body.priority or 0, salt=body.cache_salt or ""
-    )
+    answers = answers_to(service, body, prompt, sampling, param=param)
     deltas = answers.deltas()
     if _streams(body):
         return EventStream(reply.lines(await begun(deltas), answers), LINES)
@@ -114,7 +115,6 @@ async def _answer(service: ModelService, body: GenerationBody, prompt: Prompt, r
 
 def _check(service: ModelService, body: GenerationBody) -> None:
     service.check_model(served_name(body.model, service.name))
-    refuse_fields(body, ())
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     if (body.top_logprobs or 0) > MAX_LOGPROBS:
@@ -125,6 +125,13 @@ def _check(service: ModelService, body: GenerationBody) -> None:
             param="think",
             hint="leave think out, or start the server with --reasoning-parser",
         )
+
+
+def _judge_options(request: Request, body: GenerationBody) -> None:
+    """The rule for unknown fields holds for options too."""
+    others = {f"options.{name}": value for name, value in (body.options or {}).items() if name not in OPTIONS}
+    known = {f"options.{name}": None for name in OPTIONS}
+    bodies.ignore(request, bodies.field_rule(request).judge(others, known, request.url.path))
 
 
 def _reply(service: ModelService, body: GenerationBody, *, chat: bool) -> Reply:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -21,16 +21,14 @@ from core.server import bodies
 from core.server.context import ModelService, ServerContext
 from core.server.formats import structured
 from core.server.openapi import described
-from core.server.protocols import refuse_fields
+from core.server.protocols import answers_to, refuse_fields
 from core.server.replies import EventStream, json_reply, named_event, while_connected
 from core.server.responses.events import Deltas, Event, Writer
 from core.server.responses.items import chat_request, input_items, new_id, response_format
-from core.server.responses.schemas import ResponsesBody, ResponsesFields
+from core.server.responses.schemas import REFUSED, ResponsesBody, ResponsesFields
 from core.server.responses.store import HINT, RUNNING, Kept, ResponseStore
 from core.server.usage import begun
 
-# Parts of the protocol that need a service of their maker.
-_REFUSED = ("conversation", "prompt", "context_management", "moderation", "image")
 _MAX_PAGE = 100
 
 
@@ -43,11 +41,11 @@ def routes(ctx: ServerContext) -> APIRouter:
     async def create(request: Request) -> Response:
         service = ctx.ready_service()
         body = await bodies.read(request, ResponsesBody, ctx.settings.max_body_bytes)
-        return await while_connected(request, _answer(service, store, body))
+        return await while_connected(request, _answer(service, store, body, _owner(request)))
 
     @router.get("/v1/responses/{response_id}", summary="A kept response")
     async def retrieve(request: Request, response_id: str) -> Response:
-        kept = store.get(response_id)
+        kept = store.get(response_id, _owner(request))
         if request.query_params.get("stream", "false").lower() in ("true", "1"):
             raise RequestError(
                 "stream is not supported here: a kept response is given whole",
@@ -57,76 +55,87 @@ def routes(ctx: ServerContext) -> APIRouter:
         return json_reply(kept.response)
 
     @router.delete("/v1/responses/{response_id}", summary="Forget a kept response")
-    async def delete(response_id: str) -> Response:
-        await store.delete(response_id)
+    async def delete(request: Request, response_id: str) -> Response:
+        await store.delete(response_id, _owner(request))
         return json_reply({"id": response_id, "object": "response", "deleted": True})
 
     @router.post("/v1/responses/{response_id}/cancel", summary="End a response made in the background")
-    async def cancel(response_id: str) -> Response:
-        return json_reply((await store.cancel(response_id)).response)
+    async def cancel(request: Request, response_id: str) -> Response:
+        return json_reply((await store.cancel(response_id, _owner(request))).response)
 
     @router.get("/v1/responses/{response_id}/input_items", summary="What a kept response answers")
     async def listed(request: Request, response_id: str) -> Response:
-        return json_reply(_page(store.get(response_id).items, request.query_params))
+        return json_reply(_page(store.get(response_id, _owner(request)).items, request.query_params))
 
     return router
 
 
 @dataclass(frozen=True, slots=True)
 class _Making:
-    """One response being made. items: all that it answers."""
+    """One response being made. items: all that it answers. owner: whose it is."""
 
     writer: Writer
     deltas: Deltas
     answers: Answers
     items: list[dict[str, Any]]
+    owner: str | None
+
+    def kept(self, response: dict[str, Any]) -> Kept:
+        """`response`, for the store."""
+        return Kept(response, self.items, self.owner)
 
 
-async def _answer(service: ModelService, store: ResponseStore, body: ResponsesFields) -> Response:
+def _owner(request: Request) -> str | None:
+    """Whose request it is, as the layer that checks keys found out."""
+    owner: str | None = request.scope.get("core.tenant")
+    return owner
+
+
+async def _answer(service: ModelService, store: ResponseStore, body: ResponsesFields, owner: str | None) -> Response:
     service.check_model(body.model)
     _refuse(body, store)
     keep = store.on and body.store is not False
-    making = await _begin(service, store, body, keep)
+    making = await _begin(service, store, body, keep, owner)
     if body.background:
         store.reserve()
-        kept = Kept({**making.writer.response, "status": "queued"}, making.items)
+        kept = making.kept({**making.writer.response, "status": "queued"})
         kept.work = asyncio.create_task(_work(making, store, kept))
         store.put(kept)
         return json_reply(kept.response)
     if body.stream:
-        started = _Making(making.writer, await begun(making.deltas), making.answers, making.items)
+        started = replace(making, deltas=await begun(making.deltas))
         return EventStream(_stream(started, store if keep else None))
     async with aclosing(making.writer.events(making.deltas, making.answers)) as events:
         async for _ in events:
             pass
     if keep:
-        store.put(Kept(making.writer.response, making.items))
+        store.put(making.kept(making.writer.response))
     return json_reply(making.writer.response)
 
 
-async def _begin(service: ModelService, store: ResponseStore, body: ResponsesFields, keep: bool) -> _Making:
+async def _begin(
+    service: ModelService, store: ResponseStore, body: ResponsesFields, keep: bool, owner: str | None
+) -> _Making:
     before: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
-        before = _before(store, body.previous_response_id)
+        before = _before(store, body.previous_response_id, owner)
     own = input_items(body.input)
     wants_logprobs = "message.output_text.logprobs" in (body.include or ()) or bool(body.top_logprobs)
     num_top = (body.top_logprobs or 0) if wants_logprobs else None
     sampling = service.sampling(body.given(), Dialect.RESPONSES, max_n=1, logprobs=num_top)
     sampling = structured(sampling, response_format(body), param="text.format")
     prompt = await service.renderer.prepare(chat_request(body, before, own))
-    answers = service.answers(
-        [prompt], [sampling], param="input", priority=body.priority or 0, salt=body.cache_salt or ""
-    )
+    answers = answers_to(service, body, prompt, sampling, param="input")
     summarize = body.reasoning is not None and body.reasoning.summary is not None
     writer = Writer(_frame(service, body, sampling, keep), service.tokenizer, num_top=num_top, summarize=summarize)
-    return _Making(writer, answers.deltas(), answers, [*before, *own])
+    return _Making(writer, answers.deltas(), answers, [*before, *own], owner)
 
 
 async def _stream(making: _Making, store: ResponseStore | None) -> AsyncGenerator[bytes]:
     async with aclosing(making.writer.safe_events(making.deltas, making.answers)) as events:
         async for event in events:
             if store is not None and _ends(event):
-                store.put(Kept(event["response"], making.items))
+                store.put(making.kept(event["response"]))
             yield named_event(event)
 
 
@@ -143,9 +152,9 @@ def _ends(event: Event) -> bool:
     return "response" in event and event["response"]["status"] not in RUNNING
 
 
-def _before(store: ResponseStore, name: str) -> list[dict[str, Any]]:
+def _before(store: ResponseStore, name: str, owner: str | None) -> list[dict[str, Any]]:
     """The conversation up to and with an earlier response."""
-    kept = store.get(name, "previous_response_id")
+    kept = store.get(name, owner, "previous_response_id")
     if kept.response["status"] not in ("completed", "incomplete"):
         raise RequestError(
             f"the response {name!r} is {kept.response['status']}; only a complete one can be gone on with",
@@ -156,7 +165,7 @@ def _before(store: ResponseStore, name: str) -> list[dict[str, Any]]:
 
 def _refuse(body: ResponsesFields, store: ResponseStore) -> None:
     """Raises RequestError for what would change the answer and is not supported."""
-    refuse_fields(body, _REFUSED)
+    refuse_fields(body, REFUSED)
     if body.truncation == "auto":
         raise RequestError("truncation is 'auto'; only 'disabled' is supported", param="truncation")
     if body.text is not None and body.text.verbosity not in (None, "medium"):

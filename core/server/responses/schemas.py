@@ -59,7 +59,14 @@ class ResponsesFields(ProtocolBody):
     safety_identifier: str | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
+    # Parts of the protocol that need a service of their maker: refused.
+    conversation: Any = None
+    prompt: Any = None
+    context_management: Any = None
+    moderation: Any = None
+    image: Any = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extra names for the chat template.")
 
 
+REFUSED = ("conversation", "prompt", "context_management", "moderation", "image")
 ResponsesBody = with_sampling(ResponsesFields, Dialect.RESPONSES, "ResponsesBody")

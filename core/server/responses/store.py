@@ -17,11 +17,12 @@ RUNNING = ("queued", "in_progress")
 
 @dataclass(slots=True)
 class Kept:
-    """response: as last told. items: all that it answers, those of earlier responses included. work: what makes it,
-    in the background."""
+    """response: as last told. items: all that it answers, those of earlier responses included. owner: whose it is, as
+    the key says; None where keys tell nobody apart. work: what makes it, in the background."""
 
     response: dict[str, Any]
     items: list[dict[str, Any]]
+    owner: str | None = None
     work: asyncio.Task[None] | None = field(default=None, repr=False)
     size_bytes: int = 0
 
@@ -70,18 +71,18 @@ class ResponseStore:
                 return
             self._drop(oldest)
 
-    def get(self, name: str, param: str = "response_id") -> Kept:
-        """Raises RequestError: 404, or 400 where `param` is a field of a request."""
+    def get(self, name: str, owner: str | None = None, param: str = "response_id") -> Kept:
+        """Raises RequestError if `owner` has none of this name: 404, or 400 where `param` is a field of a request."""
         kept = self._kept.get(name)
-        if kept is not None:
+        if kept is not None and kept.owner == owner:
             return kept
         status = 404 if param == "response_id" else 400
         told = f"there is no response {name!r}" if self.on else "this server keeps no responses"
         raise RequestError(told, param=param, status=status, code="not_found", hint=None if self.on else HINT)
 
-    async def cancel(self, name: str) -> Kept:
+    async def cancel(self, name: str, owner: str | None = None) -> Kept:
         """End what makes it. Raises RequestError if it was not made in the background."""
-        kept = self.get(name)
+        kept = self.get(name, owner)
         if kept.work is None:
             raise RequestError(
                 "only a response made with background: true can be cancelled",
@@ -96,10 +97,10 @@ class ResponseStore:
                 self.put(kept)
         return kept
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, owner: str | None = None) -> None:
         """Forget it, and end what makes it."""
-        if self.get(name).work is not None:
-            await self.cancel(name)
+        if self.get(name, owner).work is not None:
+            await self.cancel(name, owner)
         if name in self._kept:  # it may have gone to make room meanwhile
             self._drop(name)
 

@@ -176,3 +176,15 @@ def test_what_runs_stays_and_is_counted_when_it_is_done() -> None:
     asyncio.run(store.delete("a"))
     asyncio.run(store.delete("d"))
     assert (len(store), store.size_bytes) == (0, 0)
+
+
+def test_a_response_is_its_owner_s() -> None:
+    store = ResponseStore(2, 1000)
+    store.put(Kept({"id": "a", "status": "completed"}, [], owner="alice"))
+    assert store.get("a", "alice").response["id"] == "a"
+    for other in ("bob", None):
+        with pytest.raises(RequestError):
+            store.get("a", other)
+        with pytest.raises(RequestError):
+            asyncio.run(store.delete("a", other))
+    assert len(store) == 1
