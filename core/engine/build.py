@@ -14,13 +14,17 @@ import numpy as np
 from core.config.sections import Settings
 from core.engine.engine import Engine
 from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
+from core.engine.grammars import Backends, GrammarLimits, GrammarPool
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
+from core.engine.vocabulary import Vocabularies
 from core.engine.wire_errors import describe
+from core.frontend.tokenizer import Tokenizer
 from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
 from core.registry.catalog import Catalog
@@ -62,21 +66,29 @@ def build_engine(
     resolution: Resolution,
     progress: Progress | None = None,
     hooks: HookManager | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Engine:
     """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
 
     progress: phase for people, and fraction of it done. hooks: listeners that this process has started already.
+    tokenizer: the model's, where this process has it already; else it is read when the first grammar is asked for.
     """
     if hooks is None:
         hooks = HookManager.start(resolution.hooks, settings, "engine")
     try:
-        return _build(settings, resolution, progress or _silent, hooks)
+        return _build(settings, resolution, progress or _silent, hooks, tokenizer)
     except Exception as error:
         hooks.call("core_engine_stopping", reason=describe(error)[0])
         raise
 
 
-def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks: HookManager) -> Engine:
+def _build(
+    settings: Settings,
+    resolution: Resolution,
+    progress: Progress,
+    hooks: HookManager,
+    tokenizer: Tokenizer | None,
+) -> Engine:
     timer = _PhaseTimer(progress)
     hardware, runner = _make_runner(settings, resolution)
     timer.done("device")
@@ -113,11 +125,12 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
         scheduler,
         executor,
         hello,
-        lambda message: to_request(message, eos, vocab_size),
+        lambda message: to_request(message, eos, vocab_size, resolution.pooling),
         max_slots=settings.scheduler.max_running_requests,
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
         listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
+        grammars=make_grammars(settings, resolution, tokenizer),
     )
     if hooks.has("core_engine_started"):
         started = EngineStarted(
@@ -138,8 +151,12 @@ def _silent(phase: str, fraction: float) -> None:
     return None
 
 
-def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int) -> Request:
-    """The scheduler's request. Raises RequestError for token ids outside the vocabulary."""
+def to_request(
+    message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int, plan: PoolingPlan | None = None
+) -> Request:
+    """The scheduler's request. Raises RequestError for token ids outside the vocabulary, and for what the model was not
+    built for. plan: what it was; None is text alone."""
+    (plan or PoolingPlan()).check(message.pooling, vocab_size)
     tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
     if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
         raise RequestError(
@@ -184,6 +201,34 @@ def plan_pages(settings: Settings, resolution: Resolution, hardware: HardwareBac
             hint="raise --kv-cache-bytes, --memory-fraction or --max-total-tokens, or use a smaller --page-size",
         )
     return pages + 1
+
+
+def make_grammars(settings: Settings, resolution: Resolution, tokenizer: Tokenizer | None) -> GrammarPool | None:
+    """What compiles grammars, None where no backend was chosen. Tokenizer and backend are made with the first one."""
+    choice, engine = resolution.grammar, settings.engine
+    if choice.record is None:
+        return None
+
+    def vocabularies() -> Vocabularies:
+        spec, model = resolution.spec, settings.model
+        found = tokenizer or Tokenizer.load(
+            model.tokenizer or resolution.checkpoint, trust_remote_code=model.trust_remote_code
+        )
+        return Vocabularies.of(found, spec.vocab_size, spec.eos_token_ids)
+
+    ctx = _context(resolution, choice)
+    return GrammarPool(
+        Backends(vocabularies, lambda vocabulary: _set_up(choice, choice.target, vocabulary, ctx)),
+        choice.target.kinds,
+        GrammarLimits(
+            timeout_s=engine.grammar_timeout_s,
+            cache_bytes=engine.grammar_cache_bytes,
+            max_bytes=engine.max_grammar_bytes,
+            threads=engine.grammar_threads,
+            max_waiting=settings.scheduler.max_queued_requests,
+        ),
+        name=choice.name,
+    )
 
 
 def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -> Scheduler:

@@ -17,8 +17,11 @@ from core.interfaces.errors import CoreError
 from core.server import (
     admin,
     chat,
+    classify,
     cloud,
     completions,
+    embeddings,
+    encode,
     errors,
     families,
     generate,
@@ -28,11 +31,13 @@ from core.server import (
     metrics_route,
     models,
     page_route,
+    rerank,
+    score,
     tokenize,
 )
 from core.server.admin_access import AdminAccess
 from core.server.anthropic import routes as anthropic
-from core.server.auth import ApiKey
+from core.server.auth import ApiKeys
 from core.server.context import ServerContext
 from core.server.fields import HEADER, FieldRule
 from core.server.observed import ID_HEADER, Observed
@@ -54,7 +59,11 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
-    for family in (chat, completions, generate, tokenize, models, health, metrics_route, info, loads):
+    families_of_core = (
+        chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
+        metrics_route, info, loads,
+    )  # fmt: skip
+    for family in families_of_core:
         app.include_router(family.routes(ctx))
     for protocol in (responses, anthropic, ollama, cloud):
         app.include_router(protocol.routes(ctx))
@@ -71,8 +80,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(errors.ClientGone, _client_gone)
-    if ctx.settings.api_key:
-        app.add_middleware(ApiKey, key=ctx.settings.api_key)
+    app.add_middleware(ApiKeys, table=ctx.tenants)
     if settings.admin_routes != "off":
         app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings))
     if ctx.settings.cors_allow_origins:
