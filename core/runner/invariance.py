@@ -18,8 +18,8 @@ from core.interfaces.step import Admission, StepPlan, StepResult
 from core.runner.runner import ModelRunner
 
 Int32 = npt.NDArray[np.int32]
-LENGTHS = (37, 21, 5, 18, 40, 3, 29, 11)  # of prompts; the first one's request is looked at
-NUM_DECODES = 4
+LENGTHS = (37, 21, 5, 40, 18)  # of prompts; the first one's request is looked at
+NUM_DECODES = 3
 CHUNKS = (5, 18, 14)  # that the first prompt is cut into in company
 NUM_LOGPROBS = 5
 
