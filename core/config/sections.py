@@ -47,6 +47,24 @@ class ModelSettings(Section):
     )
     quantization: str | None = Field(None, description="Quantization plugin. Default: what the checkpoint states.")
     load_threads: int = Field(4, ge=1, le=64, description="Threads that read weight files.")
+    task: Literal["auto", "generate", "embed", "classify", "score"] = Field(
+        "auto",
+        description="What the model does. embed: vectors alone, built without a language-model head. score: it ranks "
+        "documents, by its head or, if it generates, by answering yes or no. auto: what architecture and checkpoint "
+        "are for.",
+    )
+    is_embedding: bool = Field(False, description="Same as --task embed.")
+    pooling: Literal["auto", "last", "mean", "first", "cls"] = Field(
+        "auto",
+        description="Which hidden states make a text's vector; cls is first. With a model that generates: it gives "
+        "vectors too. auto: what the checkpoint states, else the architecture.",
+    )
+    normalize: Literal["auto", "on", "off"] = Field(
+        "auto", description="Scale vectors to length 1. auto: what the checkpoint states, else on."
+    )
+    matryoshka: bool = Field(
+        False, description="Let clients cut vectors to any `dimensions`, though the checkpoint does not say they may."
+    )
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code shipped with the checkpoint.")
     tool_call_parser: str | None = Field(
         None, description="Tool-call parser plugin; `none` is off. Default: the model's wish."
@@ -143,6 +161,21 @@ class EngineSettings(Section):
         ("auto",), description="Hook plugins that listen. auto: all installed ones that work; none: no listener."
     )
     log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
+    grammar_backend: str = Field(
+        "auto",
+        description="Grammar plugin for structured output. auto: the first installed one that works; none: off.",
+        json_schema_extra=_aka("guided-decoding-backend", "structured-outputs-backend"),
+    )
+    grammar_timeout_s: float = Field(10.0, gt=0, description="Seconds that compiling one grammar may take.")
+    grammar_cache_bytes: int = Field(64 << 20, ge=0, description="Most memory of compiled grammars that are kept.")
+    max_grammar_bytes: int = Field(256 << 10, ge=1, description="Largest grammar or JSON schema of a request.")
+    grammar_threads: int = Field(2, ge=1, le=64, description="Threads that compile grammars.")
+    logit_processors: tuple[str, ...] = Field(
+        (), description="Logit processor plugins that requests may name.", json_schema_extra=_aka("logits-processors")
+    )
+    device_core_dumps: str | None = Field(
+        None, description="Folder for core dumps of the device, where it can write them. Default: none."
+    )
     disable_plugins: tuple[str, ...] = Field(
         (), description="Plugins never to load: names, `distribution:name`, `kind/name` or whole distributions."
     )
@@ -163,7 +196,32 @@ class ServerSettings(Section):
     request_timeout_s: float | None = Field(
         None, gt=0, description="Most seconds a request may take; it can ask for less. Default: no limit."
     )
+    admin_api_key: str | None = Field(None, description="Bearer token of the admin routes, apart from users' keys.")
+    admin_routes: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="auto: with the admin key, or without one from this machine only. on: without an admin key from "
+        "anywhere, with a user's key. off: there are none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines as text or JSON.", json_schema_extra=_aka("log-requests-format")
+    )
+    log_requests: bool = Field(
+        False, description="Log every request at its start and end.", json_schema_extra=_aka("enable-log-requests")
+    )
+    log_requests_level: int = Field(
+        0, ge=0, le=3, description="What of a request: 0 facts, 1 parameters, 2 texts cut at 2048 bytes, 3 whole texts."
+    )
+    metrics_aliases: Literal["none", "sglang", "vllm", "both"] = Field(
+        "none", description="Expose the metrics under these servers' names too."
+    )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="OTLP/HTTP collector of OpenTelemetry traces, or `env`: the one in OTEL_EXPORTER_OTLP_*. "
+        "Default: no traces.",
+    )
+    otlp_service_name: str = Field("core", description="Service name in traces; OTEL_SERVICE_NAME wins.")
+    profile_dir: str | None = Field(None, description="Folder for traces of /start_profile. Default: no profiles.")
     max_n: int = Field(16, ge=1, description="Most samples (`n`) a request may ask for.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body.")
     unknown_fields: Literal["warn", "refuse"] = Field(
@@ -172,6 +230,14 @@ class ServerSettings(Section):
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, seconds for running requests to finish.")
     cors_allow_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
     chat_page: bool = Field(True, description="Serve the chat page at /.")
+    response_store: int = Field(
+        0, ge=0,
+        description="Most answers of /v1/responses kept in memory, for `previous_response_id`, `background` and GET; "
+        "0 keeps none.",
+    )  # fmt: skip
+    response_store_bytes: int = Field(
+        64 << 20, ge=1024, description="Most bytes of kept answers with their conversations; the oldest go first."
+    )
     routes: tuple[str, ...] = Field((), description="Route plugins whose routes are served too.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,18 @@ import numpy as np
 
 from core.config.sections import Settings
 from core.engine.engine import Engine
-from core.engine.environment import apply_environment, variables_of, with_threads
+from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
+from core.engine.grammars import Backends, GrammarLimits, GrammarPool
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
+from core.engine.vocabulary import Vocabularies
 from core.engine.wire_errors import describe
+from core.frontend.tokenizer import Tokenizer
 from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
 from core.registry.catalog import Catalog
@@ -62,21 +66,29 @@ def build_engine(
     resolution: Resolution,
     progress: Progress | None = None,
     hooks: HookManager | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Engine:
     """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
 
     progress: phase for people, and fraction of it done. hooks: listeners that this process has started already.
+    tokenizer: the model's, where this process has it already; else it is read when the first grammar is asked for.
     """
     if hooks is None:
         hooks = HookManager.start(resolution.hooks, settings, "engine")
     try:
-        return _build(settings, resolution, progress or _silent, hooks)
+        return _build(settings, resolution, progress or _silent, hooks, tokenizer)
     except Exception as error:
         hooks.call("core_engine_stopping", reason=describe(error)[0])
         raise
 
 
-def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks: HookManager) -> Engine:
+def _build(
+    settings: Settings,
+    resolution: Resolution,
+    progress: Progress,
+    hooks: HookManager,
+    tokenizer: Tokenizer | None,
+) -> Engine:
     timer = _PhaseTimer(progress)
     hardware, runner = _make_runner(settings, resolution)
     timer.done("device")
@@ -100,7 +112,7 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
     if resolution.overlap and not hardware.capabilities.async_steps:
         executor = ThreadExecutor(runner)
     memory = hardware.memory()
-    hello = make_hello(settings, resolution, num_pages, timer.total_s, memory)
+    hello = make_hello(settings, resolution, num_pages, timer.phases, memory)
     capacity = (num_pages - 1) * resolution.page_size
     logger.info(
         "ready in %.2f s (%s); %s on %s, KV cache %d tokens in %d pages of %d; %.2f of %.2f GiB of device memory free",
@@ -118,11 +130,12 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
         scheduler,
         executor,
         hello,
-        lambda message: to_request(message, eos, vocab_size),
+        lambda message: to_request(message, eos, vocab_size, resolution.pooling),
         max_slots=settings.scheduler.max_running_requests,
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
         listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
+        grammars=make_grammars(settings, resolution, tokenizer),
     )
     if hooks.has("core_engine_started"):
         started = EngineStarted(
@@ -143,8 +156,12 @@ def _silent(phase: str, fraction: float) -> None:
     return None
 
 
-def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int) -> Request:
-    """The scheduler's request. Raises RequestError for token ids outside the vocabulary."""
+def to_request(
+    message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int, plan: PoolingPlan | None = None
+) -> Request:
+    """The scheduler's request. Raises RequestError for token ids outside the vocabulary, and for what the model was not
+    built for. plan: what it was; None is text alone."""
+    (plan or PoolingPlan()).check(message.pooling, vocab_size)
     tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
     if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
         raise RequestError(
@@ -191,6 +208,34 @@ def plan_pages(settings: Settings, resolution: Resolution, hardware: HardwareBac
     return pages + 1
 
 
+def make_grammars(settings: Settings, resolution: Resolution, tokenizer: Tokenizer | None) -> GrammarPool | None:
+    """What compiles grammars, None where no backend was chosen. Tokenizer and backend are made with the first one."""
+    choice, engine = resolution.grammar, settings.engine
+    if choice.record is None:
+        return None
+
+    def vocabularies() -> Vocabularies:
+        spec, model = resolution.spec, settings.model
+        found = tokenizer or Tokenizer.load(
+            model.tokenizer or resolution.checkpoint, trust_remote_code=model.trust_remote_code
+        )
+        return Vocabularies.of(found, spec.vocab_size, spec.eos_token_ids)
+
+    ctx = _context(resolution, choice)
+    return GrammarPool(
+        Backends(vocabularies, lambda vocabulary: _set_up(choice, choice.target, vocabulary, ctx)),
+        choice.target.kinds,
+        GrammarLimits(
+            timeout_s=engine.grammar_timeout_s,
+            cache_bytes=engine.grammar_cache_bytes,
+            max_bytes=engine.max_grammar_bytes,
+            threads=engine.grammar_threads,
+            max_waiting=settings.scheduler.max_queued_requests,
+        ),
+        name=choice.name,
+    )
+
+
 def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -> Scheduler:
     """Scheduler, memory and prefix cache for `num_pages` pages."""
     groups = len(resolution.spec.cache_groups)
@@ -218,8 +263,10 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
     return Scheduler(settings.scheduler, facts, memory, policy=policy)
 
 
-def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float, memory: MemoryInfo) -> Hello:
-    """What front ends are told. memory: the device's, once everything is allocated."""
+def make_hello(
+    settings: Settings, resolution: Resolution, num_pages: int, phases: Mapping[str, float], memory: MemoryInfo
+) -> Hello:
+    """What front ends are told. phases: seconds of the start. memory: the device's, once everything is allocated."""
     capacity = (num_pages - 1) * resolution.page_size
     return Hello(
         architecture=resolution.spec.architecture,
@@ -231,7 +278,8 @@ def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_
         max_running_requests=settings.scheduler.max_running_requests,
         eos_token_ids=list(resolution.spec.eos_token_ids),
         effective=resolution.effective,
-        load_s=load_s,
+        load_s=sum(phases.values()),
+        phases=dict(phases),
         device_total_bytes=memory.total_bytes,
         device_free_bytes=memory.free_bytes,
     )
@@ -294,7 +342,8 @@ def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBacken
     plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
     hardware: HardwareBackend = _set_up(choice, choice.target, plugin_context(choice.record, plugins))
     # A process of our own has them long since; here they are for whoever embeds the engine.
-    apply_environment(variables_of(hardware), choice.name)
+    dumps = core_dump_variables(hardware, settings.engine.device_core_dumps)
+    apply_environment({**variables_of(hardware), **dumps}, choice.name)
     return hardware
 
 
@@ -324,11 +373,11 @@ class _PhaseTimer:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._start_s = self._last_s = time.monotonic()
-        self._phases: list[tuple[str, float]] = []
+        self.phases: dict[str, float] = {}
 
     def done(self, phase: str) -> None:
         now_s = time.monotonic()
-        self._phases.append((phase, now_s - self._last_s))
+        self.phases[phase] = now_s - self._last_s
         self._last_s = now_s
         self._progress(phase, 1.0)
 
@@ -338,4 +387,4 @@ class _PhaseTimer:
 
     @property
     def summary(self) -> str:
-        return ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self._phases)
+        return ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())

@@ -94,11 +94,13 @@ class Layout:
 class JsonCalls:
     """A format. layouts: tried in order where several have the same opener; the first that fits is taken.
 
-    writing: what `structure` makes a model write. Raises ValueError if an opener is a part of another.
+    writing: what `structure` makes a model write. writing_auto: the same amid other text, where that is another form.
+    Raises ValueError if an opener is a part of another.
     """
 
     layouts: tuple[Layout, ...]
     writing: Writing
+    writing_auto: Writing | None = None
 
     def __post_init__(self) -> None:
         openers = {opener for layout in self.layouts for opener in layout.opens}
@@ -124,4 +126,7 @@ class JsonToolParser(ToolParser):
 
     def structure(self, tools: Sequence[Tool], choice: ToolChoice) -> Structure | None:
         """See the interface."""
-        return written_structure(self.calls.writing, tools, choice)
+        writing = self.calls.writing
+        if choice.mode == "auto" and self.calls.writing_auto is not None:
+            writing = self.calls.writing_auto
+        return written_structure(writing, tools, choice)

@@ -231,15 +231,11 @@ class _ObjectMatcher:
 
     def _begin(self, character: str) -> None:
         """The first character of a key or value."""
-        if self._state == _KEY:
-            if character != '"':
-                self.failed = True  # an empty object, too, is no call
-                return
-        elif self._role == "name" or (self._role == "arguments" and character != "{"):
-            if character != '"':
-                self.failed = True
-                return
         self._as_written = self._state == _VALUE and self._role == "arguments" and character == "{"
+        needs_string = self._state == _KEY or (bool(self._role) and not self._as_written)
+        if needs_string and character != '"':
+            self.failed = True  # an empty object, too, is no call
+            return
         self._scanner = JsonScanner()
         self._value.clear()
 

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from core.interfaces.errors import RequestError
 from core.parsing.structure_tree import no_nul
 
-_PIECE = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|\{\d+(?:,\d*)?\}|.", re.DOTALL)
+_PIECE = re.compile(
+    r"\\[xupP]\{[^}]*\}|\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\."
+    r"|\[\^?\]?(?:\\.|\[:\^?\w+:\]|[^\]\\])*\]|\{\d+(?:,\d*)?\}|.",
+    re.DOTALL,
+)
 
 
 def whole_text(pattern: str, *, path: str = "$", max_repeat: int = 10_000, max_chars: int = 1 << 16) -> str:
@@ -19,7 +23,7 @@ def whole_text(pattern: str, *, path: str = "$", max_repeat: int = 10_000, max_c
     no_nul(pattern, path)
     if len(pattern) > max_chars:
         raise RequestError(f"{path}: the expression has {len(pattern)} characters; the limit is {max_chars}")
-    pieces = list(_pieces(pattern))
+    pieces = list(pieces_of(pattern))
     _check_bounds(pieces, path, max_repeat)
     if "|" not in pieces or _is_one_group(pieces):
         pieces = pieces[1:] if pieces[:1] == ["^"] else pieces
@@ -29,7 +33,8 @@ def whole_text(pattern: str, *, path: str = "$", max_repeat: int = 10_000, max_c
     for piece in pieces:
         if piece in ("^", "$", "\\A", "\\z", "\\Z", "\\b", "\\B"):
             raise RequestError(
-                f"{path}: {piece!r} is supported at the edges of an expression only; it stands for whole texts"
+                f"{path}: {piece!r} is not supported but for `^` and `$` at the edges, as an expression stands for "
+                "whole texts"
             )
     return "".join(pieces)
 
@@ -39,12 +44,12 @@ def check_bounds(pattern: str, *, path: str, max_repeat: int, max_chars: int = 1
     no_nul(pattern, path)
     if len(pattern) > max_chars:
         raise RequestError(f"{path}: the expression has {len(pattern)} characters; the limit is {max_chars}")
-    _check_bounds(list(_pieces(pattern)), path, max_repeat)
+    _check_bounds(list(pieces_of(pattern)), path, max_repeat)
 
 
 def anchors(pattern: str) -> tuple[bool, bool, bool]:
     """Whether a pattern begins with `^`, ends with `$`, and has either elsewhere."""
-    pieces = list(_pieces(pattern))
+    pieces = list(pieces_of(pattern))
     first, last = pieces[:1] == ["^"], pieces[-1:] == ["$"]
     inner = pieces[1 if first else 0 : len(pieces) - 1 if last else None]
     return first, last, "^" in inner or "$" in inner
@@ -53,14 +58,14 @@ def anchors(pattern: str) -> tuple[bool, bool, bool]:
 def has_alternatives(pattern: str) -> bool:
     """Whether `|` stands outside of any group."""
     depth = 0
-    for piece in _pieces(pattern):
+    for piece in pieces_of(pattern):
         depth += (piece == "(") - (piece == ")")
         if piece == "|" and depth == 0:
             return True
     return False
 
 
-def _pieces(pattern: str) -> Iterator[str]:
+def pieces_of(pattern: str) -> Iterator[str]:
     """Escapes, character classes, bounds and single characters, in order."""
     for found in _PIECE.finditer(pattern):
         yield found.group()

@@ -7,7 +7,7 @@ has it, and pass. References are followed within the schema only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -74,6 +74,23 @@ def checked_schema(source: str | bool | Schema, rules: SchemaRules, path: str = 
     schema = parsed_json(source, "JSON schema", rules.limits.max_bytes) if isinstance(source, str) else source
     _Walk(schema, rules).visit(schema, path, 0)
     return schema
+
+
+def subschemas(schema: Any, path: str = "$") -> Iterator[tuple[str, Schema]]:
+    """All schema objects in a checked schema with their paths, inner ones first. References are not followed."""
+    if not isinstance(schema, Mapping):
+        return
+    for key, value in schema.items():
+        here = f"{path}.{key}"
+        if key in _ONE:
+            yield from subschemas(value, here)
+        elif key in _MANY:
+            for index, item in enumerate(value):
+                yield from subschemas(item, f"{here}[{index}]")
+        elif key in _NAMED or key in ("$defs", "definitions"):
+            for name, item in value.items():
+                yield from subschemas(item, f"{here}.{name}")
+    yield path, schema
 
 
 def resolve(root: Any, reference: str) -> Any:

@@ -91,11 +91,16 @@ def written_structure(writing: Writing, tools: Sequence[Tool], choice: ToolChoic
     """The structure of calls of `tools`, written as `writing` says; None without tools."""
     if not tools:
         return None
-    tags = [_call(writing, tool) for tool in tools]
+    tags = written_tags(writing, tools)
     if writing.section_begin:
         return section_structure(writing.section_begin, tags, writing.section_end, choice, writing.separator)
     trigger = writing.begin.partition(NAME)[0]
     return calls_structure(tags, choice, [trigger], writing.separator)
+
+
+def written_tags(writing: Writing, tools: Sequence[Tool]) -> list[Structure]:
+    """One call of each of `tools`, without what stands around all calls."""
+    return [_call(writing, tool) for tool in tools]
 
 
 def _call(writing: Writing, tool: Tool) -> Structure:

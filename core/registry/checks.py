@@ -26,6 +26,7 @@ _PLUGINS = (
     ("scheduler.schedule_policy", "schedule_policy"),
     ("model.tool_call_parser", "tool_parser"),
     ("model.reasoning_parser", "reasoning_parser"),
+    ("engine.grammar_backend", "grammar"),
     ("engine.hooks", "hooks"),
     ("server.routes", "routes"),
 )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from core.interfaces.errors import CheckpointError, ConfigError, CoreError
 from core.interfaces.hardware import HardwareBackend
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
@@ -30,6 +31,7 @@ from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, r
 from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
 from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
+from core.registry.select_grammar import choose_grammar
 from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_model import choose_model
 from core.registry.select_others import (
@@ -41,6 +43,7 @@ from core.registry.select_others import (
     choose_quant,
     choose_schedule_policy,
 )
+from core.registry.select_task import choose_task
 
 if TYPE_CHECKING:
     from core.config.sections import Settings
@@ -75,6 +78,8 @@ class _Draft:
     model: Choice = field(init=False)
     spec: ModelSpec = field(init=False)
     defaults: ModelDefaults = field(init=False)
+    pooling: PoolingPlan = field(init=False)
+    task_decisions: tuple[Decision, ...] = field(init=False)
     quant: Choice = field(init=False)
     dtype: Decision = field(init=False)
     context: Decision = field(init=False)
@@ -89,6 +94,7 @@ class _Draft:
     overlap: Decision = field(init=False)
     tool_parser: Choice = field(init=False)
     reasoning_parser: Choice = field(init=False)
+    grammar: Choice = field(init=False)
     hooks: tuple[Choice, ...] = field(init=False)
     hooks_rejected: list[tuple[str, str]] = field(init=False)
     routes: tuple[Choice, ...] = field(init=False)
@@ -154,6 +160,13 @@ def _model(draft: _Draft) -> Made:
         model, "state its defaults", model.target.defaults, draft.spec, draft.hardware.name
     )  # fmt: skip
     return (model,)
+
+
+def _task(draft: _Draft) -> Made:
+    draft.pooling, decisions = choose_task(draft.settings.model, draft.spec, draft.config, draft.found.folder)
+    draft.spec = replace(draft.spec, task=draft.pooling.task)
+    draft.task_decisions = decisions
+    return decisions
 
 
 def _quant(draft: _Draft) -> Made:
@@ -237,6 +250,11 @@ def _reasoning_parser(draft: _Draft) -> Made:
     return (draft.reasoning_parser,)
 
 
+def _grammar(draft: _Draft) -> Made:
+    draft.grammar = choose_grammar(draft.settings.engine.grammar_backend, draft.hardware.name, draft.catalog)
+    return (draft.grammar,)
+
+
 def _hooks(draft: _Draft) -> Made:
     draft.hooks, draft.hooks_rejected = choose_hooks(
         draft.settings.engine.hooks, draft.hardware.name, draft.catalog, warn=draft.parent
@@ -254,6 +272,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("checkpoint", _checkpoint),
     ("hardware", _hardware),
     ("model", _model),
+    ("task", _task),
     ("quantization", _quant),
     ("sizes", _sizes),
     ("attention", _attention),
@@ -263,6 +282,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("ops", _ops),
     ("tool-call parser", _tool_parser),
     ("reasoning parser", _reasoning_parser),
+    ("grammar backend", _grammar),
     ("hooks", _hooks),
     ("routes", _routes),
 )
@@ -287,6 +307,7 @@ def _finish(draft: _Draft) -> Resolution:
         ops=draft.ops,
         tool_parser=draft.tool_parser,
         reasoning_parser=draft.reasoning_parser,
+        grammar=draft.grammar,
         hooks=draft.hooks,
         routes=draft.routes,
         dtype=draft.dtype.value,
@@ -294,7 +315,8 @@ def _finish(draft: _Draft) -> Resolution:
         context_length=int(draft.context.value),
         chunk_tokens=int(draft.chunk.value),
         overlap=draft.overlap.value == "on",
-        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap),
+        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap, *draft.task_decisions),
+        pooling=draft.pooling,
         ops_rejected=tuple(draft.ops_rejected),
         hooks_rejected=tuple(draft.hooks_rejected),
         tensor_parallel_size=draft.settings.engine.tensor_parallel_size,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.server import errors
+from core.server import errors, families
+from core.server.admin_access import ADMITTED
 from core.server.replies import json_reply
 from core.server.tenants.table import Tenant, TenantTable
 from core.server.tenants.visit import TIMEOUT_HEADER, Visit, current_visit
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/favicon.ico"})
+OPEN_PATHS = frozenset({"/", "/health", "/health_generate", "/ready", "/ping", "/metrics", "/favicon.ico"})
 OPEN_PREFIXES = ("/page/",)
-ADMITTED = "core.admin"  # in the scope of requests that the admin's layer has let in
 TENANT = "core.tenant"  # in the scope: the name, for logs
 
 
@@ -31,12 +31,9 @@ class ApiKeys:
         headers = Headers(scope=scope)
         tenant = None if self._table.open else self._tenant(headers)
         if tenant is None and not (self._table.open or _is_open(scope)):
-            shape = errors.body(
-                "missing or wrong API key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
-                401,
-                code="invalid_api_key",
-            )
-            await json_reply(shape, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
+            told_why = "missing or wrong API key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+            status, shape = families.shaped(scope["path"], 401, errors.body(told_why, 401, code="invalid_api_key"))
+            await json_reply(shape, status, {"www-authenticate": "Bearer"})(scope, receive, send)
             return
         if tenant is not None:
             scope[TENANT] = tenant.name

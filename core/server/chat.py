@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from core.frontend.chat import ChatRequest, Prompt
 from core.frontend.output import OutputDelta, TokenLogprob
 from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
+from core.frontend.structured import with_grammar
 from core.frontend.tool_policy import ToolCallPiece
 from core.interfaces.errors import RequestError
 from core.interfaces.params import MAX_LOGPROBS
@@ -33,6 +33,7 @@ from core.server.openapi import described
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import ChatBody, ChatFields
 from core.server.usage import UsagePolicy, begun, chat_logprobs, drained, usage_object
+from core.tracing.record import reply_id
 
 Deltas = AsyncGenerator[tuple[int, OutputDelta]]
 
@@ -53,6 +54,7 @@ def routes(ctx: ServerContext) -> APIRouter:
 async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
     service.check_model(body.model)
     sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
+    sampling = with_grammar(sampling, body.given())
     sampling = with_prompt(body, sampling, all_vocabulary_refused(body.prompt_logprobs))
     prompt = truncated(service, body, await service.renderer.prepare(_chat_request(body)), sampling)
     answers = service.answers(
@@ -105,8 +107,9 @@ class _Reply:
         self._prompt = prompt
         self._num_top = body.top_logprobs or 0
         self._logprobs = bool(body.logprobs)
+        ids = client_ids(body, 1)
         self._envelope = {
-            "id": next(iter(client_ids(body, 1)), "") or f"chatcmpl-{uuid.uuid4().hex}",
+            "id": reply_id("" if ids else "chatcmpl-", next(iter(ids), None)),
             "object": "chat.completion",
             "created": int(time.time()),
             "model": service.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from core.frontend.infill import infill, infill_markers
 from core.frontend.output import OutputDelta
 from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
+from core.frontend.structured import with_grammar
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.server import bodies
@@ -36,6 +36,7 @@ from core.server.prompts import as_list, make_prompts
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import CompletionBody, CompletionFields
 from core.server.usage import UsagePolicy, begun, drained, legacy_logprobs, usage_object
+from core.tracing.record import reply_id
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -88,6 +89,7 @@ def _asked(ctx: ServerContext, service: ModelService, body: CompletionFields) ->
     if prompt_only:
         given["max_tokens"] = 1
     sampling = service.sampling(given, Dialect.COMPLETIONS, max_n=ctx.settings.max_n, logprobs=body.logprobs)
+    sampling = with_grammar(sampling, given)
     num_shown, best_of = sampling.n, body.best_of
     if best_of is not None and best_of != sampling.n:
         if best_of < sampling.n:
@@ -134,8 +136,9 @@ class _Reply:
         self._prompts = prompts
         self._echo = [self._shown(prompt) if body.echo else "" for prompt in prompts]
         ids = client_ids(body, len(prompts))
+        own = [reply_id(given=name) for name in ids]
         self._envelope = {
-            "id": ids[0] if len(ids) == 1 else f"cmpl-{uuid.uuid4().hex}",
+            "id": own[0] if len(own) == 1 else reply_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
             "model": service.name,

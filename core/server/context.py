@@ -15,12 +15,14 @@ from core.engine.client import EngineClient, EngineRequest
 from core.engine.messages import Hello
 from core.frontend.chat import ChatRenderer, Prompt
 from core.frontend.parameters import Dialect
+from core.frontend.pooling import Pooler
 from core.frontend.pump import Answers
 from core.frontend.rules import RequestRules, samples
 from core.frontend.tokenizer import Tokenizer
 from core.hooks.metrics import PluginMetrics
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import Namespace
 from core.metrics.prometheus import ServerMetrics
 from core.server.errors import NotReady
@@ -44,7 +46,8 @@ class ModelService:
     """One model that answers. Exists once engine and tokenizer are ready.
 
     name: in replies. path: the checkpoint. hello: the engine's facts.
-    defaults: sampling that the checkpoint recommends. facts: shown by /server_info and /model_info.
+    defaults: sampling that the checkpoint recommends. facts: shown by /server_info and /model_info. plan: what the
+    model gives beside text.
     """
 
     name: str
@@ -55,6 +58,7 @@ class ModelService:
     hello: Hello
     defaults: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    plan: PoolingPlan = field(default_factory=PoolingPlan)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:
@@ -88,6 +92,12 @@ class ModelService:
             defaults=self.defaults,
         )
 
+    @property
+    def pooler(self) -> Pooler:
+        """The model, asked for vectors and scores. A vector needs no room for a token behind the text."""
+        limit = min(self.hello.context_length, self.hello.max_prompt_tokens + 1)
+        return Pooler(self.plan, self.renderer, self.hello.vocab_size, limit)
+
     def answers(
         self,
         prompts: Sequence[Prompt],
@@ -109,9 +119,11 @@ class ModelService:
         if priority is None:
             priority = default_priority()
         rules, namespace = self.rules, Namespace(salt=salt)
+        has_backend = self.hello.effective.get("grammar_backend", "none") != "none"
         requests, stages = [], []
         for prompt, wanted in zip(prompts, sampling, strict=True):
             rules.check_length(len(prompt.token_ids), wanted, param)
+            wanted = prompt.constrained(wanted, has_backend)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             for single, seed in samples(wanted):
                 requests.append(EngineRequest(tokens, single, namespace, priority, seed, timeout_s=timeout_s))

@@ -16,6 +16,11 @@ model.context_length --context-length --max-model-len CORE_CONTEXT_LENGTH intege
 model.model_plugin --model-plugin CORE_MODEL_PLUGIN text None
 model.quantization --quantization CORE_QUANTIZATION text None
 model.load_threads --load-threads CORE_LOAD_THREADS integer 4
+model.task --task CORE_TASK text 'auto'
+model.is_embedding --is-embedding CORE_IS_EMBEDDING boolean False
+model.pooling --pooling CORE_POOLING text 'auto'
+model.normalize --normalize CORE_NORMALIZE text 'auto'
+model.matryoshka --matryoshka CORE_MATRYOSHKA boolean False
 model.trust_remote_code --trust-remote-code CORE_TRUST_REMOTE_CODE boolean False
 model.tool_call_parser --tool-call-parser CORE_TOOL_CALL_PARSER text None
 model.reasoning_parser --reasoning-parser CORE_REASONING_PARSER text None
@@ -48,6 +53,13 @@ engine.random_seed --random-seed CORE_RANDOM_SEED integer None
 engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
 engine.hooks --hooks CORE_HOOKS list ('auto',)
 engine.log_interval_s --log-interval-s CORE_LOG_INTERVAL_S number 10.0
+engine.grammar_backend --grammar-backend --guided-decoding-backend --structured-outputs-backend CORE_GRAMMAR_BACKEND text 'auto'
+engine.grammar_timeout_s --grammar-timeout-s CORE_GRAMMAR_TIMEOUT_S number 10.0
+engine.grammar_cache_bytes --grammar-cache-bytes CORE_GRAMMAR_CACHE_BYTES integer 67108864
+engine.max_grammar_bytes --max-grammar-bytes CORE_MAX_GRAMMAR_BYTES integer 262144
+engine.grammar_threads --grammar-threads CORE_GRAMMAR_THREADS integer 2
+engine.logit_processors --logit-processors --logits-processors CORE_LOGIT_PROCESSORS list ()
+engine.device_core_dumps --device-core-dumps CORE_DEVICE_CORE_DUMPS text None
 engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'
 server.port --port CORE_PORT integer 30000
@@ -55,15 +67,26 @@ server.api_key --api-key CORE_API_KEY text None
 server.api_keys_file --api-keys-file CORE_API_KEYS_FILE text None
 server.cache_isolation --cache-isolation CORE_CACHE_ISOLATION text 'off'
 server.request_timeout_s --request-timeout-s CORE_REQUEST_TIMEOUT_S number None
+server.admin_api_key --admin-api-key CORE_ADMIN_API_KEY text None
+server.admin_routes --admin-routes CORE_ADMIN_ROUTES text 'auto'
 server.log_level --log-level CORE_LOG_LEVEL text 'info'
+server.log_format --log-format --log-requests-format CORE_LOG_FORMAT text 'text'
+server.log_requests --log-requests --enable-log-requests CORE_LOG_REQUESTS boolean False
+server.log_requests_level --log-requests-level CORE_LOG_REQUESTS_LEVEL integer 0
+server.metrics_aliases --metrics-aliases CORE_METRICS_ALIASES text 'none'
+server.otlp_traces_endpoint --otlp-traces-endpoint CORE_OTLP_TRACES_ENDPOINT text None
+server.otlp_service_name --otlp-service-name CORE_OTLP_SERVICE_NAME text 'core'
+server.profile_dir --profile-dir CORE_PROFILE_DIR text None
 server.max_n --max-n CORE_MAX_N integer 16
 server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
 server.unknown_fields --unknown-fields CORE_UNKNOWN_FIELDS text 'warn'
 server.drain_timeout_s --drain-timeout-s CORE_DRAIN_TIMEOUT_S number 30.0
 server.cors_allow_origins --cors-allow-origins CORE_CORS_ALLOW_ORIGINS list ()
 server.chat_page --chat-page CORE_CHAT_PAGE boolean True
+server.response_store --response-store CORE_RESPONSE_STORE integer 0
+server.response_store_bytes --response-store-bytes CORE_RESPONSE_STORE_BYTES integer 67108864
 server.routes --routes CORE_ROUTES list ()
-"""
+"""  # noqa: E501
 
 
 def test_frozen() -> None:

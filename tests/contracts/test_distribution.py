@@ -28,6 +28,10 @@ class TestQwen(DistributionContract):
     package = "plugin_qwen"
 
 
+class TestGemma(DistributionContract):
+    package = "plugin_gemma"
+
+
 class TestGlm4(DistributionContract):
     package = "plugin_glm4"
 
@@ -40,8 +44,64 @@ class TestDemo(DistributionContract):
     package = "plugin_demo"
 
 
+class TestLlguidance(DistributionContract):
+    package = "plugin_llguidance"
+
+
+class TestXgrammar(DistributionContract):
+    package = "plugin_xgrammar"
+
+
 class TestCpuNative(DistributionContract):
     package = "plugin_cpu_native"
+
+
+class TestParserCohere(DistributionContract):
+    package = "plugin_parser_cohere"
+
+
+class TestParserDeepSeek(DistributionContract):
+    package = "plugin_parser_deepseek"
+
+
+class TestParserGigaChat3(DistributionContract):
+    package = "plugin_parser_gigachat3"
+
+
+class TestParserGptOss(DistributionContract):
+    package = "plugin_parser_gpt_oss"
+
+
+class TestParserGranite(DistributionContract):
+    package = "plugin_parser_granite"
+
+
+class TestParserHermes(DistributionContract):
+    package = "plugin_parser_hermes"
+
+
+class TestParserInternlm(DistributionContract):
+    package = "plugin_parser_internlm"
+
+
+class TestParserKimi(DistributionContract):
+    package = "plugin_parser_kimi"
+
+
+class TestParserLlama3(DistributionContract):
+    package = "plugin_parser_llama3"
+
+
+class TestParserMistral(DistributionContract):
+    package = "plugin_parser_mistral"
+
+
+class TestParserPhi4(DistributionContract):
+    package = "plugin_parser_phi4"
+
+
+class TestParserTrinity(DistributionContract):
+    package = "plugin_parser_trinity"
 
 
 class TestParserGlm(DistributionContract):

@@ -59,7 +59,7 @@ class TagSuite(ToolParserContract):
         cls.malformed = (
             opening,
             one[: one.rindex(close)],  # the parameter is not closed
-            one.replace(close, "", 1) if len(form.parameter.key_closes) > 1 else one[: one.index(close)],
+            one[: one.index(close)],
             one.replace("get_weather", "", 1),  # no name
             one.replace(form.parameter.open, f" stray {form.parameter.open}", 1),
             one.partition(form.close[-1])[0],  # the call is not closed
@@ -70,6 +70,7 @@ class TagSuite(ToolParserContract):
 
 
 def _forms() -> Mapping[str, TagFormat]:
+    from plugin_parser_deepseek import dsml_parsers as deepseek
     from plugin_parser_glm import tools as glm
     from plugin_parser_mimo import tools as mimo
     from plugin_parser_minimax import tools as minimax
@@ -84,6 +85,7 @@ def _forms() -> Mapping[str, TagFormat]:
         "glm45": glm.GLM45,
         "glm47": glm.GLM47,
         "minimax": minimax.FORMAT,
+        "deepseekv32": deepseek.V32,
     }
 
 
@@ -142,6 +144,15 @@ class TestMinimaxM2(TagSuite, form=FORMS["minimax"]):
 
 class TestMinimaxM2Alias(TagSuite, form=FORMS["minimax"]):
     name = "minimax_m2"
+    max_examples = 5
+
+
+class TestDeepSeekV32(TagSuite, form=FORMS["deepseekv32"]):
+    name = "deepseekv32"
+
+
+class TestDeepSeekV32Alias(TagSuite, form=FORMS["deepseekv32"]):
+    name = "deepseek_v32"
     max_examples = 5
 
 
@@ -316,4 +327,24 @@ class TestNanoV3Reasoning(ThinkSuite, also="<tool_call>"):
 
 class TestNanoV3UnderscoreReasoning(ThinkSuite, also="<tool_call>"):
     name = "nano_v3"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekR1Reasoning(ThinkSuite, always=True):
+    name = "deepseek-r1"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekR1AliasReasoning(ThinkSuite, always=True):
+    name = "deepseek_r1"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekV3Reasoning(ThinkSuite):
+    name = "deepseek-v3"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekV3AliasReasoning(ThinkSuite):
+    name = "deepseek_v3"
     markers = ("<think>", "</think>")

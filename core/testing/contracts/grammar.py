@@ -1,4 +1,4 @@
-"""GrammarContract: the laws of constrained decoding (draft kind).
+"""GrammarContract: the laws of structured output.
 
 Subclass it in a test module, name the plugin and give grammars:
 
@@ -85,6 +85,8 @@ class GrammarContract(Contract):
         for sample, grammar in self.compiled():
             for text in sample.accepts:
                 matcher = grammar.matcher()
+                outside = [-1, len(VOCABULARY.tokens), len(VOCABULARY.tokens) + 1000]
+                assert not any(matcher.accept(token) for token in outside), "ids outside of the vocabulary are taken"
                 for token in [*tokenize(text, 1), EOS]:
                     allowed = mask_of(matcher)
                     for other in range(len(VOCABULARY.tokens)):
@@ -94,8 +96,6 @@ class GrammarContract(Contract):
                         assert taken == allowed[other], f"{sample.source} before {token}: token {other}"
                     assert matcher.accept(token), f"{sample.source}: token {token} of {text!r}"
                 assert not mask_of(matcher).any(), f"{sample.source}: tokens are allowed after the end"
-                outside = [-1, len(VOCABULARY.tokens), len(VOCABULARY.tokens) + 1000]
-                assert not any(matcher.accept(token) for token in outside), "ids outside of the vocabulary are taken"
 
     def test_every_word_of_the_mask_is_written(self) -> None:
         for sample, grammar in self.compiled():

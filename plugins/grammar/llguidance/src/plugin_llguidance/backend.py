@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
@@ -21,15 +23,17 @@ from core.interfaces.grammar import (
 )
 from core.parsing.ebnf import Rules, parse_ebnf
 from core.parsing.regexes import whole_text
-from core.parsing.schema_rules import checked_schema
+from core.parsing.schema_rules import Schema, checked_schema, subschemas
 from core.parsing.structure_tree import choices_of, parsed_json, structure_of
 from plugin_llguidance.lark import Part, Writer, escaped
 from plugin_llguidance.matcher import LlguidanceCompiled, LlguidanceMatcher
-from plugin_llguidance.schemas import json_options, schema_rules
+from plugin_llguidance.schemas import json_options, plain, schema_rules
 from plugin_llguidance.settings import Options
 
 # Below this many texts one thread is faster than handing them out.
 FEW_MATCHERS = 4
+MAX_FORCED = 256  # bytes
+MAX_PLACES = 200  # schemas tried one by one to say which one is refused
 
 
 class LlguidanceGrammar(GrammarBackend):
@@ -51,6 +55,7 @@ class LlguidanceGrammar(GrammarBackend):
         self._limits = LLParserLimits(
             initial_lexer_fuel=self._options.compile_fuel,
             step_lexer_fuel=self._options.step_fuel,
+            max_items_in_row=self._options.row_items,
             step_max_items=self._options.step_items,
             max_lexer_states=self._options.max_lexer_states,
             max_grammar_size=self._options.max_grammar_symbols,
@@ -63,12 +68,15 @@ class LlguidanceGrammar(GrammarBackend):
         self._mask_words = vocabulary.mask_words
 
     def compile(self, source: GrammarSource) -> CompiledGrammar:
-        text = self._grammar(source)
+        schemas: list[tuple[str, Schema]] = []
+        text = self._grammar(source, schemas)
         state = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
-        if state.is_error():
-            raise RequestError(f"the {_WHAT[source.kind]} cannot be used: {_first_lines(state.get_error())}")
+        told = _failure(state) or self._failure_at_once(state)
+        if told:
+            place = next(filter(None, (self._place(path, schema) for path, schema in schemas)), None)
+            raise RequestError(place or f"$: the {_WHAT[source.kind]} cannot be used: {told}")
         # Measured (bench/grammar.py): some 100 bytes for each of the grammar's, besides what comes with use.
-        return LlguidanceCompiled(state, self._eos_token_ids, 20_000 + 100 * len(text))
+        return LlguidanceCompiled(state, len(self.vocabulary.tokens), self._eos_token_ids, 20_000 + 100 * len(text))
 
     def fill_masks(self, matchers: Sequence[GrammarMatcher], masks: TokenMask) -> None:
         if len(matchers) < FEW_MATCHERS or self._threads == 1 or not masks.flags.c_contiguous:
@@ -86,9 +94,32 @@ class LlguidanceGrammar(GrammarBackend):
             if state.is_error():
                 masks[row] = 0
 
-    def _grammar(self, source: GrammarSource) -> str:
-        """In the library's language."""
-        writer = Writer(self._schema, self._expression, self._ebnf)
+    def _failure_at_once(self, beginning: LLMatcher) -> str:
+        """Which limit is reached before the first choice, as an object of too many optional properties does."""
+        state = beginning.deep_copy()
+        state.try_consume_tokens(self._tokenizer.tokenize_bytes(state.compute_ff_bytes()[:MAX_FORCED]))
+        state.compute_bitmask()
+        return _failure(state)
+
+    def _place(self, path: str, root: Schema) -> str | None:
+        """Which part of a schema the library refuses, and why: the innermost that it refuses by itself."""
+        shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
+        for here, schema in islice(subschemas(root, path), MAX_PLACES):
+            text = Writer.of_schema({**schema, **shared, "x-guidance": self._json})
+            state = LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
+            if told := _failure(state):
+                keyword = next((key for key in ("pattern", "oneOf", "allOf", "multipleOf") if key in schema), None)
+                return f"{here}.{keyword}: {told}" if keyword else f"{here}: {told}"
+        return None
+
+    def _grammar(self, source: GrammarSource, schemas: list[tuple[str, Schema]]) -> str:
+        """In the library's language. Schemas in it are put into `schemas` with their paths."""
+
+        def schema(value: Any, path: str) -> dict[str, Any]:
+            schemas.append((path, made := self._schema(value, path)))
+            return made
+
+        writer = Writer(schema, self._expression, self._ebnf)
         match source.kind:
             case "json_object":
                 part = writer.node({"type": "json_schema", "json_schema": {"type": "object"}})
@@ -111,7 +142,7 @@ class LlguidanceGrammar(GrammarBackend):
         checked = checked_schema(schema, self._rules, path)
         if checked is False:
             raise RequestError(f"{path}: nothing fits the schema `false`")
-        return {**(checked if isinstance(checked, Mapping) else {}), "x-guidance": self._json}
+        return {**(plain(checked) if isinstance(checked, Mapping) else {}), "x-guidance": self._json}
 
     def _expression(self, pattern: str, path: str) -> str:
         return regex_to_lark(whole_text(pattern, path=path, max_repeat=self._options.max_repeat), "dw")
@@ -152,7 +183,11 @@ _WHAT = {
 }
 
 
-def _first_lines(message: str) -> str:
-    """What the library says, without its state and the grammar that it prints behind it."""
-    told = message.split("<state>")[0].split("<grammar>")[0].strip()
+def _failure(state: LLMatcher) -> str:
+    """What the library says is wrong, without its state and the grammar that it prints behind; empty if nothing is."""
+    if not state.is_error():
+        return ""
+    told = re.split("<state>|<grammar>|<non-verbose/>", state.get_error())[0].strip()
+    told = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", told)
+    told = re.split(r"\n *\d+ \| ", told)[0]  # lines of the grammar that was made, which nobody wrote
     return " ".join(told.split())[:400] or "it is too large"

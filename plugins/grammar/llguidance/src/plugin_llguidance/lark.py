@@ -15,6 +15,7 @@ from typing import Any
 from core.interfaces.errors import RequestError
 from core.interfaces.grammar import Structure
 from core.parsing.ebnf import Alt, CharSet, Literal, Node, Ref, Repeat, Rules, Seq, is_recursive
+from core.parsing.schema_rules import Schema
 
 # Where only one text can follow, the library's masks would allow but one way to cut it into tokens.
 OPTIONS = '%llguidance {"no_forcing": true}'
@@ -45,6 +46,11 @@ class Writer:
         self._expression = expression
         self._ebnf = ebnf
         self._lines: list[str] = []
+
+    @staticmethod
+    def of_schema(schema: Schema) -> str:
+        """A grammar of one schema, with the library's options in it."""
+        return f"{OPTIONS}\nstart: %json {json.dumps(schema)}"
 
     def grammar(self, part: Part) -> str:
         """All of it, beginning with `part`."""

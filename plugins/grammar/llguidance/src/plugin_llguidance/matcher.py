@@ -15,8 +15,9 @@ from core.interfaces.grammar import CompiledGrammar, GrammarMatcher, TokenMask
 class LlguidanceCompiled(CompiledGrammar):
     """A matcher at the beginning, to be copied: copies share the automaton that grows with use."""
 
-    def __init__(self, beginning: Any, eos_token_ids: frozenset[int], size_bytes: int) -> None:
+    def __init__(self, beginning: Any, num_tokens: int, eos_token_ids: frozenset[int], size_bytes: int) -> None:
         self._beginning = beginning
+        self._num_tokens = num_tokens
         self._eos_token_ids = eos_token_ids
         self._size_bytes = size_bytes
         self._lock = threading.Lock()  # the library lets one thread at a time use a matcher
@@ -24,7 +25,7 @@ class LlguidanceCompiled(CompiledGrammar):
     def matcher(self) -> GrammarMatcher:
         with self._lock:
             copy = self._beginning.deep_copy()
-        return LlguidanceMatcher(copy, self._eos_token_ids)
+        return LlguidanceMatcher(copy, self._num_tokens, self._eos_token_ids)
 
     @property
     def num_bytes(self) -> int:
@@ -34,10 +35,11 @@ class LlguidanceCompiled(CompiledGrammar):
 class LlguidanceMatcher(GrammarMatcher):
     """State of one text. `state`: the library's."""
 
-    __slots__ = ("_ended", "_eos_token_ids", "state")
+    __slots__ = ("_ended", "_eos_token_ids", "_num_tokens", "state")
 
-    def __init__(self, state: Any, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, state: Any, num_tokens: int, eos_token_ids: frozenset[int]) -> None:
         self.state = state
+        self._num_tokens = num_tokens
         self._eos_token_ids = eos_token_ids
         self._ended = False
 
@@ -50,8 +52,8 @@ class LlguidanceMatcher(GrammarMatcher):
             mask[:] = 0  # a limit was hit: nothing may come next
 
     def accept(self, token_id: int) -> bool:
-        if self._ended or token_id < 0:
-            return False
+        if self._ended or not 0 <= token_id < self._num_tokens:
+            return False  # an id outside of the vocabulary would put the library into its state of error
         if token_id in self._eos_token_ids:
             self._ended = self.state.is_accepting()
             return self._ended

@@ -12,8 +12,12 @@ from plugin_llguidance.settings import Options
 KEYWORDS = frozenset(
     "type enum const $ref anyOf oneOf allOf properties required additionalProperties patternProperties minProperties "
     "maxProperties items prefixItems minItems maxItems minLength maxLength pattern format minimum maximum "
-    "exclusiveMinimum exclusiveMaximum multipleOf".split()
+    "exclusiveMinimum exclusiveMaximum multipleOf uniqueItems".split()
 )
+COUNTS = frozenset("minProperties maxProperties minItems maxItems minLength maxLength".split())
+_ONE = frozenset({"items", "additionalProperties"})
+_MANY = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 # `\uXXXX` is left out of the escapes a text may have, as it would let a name that `properties` has come again.
 ESCAPES = 'nrbtf\\"'
@@ -34,6 +38,8 @@ def check(schema: Schema) -> str | None:
     """What of one schema object is not supported."""
     if schema.get("format", "date") not in FORMATS:
         return f"format: {schema['format']!r} is not supported; supported: {', '.join(sorted(FORMATS))}"
+    if schema.get("uniqueItems"):
+        return "uniqueItems: is not supported"
     least = schema.get("minProperties", 0)
     required = schema.get("required", ())
     if least > 1 and least > len(set(required)):
@@ -54,6 +60,23 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
+
+
+def plain(schema: Any) -> Any:
+    """A schema without what says nothing and the library trips over: `uniqueItems: false`, counts like 2.0."""
+    if not isinstance(schema, Mapping):
+        return schema
+    made = {key: item for key, item in schema.items() if key != "uniqueItems"}
+    for key, item in made.items():
+        if key in COUNTS and isinstance(item, float):
+            made[key] = int(item)
+        elif key in _ONE:
+            made[key] = plain(item)
+        elif key in _MANY and isinstance(item, list):
+            made[key] = [plain(option) for option in item]
+        elif key in _NAMED and isinstance(item, Mapping):
+            made[key] = {name: plain(option) for name, option in item.items()}
+    return made
 
 
 def json_options(options: Options) -> dict[str, Any]:

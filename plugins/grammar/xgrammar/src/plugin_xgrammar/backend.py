@@ -23,9 +23,9 @@ from core.interfaces.grammar import (
     Vocabulary,
 )
 from core.parsing.ebnf import parse_ebnf
-from core.parsing.regexes import whole_text
 from core.parsing.structure_tree import choices_of, structure_of
 from plugin_xgrammar.matcher import XgrammarCompiled, XgrammarMatcher
+from plugin_xgrammar.patterns import text_pattern
 from plugin_xgrammar.schemas import rewritten, schema_rules
 from plugin_xgrammar.settings import Options
 from plugin_xgrammar.structures import StructureRewriter, ebnf_text, escaped
@@ -65,7 +65,7 @@ class XgrammarGrammar(GrammarBackend):
         except RequestError:
             raise
         except (RuntimeError, ValueError, TypeError) as exc:
-            raise RequestError(f"the {_WHAT[source.kind]} cannot be used: {_told(str(exc))}") from None
+            raise RequestError(f"$: the {_WHAT[source.kind]} cannot be used: {_told(str(exc))}") from None
         return XgrammarCompiled(compiled, self.vocabulary.eos_token_ids, self._last_word)
 
     def fill_masks(self, matchers: Sequence[GrammarMatcher], masks: TokenMask) -> None:
@@ -128,7 +128,7 @@ class XgrammarGrammar(GrammarBackend):
         return {"type": "grammar", "grammar": str(grammar)}
 
     def _expression(self, pattern: str, path: str) -> str:
-        return whole_text(pattern, path=path, max_repeat=self._options.max_repeat)
+        return text_pattern(pattern, path, self._options.max_repeat)
 
     def _ebnf(self, text: str) -> str:
         return ebnf_text(parse_ebnf(text, max_repeat=self._options.max_repeat))

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.interfaces.errors import RequestError
-from core.parsing.regexes import anchors, check_bounds, has_alternatives
-from core.parsing.schema_rules import ANNOTATIONS, Schema, SchemaLimits, SchemaRules, checked_schema, resolve
+from core.parsing.schema_rules import Schema, SchemaLimits, SchemaRules, checked_schema, resolve
+from plugin_xgrammar.patterns import any_character, json_pattern
 from plugin_xgrammar.settings import Options
 
 FORMATS = frozenset("date time date-time duration email hostname ipv4 ipv6 uuid".split())
@@ -29,7 +29,7 @@ _OF_TYPE: Mapping[str, frozenset[str]] = {
     "null": frozenset(),
 }  # fmt: skip
 _SEVERAL = frozenset({"anyOf", "oneOf", "allOf", "$ref", "enum", "const"})
-KEYWORDS = frozenset({"type"}).union(_SEVERAL, *_OF_TYPE.values())
+KEYWORDS = frozenset({"type", "uniqueItems"}).union(_SEVERAL, *_OF_TYPE.values())
 _MOST = 1 << 53
 
 
@@ -40,7 +40,11 @@ def schema_rules(options: Options) -> SchemaRules:
         max_nodes=options.max_schema_nodes,
         max_count=options.max_repeat,
     )
-    return SchemaRules("xgrammar", KEYWORDS, limits=limits)
+    return SchemaRules("xgrammar", KEYWORDS, _check, limits)
+
+
+def _check(schema: Schema) -> str | None:
+    return "uniqueItems: is not supported" if schema.get("uniqueItems") else None
 
 
 def rewritten(source: Any, rules: SchemaRules, path: str = "$", compact: bool = False) -> dict[str, Any]:
@@ -54,8 +58,6 @@ def rewritten(source: Any, rules: SchemaRules, path: str = "$", compact: bool = 
     rewriter = _Rewriter(root, rules.limits.max_count, compact)
     made = rewriter.schema(root, path)
     rewriter.finish()
-    if made is True:
-        return {"$defs": rewriter.definitions} if rewriter.definitions else {}
     return {**made, "$defs": rewriter.definitions} if rewriter.definitions else made
 
 
@@ -80,7 +82,7 @@ class _Rewriter:
             if schema is False:
                 raise _refused(path, "the schema `false` is supported for additionalProperties and items only")
             return self._any()
-        said = {key: value for key, value in schema.items() if key in KEYWORDS and key not in ANNOTATIONS}
+        said = {key: value for key, value in schema.items() if key in KEYWORDS and key != "uniqueItems"}
         several = [key for key in said if key in _SEVERAL]
         if not several:
             return self._typed(said, path)
@@ -102,7 +104,7 @@ class _Rewriter:
 
     def _any(self) -> Any:
         if not self._compact:
-            return True
+            return {}
         any_value = {"$ref": "#/$defs/any"}
         objects = {"type": "object", "additionalProperties": any_value}
         kinds = [{"type": name} for name in ("string", "number", "boolean", "null")]
@@ -149,8 +151,8 @@ class _Rewriter:
     def _string(self, said: dict[str, Any], path: str) -> dict[str, Any]:
         kinds = [key for key in ("pattern", "format") if key in said]
         lengths = {key: int(said[key]) for key in ("minLength", "maxLength") if key in said}
-        if lengths.get("minLength") == 0:
-            del lengths["minLength"]
+        if lengths == {"minLength": 0}:
+            lengths = {}
         if len(kinds) + bool(lengths) > 1:
             raise _refused(f"{path}.{kinds[0]}", "not supported beside other keywords for strings")
         if lengths.get("minLength", 0) > lengths.get("maxLength", math.inf):
@@ -160,19 +162,15 @@ class _Rewriter:
             raise _refused(f"{path}.format", what)
         if "pattern" in said:
             return {"type": "string", "pattern": self._pattern(said["pattern"], f"{path}.pattern")}
-        return {"type": "string", **said, **lengths} if "format" in said else {"type": "string", **lengths}
+        if lengths:
+            # The library's own rule for lengths lets control characters through.
+            most = lengths.get("maxLength", "")
+            bounded = f"^{any_character()}{{{lengths.get('minLength', 0)},{most}}}$"
+            return {"type": "string", "pattern": bounded}
+        return {"type": "string", **said}
 
     def _pattern(self, pattern: str, path: str) -> str:
-        """For whole texts, as the library reads it: a pattern that is not anchored fits anywhere in a text."""
-        check_bounds(pattern, path=path, max_repeat=self._max_repeat)
-        first, last, inner = anchors(pattern)
-        if inner or (has_alternatives(pattern) and (first or last)):
-            raise _refused(path, "`^` and `$` are supported at the edges of the whole pattern only")
-        for word in ("\\b", "\\B", "(?"):
-            if word in pattern.replace("\\\\", "").replace("(?:", ""):
-                raise _refused(path, f"{word!r} is not supported")
-        inside = pattern[1 if first else 0 : len(pattern) - 1 if last else None]
-        return f"^{'' if first else '.*'}({inside}){'' if last else '.*'}$"
+        return json_pattern(pattern, path, self._max_repeat)
 
     def _array(self, said: dict[str, Any], path: str) -> dict[str, Any]:
         made: dict[str, Any] = {"type": "array"}
