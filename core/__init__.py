@@ -1,6 +1,6 @@
 """LLM serving as a thin core with plugins.
 
-Importing this package imports neither torch nor any plugin; `LLM` is resolved on first use.
+Importing this package imports neither torch nor any plugin; `LLM` and `AsyncLLM` are resolved on first use.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
 
 if TYPE_CHECKING:
+    from core.async_llm import AsyncLLM
     from core.interfaces.params import SamplingParams
     from core.llm import LLM
 
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from core.llm import LLM
 
         return LLM
+    if name == "AsyncLLM":
+        from core.async_llm import AsyncLLM
+
+        return AsyncLLM
     if name == "SamplingParams":
         from core.interfaces.params import SamplingParams
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from core.config.loading import load_settings
 from core.config.sections import Settings
@@ -17,8 +18,8 @@ from core.engine.environment import apply_environment, device_environment
 from core.engine.offline import OfflineEngine
 from core.frontend.chat import ChatRenderer, ChatRequest, Message, Prompt
 from core.frontend.loading import load_renderer, recommended_sampling
-from core.frontend.output import OutputDelta, OutputStage, TokenLogprob
-from core.frontend.parameters import Dialect, spellings
+from core.frontend.output import OutputDelta, OutputStage, PromptLogprob, TokenLogprob
+from core.frontend.parameters import Dialect
 from core.frontend.rules import RequestRules, samples
 from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
@@ -47,7 +48,8 @@ class ToolCall:
 class Completion:
     """One answer. finish_reason: "stop" | "length" | "tool_calls" | "error" (then `error` says why).
 
-    logprobs: one per token, if asked for. matched_stop: the id or string that ended the text.
+    logprobs: one per token, if asked for. matched_stop: the id or string that ended the text. reasoning_tokens: of
+    token_ids, those before the answer proper. hidden_states [n, hidden_size]: where asked for.
     """
 
     text: str = ""
@@ -58,17 +60,21 @@ class Completion:
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     error: str | None = None
+    reasoning_tokens: int = 0
+    hidden_states: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
 class RequestOutput:
-    """What one prompt gave. cached_tokens: prompt tokens that the prefix cache served. The properties are those of the
-    first completion; with n > 1 the others are in `completions`."""
+    """What one prompt gave. cached_tokens: prompt tokens that the prefix cache served. prompt_logprobs: one per prompt
+    token, if asked for. The properties are those of the first completion; with n > 1 the others are in `completions`.
+    """
 
     prompt: str
     prompt_token_ids: list[int]
     completions: list[Completion]
     cached_tokens: int = 0
+    prompt_logprobs: list[PromptLogprob] | None = None
 
     @property
     def text(self) -> str:
@@ -231,23 +237,7 @@ class LLM(PoolingMethods):
             raise RequestError(
                 f"sampling_params lists {len(listed)} for {num_prompts} prompts", param="sampling_params"
             )
-        return [self._one_sampling(item, dialect) for item in listed]
-
-    def _one_sampling(self, given: Sampling, dialect: Dialect) -> SamplingParams:
-        if isinstance(given, SamplingParams):
-            return self._rules.completed(given)  # complete as it stands: no recommendation is mixed in
-        known = {*spellings(Dialect.NATIVE), "logprobs"}
-        unknown = next((name for name in given if name not in known), None)
-        if unknown is not None:
-            raise RequestError(
-                f"there is no sampling parameter {unknown!r}",
-                param=unknown,
-                hint=f"there are {', '.join(sorted(known))}",
-            )
-        values = {name: value for name, value in given.items() if name != "logprobs"}
-        if dialect is Dialect.CHAT and not {"max_tokens", "max_new_tokens"} & set(values):
-            return self._rules.sampling(_as_fields(values), Dialect.CHAT, logprobs=given.get("logprobs"))
-        return self._rules.sampling(values, Dialect.NATIVE, logprobs=given.get("logprobs"))
+        return [self._rules.read(item, dialect) for item in listed]
 
     def _run(
         self,
@@ -280,6 +270,8 @@ class LLM(PoolingMethods):
             if chunk.cached_tokens is not None and completions[index] is owners[index].completions[0]:
                 owners[index].cached_tokens = chunk.cached_tokens
             delta = _add(completions[index], stages[index], chunk)
+            if delta.prompt_logprobs is not None and completions[index] is owners[index].completions[0]:
+                owners[index].prompt_logprobs = (owners[index].prompt_logprobs or []) + delta.prompt_logprobs
             if on_delta is not None and not delta.empty:
                 on_delta(index, delta)
             if completions[index].finish_reason is not None:
@@ -291,17 +283,15 @@ class LLM(PoolingMethods):
         return outputs
 
 
-def _as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Native names -> names of SamplingParams (which the chat dialect knows)."""
-    known = spellings(Dialect.NATIVE)
-    return {known[name].field: value for name, value in values.items()}
-
-
 def _add(completion: Completion, stage: OutputStage, chunk: TokenChunk) -> OutputDelta:
     delta = stage.feed(chunk)
     completion.text += delta.text
     completion.reasoning += delta.reasoning
     completion.token_ids += delta.token_ids
+    completion.reasoning_tokens += delta.reasoning_tokens
+    if delta.hidden is not None:
+        before = [] if completion.hidden_states is None else [completion.hidden_states]
+        completion.hidden_states = np.concatenate([*before, delta.hidden])
     if completion.logprobs is not None:
         completion.logprobs += delta.logprobs
     for piece in delta.tool_calls:

@@ -18,10 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 
 
-def test_the_configuration_page_is_generated_from_the_sections() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "configuration-page"), "--check"], capture_output=True, text=True
-    )
+@pytest.mark.parametrize("script", ["configuration-page", "parameters-page"])
+def test_pages_are_generated_from_the_code(script: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / script), "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

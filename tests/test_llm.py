@@ -155,7 +155,7 @@ def test_every_spelling_reaches_the_engine(llm: LLM, dialect: Dialect, parameter
         assert getattr(build({spelling: shown}, dialect), parameter.field) == value
         if body is not None:
             assert spelling in body.model_fields
-        else:
+        elif dialect is Dialect.NATIVE:
             llm.generate("x", {spelling: shown, **({"max_tokens": 9} if parameter.field == "min_tokens" else {})})
             request = llm._engine.requests[-1]
             got = {"seed": request.seed, "n": len(llm._engine.requests)}.get(

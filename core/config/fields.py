@@ -19,7 +19,7 @@ from core.config.sections import Section, Settings
 
 ENV_PREFIX = "CORE_"
 PLUGIN_ENV_PREFIX = "CORE_PLUGINS__"
-SECRET_FIELDS = frozenset({"api_key"})
+SECRET_FIELDS = frozenset({"admin_api_key", "api_key"})
 
 
 @dataclass(frozen=True, slots=True)

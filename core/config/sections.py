@@ -141,6 +141,9 @@ class EngineSettings(Section):
         ("auto",), description="Hook plugins that listen. auto: all installed ones that work; none: no listener."
     )
     log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
+    device_core_dumps: str | None = Field(
+        None, description="Folder for core dumps of the device, where it can write them. Default: none."
+    )
     disable_plugins: tuple[str, ...] = Field(
         (), description="Plugins never to load: names, `distribution:name`, `kind/name` or whole distributions."
     )
@@ -152,12 +155,48 @@ class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(30000, ge=0, le=65535, description="Port; 0 picks a free one.")
     api_key: str | None = Field(None, description="Bearer token that /v1 and native routes require.")
+    admin_api_key: str | None = Field(None, description="Bearer token of the admin routes, apart from users' keys.")
+    admin_routes: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="auto: with the admin key, or without one from this machine only. on: without an admin key from "
+        "anywhere, with a user's key. off: there are none.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines as text or JSON.", json_schema_extra=_aka("log-requests-format")
+    )
+    log_requests: bool = Field(
+        False, description="Log every request at its start and end.", json_schema_extra=_aka("enable-log-requests")
+    )
+    log_requests_level: int = Field(
+        0, ge=0, le=3, description="What of a request: 0 facts, 1 parameters, 2 texts cut at 2048 bytes, 3 whole texts."
+    )
+    metrics_aliases: Literal["none", "sglang", "vllm", "both"] = Field(
+        "none", description="Expose the metrics under these servers' names too."
+    )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="OTLP/HTTP collector of OpenTelemetry traces, or `env`: the one in OTEL_EXPORTER_OTLP_*. "
+        "Default: no traces.",
+    )
+    otlp_service_name: str = Field("core", description="Service name in traces; OTEL_SERVICE_NAME wins.")
+    profile_dir: str | None = Field(None, description="Folder for traces of /start_profile. Default: no profiles.")
     max_n: int = Field(16, ge=1, description="Most samples (`n`) a request may ask for.")
     max_body_bytes: int = Field(32 << 20, ge=1024, description="Largest request body.")
+    unknown_fields: Literal["warn", "refuse"] = Field(
+        "warn", description="Request fields that no route knows: answer and name them in a header, or answer 400."
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="After SIGTERM, seconds for running requests to finish.")
     cors_allow_origins: tuple[str, ...] = Field((), description="Origins that browsers may call from.")
     chat_page: bool = Field(True, description="Serve the chat page at /.")
+    response_store: int = Field(
+        0, ge=0,
+        description="Most answers of /v1/responses kept in memory, for `previous_response_id`, `background` and GET; "
+        "0 keeps none.",
+    )  # fmt: skip
+    response_store_bytes: int = Field(
+        64 << 20, ge=1024, description="Most bytes of kept answers with their conversations; the oldest go first."
+    )
     routes: tuple[str, ...] = Field((), description="Route plugins whose routes are served too.")
 
 

@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from enum import StrEnum
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ from core.engine.messages import (
     ToEngine,
 )
 from core.engine.streams import RequestObserver, Stream, StreamTable
-from core.interfaces.errors import EngineDead, EngineError
+from core.engine.wire_errors import restore
+from core.interfaces.errors import EngineDead, EngineError, RequestError
 
 DEFAULT_LIVENESS_TIMEOUT_S = 300.0
 CONTROL_TIMEOUT_S = 30.0
@@ -63,12 +65,14 @@ class BaseClient:
         self._liveness_timeout_s = liveness_timeout_s
         self._streams = StreamTable(self._cancel, observer)
         self._stats: dict[str, float] = {}
-        self._calls: dict[int, asyncio.Future[None]] = {}
+        self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._log_level: str | None = None
         self._call_ids = itertools.count(1)
         self._last_progress_s = time.monotonic()
         self._last_steps = 0
         self._eos: frozenset[int] = frozenset()
         self._idle = asyncio.Event()
+        self.paused = False
 
     # For subclasses
 
@@ -92,16 +96,17 @@ class BaseClient:
         elif isinstance(message, ControlDone):
             call = self._calls.pop(message.call, None)
             if call is not None and not call.done():
-                if message.ok:
-                    call.set_result(None)
+                if message.error_info is None:
+                    call.set_result(message.values)
                 else:
-                    call.set_exception(EngineError(message.error))
+                    call.set_exception(restore(message.error, message.error_info))
 
     def _became_ready(self, hello: Hello) -> None:
         self.hello = hello
         self._eos = frozenset(hello.eos_token_ids)
         self._last_progress_s = time.monotonic()
         self._last_steps = 0
+        self.paused = False
         self._state = State.READY
 
     def _fail_all(self, message: str, hint: str | None = None) -> None:
@@ -152,6 +157,7 @@ class BaseClient:
                 timeout_s=request.timeout_s,
                 pooling=request.pooling,
                 arrival_s=stream.arrival_s,
+                label=stream.record.id if stream.record is not None else "",
             )
         )
         return stream, stop_ids
@@ -166,24 +172,43 @@ class BaseClient:
         """Latest metric values, at most about a second old."""
         return dict(self._stats)
 
+    async def control(self, op: str, *, timeout_s: float = CONTROL_TIMEOUT_S, **arguments: Any) -> dict[str, Any]:
+        """See EngineClient."""
+        if self._state is not State.READY and not (self._state is State.DRAINING and op == "resume"):
+            raise EngineDead(f"the engine is {self._state}", hint="retry when /ready says yes")
+        call = next(self._call_ids)
+        done: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._calls[call] = done
+        self._send(Control(call, op, arguments))
+        try:
+            values = await asyncio.wait_for(done, timeout_s)
+        except TimeoutError:
+            raise EngineError(f"the engine did not answer within {timeout_s:g} s") from None
+        finally:
+            self._calls.pop(call, None)
+        if op in ("pause", "resume"):
+            self.paused = op == "pause"
+        elif op == "set_log_level":
+            self._log_level = str(arguments["level"])
+        return values
+
     async def flush_cache(self) -> None:
         """Forget cached prefixes. Raises EngineError while requests run, EngineDead if there is no engine."""
-        if self._state is not State.READY:
-            raise EngineDead(f"the engine is {self._state}")
-        call = next(self._call_ids)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._calls[call] = done
-        self._send(Control(call, "flush_cache"))
-        try:
-            await asyncio.wait_for(done, CONTROL_TIMEOUT_S)
-        except TimeoutError:
-            self._calls.pop(call, None)
-            raise EngineError(f"the engine did not answer within {CONTROL_TIMEOUT_S:.0f} s") from None
+        await self.control("flush_cache")
+
+    def abort(self, names: Collection[str] | None = None) -> int:
+        """See EngineClient."""
+        return self._streams.abort(names, lambda: RequestError("the request was aborted", code="aborted", status=499))
 
     @property
     def num_requests(self) -> int:
         """Requests that have not finished."""
         return len(self._streams)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompts and answers of those requests."""
+        return self._streams.num_tokens
 
     @property
     def state(self) -> State:

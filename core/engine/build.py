@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from core.config.sections import Settings
 from core.engine.engine import Engine
-from core.engine.environment import apply_environment, variables_of, with_threads
+from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
 from core.engine.wire_errors import describe
@@ -96,7 +96,7 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
     if resolution.overlap and not hardware.capabilities.async_steps:
         executor = ThreadExecutor(runner)
     memory = hardware.memory()
-    hello = make_hello(settings, resolution, num_pages, timer.total_s, memory)
+    hello = make_hello(settings, resolution, num_pages, timer.phases, memory)
     capacity = (num_pages - 1) * resolution.page_size
     logger.info(
         "ready in %.2f s (%s); %s on %s, KV cache %d tokens in %d pages of %d; %.2f of %.2f GiB of device memory free",
@@ -218,8 +218,10 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
     return Scheduler(settings.scheduler, facts, memory, policy=policy)
 
 
-def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_s: float, memory: MemoryInfo) -> Hello:
-    """What front ends are told. memory: the device's, once everything is allocated."""
+def make_hello(
+    settings: Settings, resolution: Resolution, num_pages: int, phases: Mapping[str, float], memory: MemoryInfo
+) -> Hello:
+    """What front ends are told. phases: seconds of the start. memory: the device's, once everything is allocated."""
     capacity = (num_pages - 1) * resolution.page_size
     return Hello(
         architecture=resolution.spec.architecture,
@@ -231,7 +233,8 @@ def make_hello(settings: Settings, resolution: Resolution, num_pages: int, load_
         max_running_requests=settings.scheduler.max_running_requests,
         eos_token_ids=list(resolution.spec.eos_token_ids),
         effective=resolution.effective,
-        load_s=load_s,
+        load_s=sum(phases.values()),
+        phases=dict(phases),
         device_total_bytes=memory.total_bytes,
         device_free_bytes=memory.free_bytes,
     )
@@ -290,7 +293,8 @@ def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBacken
     plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
     hardware: HardwareBackend = _set_up(choice, choice.target, plugin_context(choice.record, plugins))
     # A process of our own has them long since; here they are for whoever embeds the engine.
-    apply_environment(variables_of(hardware), choice.name)
+    dumps = core_dump_variables(hardware, settings.engine.device_core_dumps)
+    apply_environment({**variables_of(hardware), **dumps}, choice.name)
     return hardware
 
 
@@ -320,11 +324,11 @@ class _PhaseTimer:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._start_s = self._last_s = time.monotonic()
-        self._phases: list[tuple[str, float]] = []
+        self.phases: dict[str, float] = {}
 
     def done(self, phase: str) -> None:
         now_s = time.monotonic()
-        self._phases.append((phase, now_s - self._last_s))
+        self.phases[phase] = now_s - self._last_s
         self._last_s = now_s
         self._progress(phase, 1.0)
 
@@ -334,4 +338,4 @@ class _PhaseTimer:
 
     @property
     def summary(self) -> str:
-        return ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self._phases)
+        return ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())

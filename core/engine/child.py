@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from core.engine.spinning import spin_briefly
 from core.engine.start import PrepareProcess, StartEngine, write_message
+from core.tracing.log_lines import LogFormat
 
 POLL_S = 0.1
 MAX_IPC_PATH = 100
@@ -70,11 +71,11 @@ class EngineProcess:
         self._prepared = True
         self._write(PrepareProcess(dict(environment)))
 
-    def configure(self, settings: bytes, lock: bytes, log_level: str) -> None:
+    def configure(self, settings: bytes, lock: bytes, log_level: str, log_format: LogFormat = "text") -> None:
         """Hand over what it waits for. The pipe stays open: its end is the parent's end."""
         if not self._prepared:
             self.prepare({})
-        self._write(StartEngine(self.factory, self.address, settings, lock, log_level))
+        self._write(StartEngine(self.factory, self.address, settings, lock, log_level, log_format))
 
     def _write(self, message: PrepareProcess | StartEngine) -> None:
         assert self._process.stdin is not None

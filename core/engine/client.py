@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,26 @@ class EngineClient(Protocol):
 
     async def flush_cache(self) -> None:
         """Forget cached prefixes. Raises EngineError while requests run."""
+
+    async def control(self, op: str, *, timeout_s: float = 30.0, **arguments: Any) -> dict[str, Any]:
+        """Have the engine do one of `core.engine.control.OPERATIONS`; what it gives back. Raises what the operation
+        raises, EngineError if no answer comes in time, EngineDead if there is no engine."""
+
+    def abort(self, names: Collection[str] | None = None) -> int:
+        """End running requests: those of an HTTP request known by one of the names (RequestRecord), or all. Their
+        streams raise RequestError (499, "aborted"). Returns how many there were."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the engine launches no steps because somebody paused it. A restart ends it."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not finished."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompts and answers of those requests."""
 
     @property
     def ready(self) -> bool:

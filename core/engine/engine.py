@@ -67,6 +67,9 @@ class Engine:
     overlap: plan and launch step n+1 before waiting for step n.
     max_slots: size of the scheduler's request table.
     listeners: hooks about requests and steps; None where nobody listens.
+
+    paused: while True nothing is launched. Steps in flight complete, requests are taken into the queue and can be
+    cancelled; those that run keep what they hold.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Engine:
         listeners: EngineListeners | None = None,
     ) -> None:
         self.hello = hello
+        self.paused = False
         self._scheduler = scheduler
         self._executor = executor
         self._to_request = to_request
@@ -174,7 +178,7 @@ class Engine:
 
     def _turn(self) -> list[StepOutputs] | None:
         outputs = self._admit()
-        launched = self._launch()
+        launched = not self.paused and self._launch()
         if self._in_flight and (len(self._in_flight) > self._depth or not launched):
             outputs += self._complete(self._in_flight.popleft())
         events = self._scheduler.take_events()

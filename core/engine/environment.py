@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from core.interfaces.errors import CoreError, PluginError
+from core.interfaces.errors import ConfigError, CoreError, PluginError
 from core.interfaces.hardware import HardwareBackend
 from core.registry.context import plugin_context
 from core.registry.select_device import choose_hardware, make_hardware
@@ -23,7 +24,8 @@ logger = logging.getLogger("core.engine")
 def device_environment(settings: Settings, catalog: Catalog) -> dict[str, str]:
     """The variables of the device that `resolve` is going to choose. Needs no checkpoint and imports no torch of its
     own, so a child process can be told before it imports anything heavy. Where the device cannot be chosen or made,
-    nothing: `resolve` tells why. Raises PluginError if the device's plugin breaks its interface."""
+    nothing: `resolve` tells why. Raises PluginError if the device's plugin breaks its interface, ConfigError if core
+    dumps of the device are asked for and cannot be had."""
     try:
         catalog = catalog.without(settings.engine.disable_plugins)
         chosen = choose_hardware(settings.engine.device, catalog)
@@ -33,7 +35,7 @@ def device_environment(settings: Settings, catalog: Catalog) -> dict[str, str]:
         hardware = make_hardware(chosen, plugin_context(chosen.choice.record, plugins))
     except CoreError:
         return {}
-    return variables_of(hardware)
+    return {**variables_of(hardware), **core_dump_variables(hardware, settings.engine.device_core_dumps)}
 
 
 def with_threads(
@@ -47,15 +49,40 @@ def with_threads(
 
 def variables_of(hardware: HardwareBackend) -> dict[str, str]:
     """What `hardware.environment()` returns. Raises PluginError if it is no mapping of text to text."""
+    return _checked(hardware, "environment()", hardware.environment)
+
+
+def core_dump_variables(hardware: HardwareBackend, folder: str | None) -> dict[str, str]:
+    """With what the device writes core dumps into `folder`, which is made; nothing without a folder. Raises ConfigError
+    if the folder cannot be made or the device writes no core dumps, PluginError as `variables_of` does."""
+    if folder is None:
+        return {}
+    given: dict[str, Any] = {"field": "engine.device_core_dumps", "value": folder}
+    whole = os.path.abspath(folder)
+    variables = _checked(hardware, "core_dump_environment()", functools.partial(hardware.core_dump_environment, whole))
+    if not variables:
+        raise ConfigError(
+            f"the device {hardware.name!r} writes no core dumps", **given, hint="leave out --device-core-dumps"
+        )
+    try:
+        os.makedirs(whole, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make {whole}: {error.strerror or error}", **given, hint="choose another") from error
+    if not os.access(whole, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write into {whole}", **given, hint="choose another folder")
+    return variables
+
+
+def _checked(hardware: HardwareBackend, what: str, ask: Callable[[], Mapping[str, str]]) -> dict[str, str]:
     name = type(hardware).__qualname__
     try:
-        variables = dict(hardware.environment())
+        variables = dict(ask())
     except Exception as error:
-        raise PluginError(f"device {name}: environment() raised {type(error).__name__}: {error}") from error
+        raise PluginError(f"device {name}: {what} raised {type(error).__name__}: {error}") from error
     for key, value in variables.items():
         if not isinstance(key, str) or not isinstance(value, str) or not key or "=" in key:
             raise PluginError(
-                f"device {name}: environment() has {key!r}: {value!r}; names and values must be text",
+                f"device {name}: {what} has {key!r}: {value!r}; names and values must be text",
                 hint=f"repair {type(hardware).__module__}, for example with str(...)",
             )
     return variables

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from core.interfaces.params import PoolingParams, SamplingParams
@@ -14,7 +16,8 @@ class AddRequest(msgspec.Struct, tag="add", frozen=True):
     """One sample of one prompt. id: unique within the front end's life, chosen by the front end.
     token_ids: int32 bytes. namespace: Namespace.encode(). priority: higher runs earlier. tenant: whose request it is,
     for fairness between tenants; "" is nobody's. weight: that tenant's share. timeout_s: seconds after arrival_s at
-    which the request ends with an error. pooling: it wants a vector, not a text."""
+    which the request ends with an error. pooling: it wants a vector, not a text. label: what people
+    know the request by, for log lines; need not be unique."""
 
     id: int
     token_ids: bytes
@@ -27,6 +30,7 @@ class AddRequest(msgspec.Struct, tag="add", frozen=True):
     weight: float = 1.0
     timeout_s: float | None = None
     pooling: PoolingParams | None = None
+    label: str = ""
 
 
 class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
@@ -37,10 +41,11 @@ class CancelRequest(msgspec.Struct, tag="cancel", frozen=True):
 
 
 class Control(msgspec.Struct, tag="control", frozen=True):
-    """Ask for something that is no generation. op: "stats" | "flush_cache" | "drain"."""
+    """Ask for something that is no generation. op: one of `core.engine.control.OPERATIONS`; arguments: its own."""
 
     call: int
     op: str
+    arguments: dict[str, Any] = {}
 
 
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
@@ -51,7 +56,7 @@ class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
     """First message of an engine: it is ready. Facts of the model and of what is in effect. device_total_bytes,
-    device_free_bytes: the device's memory once everything is allocated."""
+    device_free_bytes: the device's memory once everything is allocated. phases: seconds of each phase of the start."""
 
     architecture: str
     vocab_size: int
@@ -65,6 +70,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     load_s: float = 0.0
     device_total_bytes: int = 0
     device_free_bytes: int = 0
+    phases: dict[str, float] = {}
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -142,18 +148,18 @@ class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True):
-    """A snapshot, sent about once a second and on `Control("stats")`. values: metric name -> number."""
+    """A snapshot, sent about once a second. values: metric name -> number."""
 
     values: dict[str, float]
-    call: int = 0
 
 
 class ControlDone(msgspec.Struct, tag="control_done", frozen=True):
-    """Answer to a Control."""
+    """Answer to a Control. values: what the operation gives back. error_info: set if it failed."""
 
     call: int
-    ok: bool = True
+    values: dict[str, Any] = {}
     error: str = ""
+    error_info: ErrorInfo | None = None
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):

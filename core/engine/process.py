@@ -27,6 +27,8 @@ from core.engine.serve import serve
 from core.engine.start import PrepareProcess, StartEngine, read_message
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineError
+from core.metrics.process import process_values
+from core.tracing.log_lines import LogSink, log_to
 
 EXIT_OK, EXIT_START_FAILED, EXIT_GAVE_UP = 0, 3, 4
 LINGER_MS = 2000
@@ -87,9 +89,9 @@ def main() -> int:
     if start is None:
         return EXIT_ORPHANED
     threading.Thread(target=watch_parent, args=(sys.stdin.buffer,), name="parent-watch", daemon=True).start()
-    logging.basicConfig(
-        level=start.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    sink = LogSink()
+    log_to(sink, start.log_format, "engine")
+    logging.getLogger().setLevel(start.log_level.upper())
     context = zmq.Context[zmq.Socket[bytes]](1)
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.SNDHWM, 0)
@@ -98,14 +100,19 @@ def main() -> int:
     socket.connect(start.address)
     channel = SocketChannel(socket)
     try:
-        return _run(factory, failure, start, channel)
+        return _run(factory, failure, start, channel, sink)
     finally:
         socket.close()
         context.term()
+        sink.close()
 
 
 def _run(
-    factory: Callable[..., Any] | None, failure: Exception | None, start: StartEngine, channel: SocketChannel
+    factory: Callable[..., Any] | None,
+    failure: Exception | None,
+    start: StartEngine,
+    channel: SocketChannel,
+    sink: LogSink,
 ) -> int:
     began_s = time.monotonic()
     try:
@@ -127,7 +134,7 @@ def _run(
     channel.send(msgspec.structs.replace(engine.hello, load_s=engine.hello.load_s or time.monotonic() - began_s))
     served = False
     try:
-        served = serve(engine, channel)
+        served = serve(engine, channel, values=lambda: {**process_values(), "log_lines_lost": sink.num_lost})
     finally:
         try:
             engine.close()

@@ -108,7 +108,11 @@ class ProcessClient(BaseClient):
         try:
             self._open_socket(process.address)
             process.watch(self._loop, self._child_exited)
-            process.configure(self._settings.model_dump_json().encode(), self._lock, self._settings.server.log_level)
+            server = self._settings.server
+            process.configure(
+                self._settings.model_dump_json().encode(), self._lock, self._log_level or server.log_level,
+                server.log_format,
+            )  # fmt: skip
             self._extend_timeout()
             hello = await self._hello
         except BaseException:

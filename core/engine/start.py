@@ -7,6 +7,8 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from core.tracing.log_lines import LogFormat
+
 M = TypeVar("M", bound=msgspec.Struct)
 
 
@@ -25,6 +27,7 @@ class StartEngine(msgspec.Struct, frozen=True):
     settings: bytes = b"{}"
     lock: bytes = b""
     log_level: str = "info"
+    log_format: LogFormat = "text"
 
 
 def write_message(pipe: BinaryIO, message: PrepareProcess | StartEngine) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,9 @@ from core.engine.client import EngineRequest, TokenChunk
 from core.engine.messages import FINISH_REASONS, Extras, StepOutputs, TopLogprobs
 from core.engine.wire_errors import restore
 from core.interfaces.errors import CoreError, Overloaded, RequestError
+from core.tracing.record import Generation, RequestRecord, current_request
+
+ABORT = FINISH_REASONS.index("abort")
 
 
 class RequestObserver(Protocol):
@@ -26,22 +29,27 @@ class RequestObserver(Protocol):
 
     def first_token(self, ttft_s: float, queue_s: float | None, prompt_tokens: int, cached_tokens: int) -> None: ...
 
-    def finished(self, reason: str, e2e_s: float, generated_tokens: int) -> None: ...
+    def finished(self, reason: str, e2e_s: float, generated_tokens: int, decode_s: float | None = None) -> None:
+        """decode_s: from the first token to the last; None without a second."""
 
 
 class Stream:
     """What has come for one request and was not read yet."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "error", "extras", "finish", "id", "last_s", "logprobs", "num_generated",
-        "request", "stop_ids", "tokens", "waiter",
+        "arrival_s", "cached_tokens", "error", "extras", "finish", "first_s", "id", "last_s", "logprobs", "num_cached",
+        "num_generated", "queue_s", "record", "request", "stop_ids", "tokens", "waiter",
     )  # fmt: skip
 
     def __init__(self, request_id: int, request: EngineRequest, arrival_s: float) -> None:
         self.id = request_id
         self.request = request
         self.arrival_s = arrival_s
+        self.record: RequestRecord | None = None
+        self.queue_s: float | None = None
+        self.first_s: float | None = None
         self.last_s = 0.0
+        self.num_cached = 0
         self.num_generated = 0
         self.tokens: list[int] = []
         self.logprobs: list[TopLogprobs] = []
@@ -101,6 +109,9 @@ class StreamTable:
     def open(self, request: EngineRequest) -> Stream:
         """A stream under a new id."""
         stream = Stream(self._next_id, request, self._clock())
+        stream.record = record = current_request()
+        if record is not None:
+            record.num_begun += 1
         self._next_id += 1
         self._streams[stream.id] = stream
         return stream
@@ -131,9 +142,43 @@ class StreamTable:
         """The reader has gone: cancel what still runs."""
         if self._streams.pop(stream.id, None) is not None:
             self._cancel(stream.id)
-            if self._observer is not None:
-                reason = "stop" if stream.request.ended_by_text else "abort"
-                self._observer.finished(reason, self._clock() - stream.arrival_s, stream.num_generated)
+            self._ended(stream, "stop" if stream.request.ended_by_text else "abort", self._clock())
+
+    def abort(self, names: Collection[str] | None, error: Callable[[], CoreError]) -> int:
+        """End those requests whose record is known by one of the names (None: all) with an exception of their own;
+        returns how many."""
+        chosen = [
+            stream
+            for stream in self._streams.values()
+            if names is None or (stream.record is not None and any(map(stream.record.known_as, names)))
+        ]
+        now_s = self._clock()
+        for stream in chosen:
+            del self._streams[stream.id]
+            stream.error, stream.finish = error(), ABORT
+            self._cancel(stream.id)
+            self._ended(stream, "abort", now_s)
+            stream.wake()
+        return len(chosen)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompts and answers of all requests that have not finished."""
+        return sum(len(stream.request.prompt) + stream.num_generated for stream in self._streams.values())
+
+    def _ended(self, stream: Stream, reason: str, now_s: float) -> None:
+        """Tell whoever wants to know."""
+        first_s, last_s = stream.first_s, stream.last_s
+        if self._observer is not None:
+            decode_s = last_s - first_s if first_s is not None and stream.num_generated > 1 else None
+            self._observer.finished(reason, now_s - stream.arrival_s, stream.num_generated, decode_s)
+        if stream.record is not None:
+            stream.record.generations.append(
+                Generation(
+                    stream.arrival_s, now_s, reason, len(stream.request.prompt), stream.num_cached,
+                    stream.num_generated, stream.queue_s, first_s, last_s or None,
+                )
+            )  # fmt: skip
 
     def feed(self, outputs: StepOutputs) -> None:
         """Hand one step's tokens to their streams; ids that are closed already are skipped."""
@@ -155,10 +200,11 @@ class StreamTable:
                     intervals_s.append(now_s - stream.last_s)
                 stream.last_s = now_s
             if index in first:
-                stream.cached_tokens = first[index]
+                stream.cached_tokens = stream.num_cached = first[index]
+                stream.first_s, stream.queue_s = now_s, outputs.queue_s.get(index)
                 if self._observer is not None:
                     self._observer.first_token(
-                        now_s - stream.arrival_s, outputs.queue_s.get(index), len(stream.request.prompt), first[index]
+                        now_s - stream.arrival_s, stream.queue_s, len(stream.request.prompt), first[index]
                     )
             if index in logprobs:
                 stream.logprobs.append(logprobs[index])
@@ -169,8 +215,7 @@ class StreamTable:
                     stream.error = restore(errors[index], outputs.error_info.get(index))
                 stream.finish = finish
                 del streams[request_id]
-                if self._observer is not None:
-                    self._observer.finished(FINISH_REASONS[finish], now_s - stream.arrival_s, stream.num_generated)
+                self._ended(stream, FINISH_REASONS[finish], now_s)
             stream.wake()
         if self._observer is not None and intervals_s:
             self._observer.tokens(intervals_s)
@@ -182,5 +227,4 @@ class StreamTable:
         for stream in streams.values():
             stream.error = error()
             stream.wake()
-            if self._observer is not None:
-                self._observer.finished("error", now_s - stream.arrival_s, stream.num_generated)
+            self._ended(stream, "error", now_s)

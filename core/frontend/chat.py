@@ -146,7 +146,8 @@ class ChatRenderer:
 
     def _opens_reasoning(self, request: ChatRequest, text: str, parser: ReasoningParser) -> bool:
         """Whether the prompt ends inside reasoning: the template wrote the opening marker, or the message that is
-        continued did. Asked of the parser itself: does it take text that follows to be reasoning?"""
+        continued did, or the model always reasons and nothing has closed that. Asked of the parser itself: does it
+        take text that follows to be reasoning?"""
         if request.continue_final_message:
             suffix = str(request.messages[-1].get("content") or "")
         elif request.add_generation_prompt:
@@ -156,8 +157,13 @@ class ChatRenderer:
             suffix = ""
         # A parser may want its marker at the very beginning, so what stands before it (a role) is left out by trying
         # every place where a marker may begin.
-        starts = {0, *(i for i, character in enumerate(suffix) if character in "<[" or suffix[i - 1] == "\n")}
-        return any(_reasons_after(parser, suffix[start:]) for start in sorted(starts) if suffix[start:].strip())
+        signs = (i for i, sign in enumerate(suffix) if not (sign.isalnum() or sign.isspace()) or suffix[i - 1] == "\n")
+        starts = {0, *signs}
+        if any(_reasons_after(parser, suffix[start:]) for start in sorted(starts) if suffix[start:].strip()):
+            return True
+        # A message that is continued shows where it stands; where the template begins one, a closing marker does.
+        closed = parser.end_marker is not None and parser.end_marker in suffix
+        return parser.always_reasons and not closed and not request.continue_final_message
 
 
 def _reasons_after(parser: ReasoningParser, text: str) -> bool:

@@ -88,7 +88,8 @@ class TokenLogprob:
 class OutputDelta:
     """What a chunk turned into.
 
-    text: the answer. reasoning: what came before it. token_ids: tokens that count as generated.
+    text: the answer. reasoning: what came before it. token_ids: tokens that count as generated. reasoning_tokens: how
+    many more tokens are known to be reasoning: all up to the last one that gave some.
     finish_reason: None while running, else "stop" | "length" | "tool_calls" | "abort" | "error".
     matched_stop: the token id or the string that ended the text. After a string matched, the engine does not know yet:
     the caller closes the engine's iterator.
@@ -103,6 +104,7 @@ class OutputDelta:
     tool_calls: list[ToolCallPiece] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    reasoning_tokens: int = 0
     finish_reason: str | None = None
     matched_stop: int | str | None = None
     cached_tokens: int | None = None
@@ -163,6 +165,7 @@ class OutputStage:
         self._waiting: list[_Waiting] = []
         self._decoded = 0  # characters that came out of the decoder
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.finished = False
 
     def feed(self, chunk: Chunk) -> OutputDelta:
@@ -170,6 +173,7 @@ class OutputStage:
         delta = OutputDelta(cached_tokens=chunk.cached_tokens, error=chunk.error)
         self._take_extras(chunk, delta)
         pieces: list[str] = []
+        ends_of_tokens: list[int] = []  # in `pieces`
         last = len(chunk.tokens) - 1
         for position, token in enumerate(chunk.tokens):
             self.num_tokens += 1
@@ -180,12 +184,14 @@ class OutputStage:
             if chunk.logprobs is not None and not (hidden and self._align):
                 self._note(token, chunk.logprobs[position], len(piece))
             self._decoded += len(piece)
-            if self._scan(piece, pieces, delta):
+            stopped = self._scan(piece, pieces, delta)
+            ends_of_tokens.append(len(pieces))
+            if stopped:
                 break
         if not self.finished and chunk.finish_reason is not None:
             self._end(chunk, pieces, delta)
         self._release(delta)
-        self._parse("".join(pieces), delta)
+        self._parse(pieces, ends_of_tokens, delta)
         return delta
 
     def _take_extras(self, chunk: Chunk, delta: OutputDelta) -> None:
@@ -242,11 +248,11 @@ class OutputStage:
         self.finished = True
         delta.finish_reason, delta.matched_stop = chunk.finish_reason, chunk.stop_token
 
-    def _parse(self, text: str, delta: OutputDelta) -> None:
+    def _parse(self, pieces: list[str], ends_of_tokens: list[int], delta: OutputDelta) -> None:
         """Reasoning, then tool calls, of the text that is safe to show."""
-        parsed = [_through(self._reasoning, text, self.finished)]
-        delta.reasoning = parsed[0].reasoning
-        answer = _through(self._tools, parsed[0].content, self.finished)
+        parsed = self._reason(pieces, ends_of_tokens, delta)
+        delta.reasoning = parsed.reasoning
+        answer = _through(self._tools, parsed.content, self.finished)
         delta.reasoning += answer.reasoning
         delta.text = answer.content
         delta.tool_calls = self._policy.apply(answer.tool_calls)
@@ -260,6 +266,24 @@ class OutputStage:
             delta.text += self._policy.finish()
             if self._policy.num_calls and delta.finish_reason == "stop":
                 delta.finish_reason = "tool_calls"
+
+    def _reason(self, pieces: list[str], ends_of_tokens: list[int], delta: OutputDelta) -> ParsedDelta:
+        """Split off reasoning, a token at a time so that its tokens can be counted however they were chunked."""
+        if self._reasoning is None:
+            return ParsedDelta(content="".join(pieces))
+        whole, start = ParsedDelta(), 0
+        before = self.num_tokens - len(ends_of_tokens)
+        for number, end in enumerate([*ends_of_tokens, len(pieces)], before + 1):
+            is_last = number > self.num_tokens
+            part = _through(self._reasoning, "".join(pieces[start:end]), self.finished and is_last)
+            start = end
+            whole.content += part.content
+            whole.reasoning += part.reasoning
+            if part.reasoning:
+                tokens = min(number, self.num_tokens)
+                delta.reasoning_tokens += tokens - self.num_reasoning_tokens
+                self.num_reasoning_tokens = tokens
+        return whole
 
     def _note(self, token: int, top: TopEntry, characters: int) -> None:
         """Remember a token's log-probability until its text is out."""

@@ -24,6 +24,9 @@ class Dialect(StrEnum):
     CHAT = "chat"  # /v1/chat/completions
     COMPLETIONS = "completions"  # /v1/completions
     NATIVE = "native"  # /generate, LLM, `core generate`
+    RESPONSES = "responses"  # /v1/responses
+    MESSAGES = "messages"  # /v1/messages
+    OLLAMA = "ollama"  # `options` of /api/chat and /api/generate
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         {
             Dialect.CHAT: ("max_completion_tokens", "max_tokens"),
             Dialect.NATIVE: ("max_new_tokens", "max_tokens"),
+            Dialect.RESPONSES: ("max_output_tokens",),
+            Dialect.OLLAMA: ("num_predict",),
         },
     ),
     Parameter(
@@ -64,9 +69,12 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("min_p", float, "Leave out tokens less likely than this share of the likeliest."),
     Parameter("frequency_penalty", float, "Subtracted per earlier occurrence in the answer."),
     Parameter("presence_penalty", float, "Subtracted once for tokens that occur in the answer."),
-    Parameter("repetition_penalty", float, "Divides the logits of tokens that occurred; 1 is off."),
+    Parameter(
+        "repetition_penalty", float, "Divides the logits of tokens that occurred; 1 is off.",
+        {Dialect.OLLAMA: ("repeat_penalty",)},
+    ),
     Parameter("logit_bias", dict[int, float], "Token id to a value added to its logit."),
-    Parameter("stop", str | list[str], "Strings that end the text."),
+    Parameter("stop", str | list[str], "Strings that end the text.", {Dialect.MESSAGES: ("stop_sequences",)}),
     Parameter("stop_token_ids", list[int], "Token ids that end the text."),
     Parameter("ignore_eos", bool, "Go on past end-of-text."),
     Parameter(
@@ -78,8 +86,11 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("n", int, "Independent samples of one prompt."),
 )  # fmt: skip
 
-# Fields of SamplingParams that a dialect gives in a shape of its own (logprobs, top_logprobs, return_logprob).
-OTHER_FIELDS = frozenset({"logprobs"})
+# Fields of SamplingParams that each dialect gives in a shape of its own (logprobs and top_logprobs, return_logprob,
+# response_format, ...).
+OTHER_FIELDS = frozenset(
+    {"logprobs", "prompt_logprobs", "prompt_logprobs_start", "hidden_states", "grammar", "processors"}
+)
 MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 

@@ -15,11 +15,13 @@ QUEUE_DEPTH = 32  # deltas of several answers that wait for a slow reader
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one HTTP request. cached_tokens: prompt tokens that the first sample of each prompt found cached."""
+    """Tokens of one HTTP request. cached_tokens: prompt tokens that the first sample of each prompt found cached.
+    reasoning_tokens: of completion_tokens, those before the answer proper."""
 
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class CanEndByText(Protocol):
@@ -78,6 +80,7 @@ class Answers:
                 if self._requests and delta.finish_reason is not None and chunk.finish_reason is None:
                     self._requests[index].ended_by_text = True
                 usage.completion_tokens += len(delta.token_ids)
+                usage.reasoning_tokens += delta.reasoning_tokens
                 if delta.cached_tokens is not None and index % self._samples == 0:
                     usage.cached_tokens += delta.cached_tokens
                 if delta.finish_reason == "error":

@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 
-from core.frontend.parameters import Dialect, build
+from core.frontend.parameters import Dialect, build, spellings
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 
-DEFAULT_MAX_TOKENS = {Dialect.CHAT: None, Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
+OWN_SHAPE = ("logprobs", "prompt_logprobs", "hidden_states")  # asked for like parameters, and no row of the table
+# None: up to the context length.
+DEFAULT_MAX_TOKENS = {**dict.fromkeys(Dialect), Dialect.COMPLETIONS: 16, Dialect.NATIVE: 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,32 @@ class RequestRules:
         """Request over checkpoint's recommendation over built-in default. Raises RequestError."""
         defaults = {**self.defaults, "max_tokens": DEFAULT_MAX_TOKENS[dialect]}
         return self.completed(build(given, dialect, defaults=defaults, logprobs=logprobs))
+
+    def read(self, given: SamplingParams | Mapping[str, Any], dialect: Dialect) -> SamplingParams:
+        """What a caller in process gives: parameters that are complete as they stand, with no recommendation mixed in,
+        or a mapping with the native names, whose missing values are filled in as for HTTP. In the chat dialect an
+        answer has no limit unless one is given. Raises RequestError, for unknown names too."""
+        if isinstance(given, SamplingParams):
+            return self.completed(given)
+        table = spellings(Dialect.NATIVE)
+        known = {*table, *OWN_SHAPE}
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            raise RequestError(
+                f"there is no sampling parameter {unknown!r}",
+                param=unknown,
+                hint=f"there are {', '.join(sorted(known))}",
+            )
+        values = {name: value for name, value in given.items() if name not in OWN_SHAPE}
+        logprobs = given.get("logprobs")
+        if dialect is Dialect.CHAT and not {"max_tokens", "max_new_tokens"} & set(values):
+            # Fields of SamplingParams are names that the chat dialect knows.
+            by_field = {table[name].field: value for name, value in values.items()}
+            made = self.sampling(by_field, Dialect.CHAT, logprobs=logprobs)
+        else:
+            made = self.sampling(values, Dialect.NATIVE, logprobs=logprobs)
+        others = {name: given[name] for name in OWN_SHAPE if name != "logprobs" and given.get(name) is not None}
+        return msgspec.structs.replace(made, **others) if others else made
 
     def completed(self, sampling: SamplingParams) -> SamplingParams:
         """`sampling`, checked against the vocabulary, with the ends of text that the engine does not know as stop

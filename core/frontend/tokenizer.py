@@ -113,6 +113,10 @@ class Tokenizer:
         """A fresh incremental decoder. context: the prompt's last ids, which decide about a leading space."""
         return self._codec.stream(skip_special_tokens, context)
 
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by the text it has in the vocabulary; None if there is none."""
+        return self._codec.id_of(token)
+
     def piece(self, token: int) -> tuple[str, bytes]:
         """One token on its own, as (text, bytes); bytes that are no whole character show as U+FFFD in the text."""
         found = self._pieces.get(token)

@@ -32,7 +32,8 @@ TokenMask = npt.NDArray[np.uint32]
 #   {"type": "tag", "begin": TEXT, "content": NODE, "end": TEXT}
 #   {"type": "triggered_tags", "triggers": [TEXT, ...], "tags": [TAG, ...], "at_least_one": BOOL,
 #    "stop_after_first": BOOL}
-#       any text; where a trigger (a beginning of tags' `begin`) comes, one of its tags must follow
+#       any text; where a trigger (a beginning of tags' `begin`) comes, one of its tags must follow. at_least_one:
+#       the text begins with a tag
 #   {"type": "tags_with_separator", "tags": [TAG, ...], "separator": TEXT, "at_least_one": BOOL,
 #    "stop_after_first": BOOL}
 #       nothing but tags
@@ -63,7 +64,11 @@ class Vocabulary:
 
 
 class GrammarMatcher(ABC):
-    """State of one text."""
+    """State of one text.
+
+    Where a backend reaches a limit of its own in a step (a text for which its automaton grows too large), masks have no
+    bit from then on and no token is accepted, the one that reached the limit included.
+    """
 
     @abstractmethod
     def fill_mask(self, mask: TokenMask) -> None:
@@ -72,7 +77,7 @@ class GrammarMatcher(ABC):
 
     @abstractmethod
     def accept(self, token_id: int) -> bool:
-        """Take a token. False, and no change, if it may not come next."""
+        """Take a token. False, and no change, if it may not come next; no id outside of the vocabulary may."""
 
     @abstractmethod
     def rollback(self, num_tokens: int) -> None:

@@ -137,6 +137,11 @@ class HardwareBackend(ABC):
         that the operator has set are kept."""
         return {}
 
+    def core_dump_environment(self, folder: str) -> Mapping[str, str]:
+        """Variables, as those of `environment`, with which the device writes a core dump into `folder` when one of its
+        programs fails. Asked if the operator wants such dumps (`device_core_dumps`); empty where there are none."""
+        return {}
+
     def layers(self) -> Mapping[str, type]:
         """Layer classes that replace core's on this device: class name in `core.layers` -> a subclass of it."""
         return {}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,19 +12,22 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.interfaces.errors import CoreError
 from core.server import (
+    admin,
     chat,
     classify,
+    cloud,
     completions,
     embeddings,
     encode,
     errors,
+    families,
     generate,
     health,
     info,
+    loads,
     metrics_route,
     models,
     page_route,
@@ -34,26 +35,44 @@ from core.server import (
     score,
     tokenize,
 )
+from core.server.admin_access import AdminAccess
+from core.server.anthropic import routes as anthropic
 from core.server.auth import ApiKey
 from core.server.context import ServerContext
+from core.server.fields import HEADER, FieldRule
+from core.server.observed import ID_HEADER, Observed
+from core.server.ollama import routes as ollama
 from core.server.plugin_routes import PluginRouter, mount
-from core.server.replies import error_reply, json_reply
+from core.server.replies import json_reply
+from core.server.request_log import RequestLog
+from core.server.responses import routes as responses
 
-log = logging.getLogger("core.server")
+if TYPE_CHECKING:
+    from core.tracing.spans import Tracer
 
 
-def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastAPI:
+def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: Tracer | None = None) -> FastAPI:
     """The ASGI application of one server.
 
-    routers: of plugins. Raises PluginClash or PluginLoadError if one does not fit beside the others.
+    routers: of plugins. tracer: makes spans; None makes none. Raises PluginClash or PluginLoadError if a router does
+    not fit beside the others, ConfigError if the keys do not fit together.
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
-    families = (
+    app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
+    own = (
         chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
-        metrics_route, info,
+        metrics_route, info, loads,
     )  # fmt: skip
-    for family in families:
+    for family in own:
         app.include_router(family.routes(ctx))
+    for protocol in (responses, anthropic, ollama, cloud):
+        app.include_router(protocol.routes(ctx))
+    settings = ctx.settings
+    requests = RequestLog(
+        settings.log_requests, settings.log_requests_level, secrets=(settings.api_key, settings.admin_api_key)
+    )
+    if settings.admin_routes != "off":
+        app.include_router(admin.routes(ctx, requests))
     if ctx.settings.chat_page:
         app.include_router(page_route.routes())
     mount(app, routers, ctx.settings.max_body_bytes)
@@ -61,22 +80,25 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = ()) -> FastA
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(errors.ClientGone, _client_gone)
-    app.add_exception_handler(Exception, _internal_error)
     if ctx.settings.api_key:
         app.add_middleware(ApiKey, key=ctx.settings.api_key)
+    if settings.admin_routes != "off":
+        app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings))
     if ctx.settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(ctx.settings.cors_allow_origins),
             allow_methods=["*"],
             allow_headers=["*"],
+            expose_headers=[ID_HEADER, HEADER],
         )
-    app.add_middleware(_Counted, ctx=ctx)
+    app.add_middleware(Observed, metrics=ctx.metrics, requests=requests, tracer=tracer)
     return app
 
 
 async def _core_error(request: Request, error: Any) -> Response:
-    return error_reply(error)
+    status, shape, headers = families.described(request.url.path, error)
+    return json_reply(shape, status, headers)
 
 
 async def _http_error(request: Request, error: Any) -> Response:
@@ -85,49 +107,20 @@ async def _http_error(request: Request, error: Any) -> Response:
         told = f"there is no route {request.url.path}"
     if error.status_code == 405:
         told = f"{request.url.path} does not take {request.method}"
-    return json_reply(errors.body(told, error.status_code), error.status_code, error.headers)
+    return _refused(request, errors.body(told, error.status_code), error.status_code, error.headers)
 
 
 async def _invalid(request: Request, error: Any) -> Response:
     """A plugin's route got what it does not take; core's own routes check their bodies themselves."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    return json_reply(errors.body(f"{where}: {first['msg']}", 400, param=where), 400)
+    return _refused(request, errors.body(f"{where}: {first['msg']}", 400, param=where), 400)
 
 
 async def _client_gone(request: Request, error: Any) -> Response:
-    return json_reply(errors.body("the client closed the connection", 499), 499)
+    return _refused(request, errors.body("the client closed the connection", 499), 499)
 
 
-async def _internal_error(request: Request, error: Any) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return json_reply(errors.body("internal error; the server's log has more", 500), 500)
-
-
-class _Counted:
-    """Counts requests by route and status."""
-
-    def __init__(self, app: ASGIApp, ctx: ServerContext) -> None:
-        self._app = app
-        self._ctx = ctx
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        start_s = time.perf_counter()
-        status = 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            # Only known routes become labels: paths that clients make up would grow without bound.
-            route = getattr(scope.get("route"), "path", "other")
-            self._ctx.metrics.http(scope["method"], route, status, time.perf_counter() - start_s)
+def _refused(request: Request, body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
+    status, shape = families.shaped(request.url.path, status, body)
+    return json_reply(shape, status, headers)

@@ -10,17 +10,35 @@ from starlette.requests import ClientDisconnect, Request
 
 from core.interfaces.errors import RequestError
 from core.server.errors import ClientGone
+from core.server.fields import FieldRule
+
+IGNORED = "core.ignored_fields"  # key of a request's scope
 
 M = TypeVar("M", bound=BaseModel)
 
 
 async def read(request: Request, model: type[M], limit_bytes: int) -> M:
-    """The body as `model`. Raises RequestError; ClientGone if the connection closes meanwhile."""
+    """The body as `model`; its other fields judged by the server's rule. Raises RequestError; ClientGone if the
+    connection closes meanwhile."""
     raw = await _raw(request, limit_bytes)
     try:
-        return model.model_validate_json(raw, strict=True)
+        body = model.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise _named(error, raw) from error
+    ignore(request, field_rule(request).apply(body, request.url.path))
+    return body
+
+
+def field_rule(request: Request) -> FieldRule:
+    """The server's rule for fields that a route does not model."""
+    rule: FieldRule = request.app.state.field_rule
+    return rule
+
+
+def ignore(request: Request, names: list[str]) -> None:
+    """Tell the client, by a header, that these fields count for nothing."""
+    if names:
+        request.scope.setdefault(IGNORED, []).extend(names)
 
 
 async def _raw(request: Request, limit_bytes: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.frontend.chat import ChatRequest
+from core.frontend.chat import ChatRequest, Prompt
 from core.frontend.output import OutputDelta, TokenLogprob
 from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
@@ -19,11 +18,21 @@ from core.frontend.tool_policy import ToolCallPiece
 from core.interfaces.errors import RequestError
 from core.interfaces.params import MAX_LOGPROBS
 from core.server import bodies
+from core.server.asked import (
+    all_vocabulary_refused,
+    client_ids,
+    hidden_of,
+    prompt_logprobs_of,
+    shown_prompt_logprobs,
+    truncated,
+    with_prompt,
+)
 from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
 from core.server.schemas import ChatBody, ChatFields
 from core.server.usage import UsagePolicy, begun, chat_logprobs, drained, usage_object
+from core.tracing.record import reply_id
 
 Deltas = AsyncGenerator[tuple[int, OutputDelta]]
 
@@ -43,13 +52,19 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
     service.check_model(body.model)
-    body.refuse_unsupported()
     sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
-    prompt = await service.renderer.prepare(_chat_request(body))
+    sampling = with_prompt(body, sampling, all_vocabulary_refused(body.prompt_logprobs))
+    prompt = truncated(service, body, await service.renderer.prepare(_chat_request(body)), sampling)
     answers = service.answers(
-        [prompt], [sampling], param="messages", priority=body.priority or 0, salt=body.cache_salt or ""
+        [prompt],
+        [sampling],
+        param="messages",
+        priority=body.priority or 0,
+        salt=body.salt,
+        timeout_s=body.timeout,
+        ids=client_ids(body, 1),
     )
-    reply = _Reply(service, body.top_logprobs or 0, bool(body.logprobs))
+    reply = _Reply(service, body, prompt)
     deltas = answers.deltas()
     if body.stream:
         started = await begun(deltas)
@@ -84,12 +99,15 @@ def _chat_request(body: ChatFields) -> ChatRequest:
 class _Reply:
     """Writes one reply, streamed or whole."""
 
-    def __init__(self, service: ModelService, num_top: int, logprobs: bool) -> None:
+    def __init__(self, service: ModelService, body: ChatFields, prompt: Prompt) -> None:
         self._service = service
-        self._num_top = num_top
-        self._logprobs = logprobs
+        self._body = body
+        self._prompt = prompt
+        self._num_top = body.top_logprobs or 0
+        self._logprobs = bool(body.logprobs)
+        ids = client_ids(body, 1)
         self._envelope = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": reply_id("" if ids else "chatcmpl-", next(iter(ids), None)),
             "object": "chat.completion",
             "created": int(time.time()),
             "model": service.name,
@@ -104,8 +122,9 @@ class _Reply:
                 if index not in begun_indices:
                     begun_indices.add(index)
                     first = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-                    yield event(policy.on({**envelope, "choices": [first]}, answers.usage))
-                if delta.empty:
+                    opening = {**envelope, **self._of_prompt([delta]), "choices": [first]}
+                    yield event(policy.on(opening, answers.usage))
+                if delta.empty and not (self._body.return_token_ids or delta.hidden is not None):
                     continue
                 choice: dict[str, Any] = {
                     "index": index,
@@ -116,6 +135,7 @@ class _Reply:
                     choice["logprobs"] = self._logprobs_object(delta.logprobs)
                 if delta.matched_stop is not None:
                     choice["matched_stop"] = delta.matched_stop
+                choice.update(self._of_tokens([delta]))
                 yield event(policy.on({**envelope, "choices": [choice]}, answers.usage))
             last = policy.last(envelope, answers.usage)
             if last is not None:
@@ -126,7 +146,29 @@ class _Reply:
     def whole(self, deltas: Sequence[tuple[int, OutputDelta]], answers: Answers, num_choices: int) -> dict[str, Any]:
         """The reply in one piece: the stream joined."""
         choices = [self._choice(index, [delta for at, delta in deltas if at == index]) for index in range(num_choices)]
-        return {**self._envelope, "choices": choices, "usage": usage_object(answers.usage)}
+        first = [delta for at, delta in deltas if at == 0]
+        return {
+            **self._envelope, **self._of_prompt(first), "choices": choices, "usage": usage_object(answers.usage)
+        }  # fmt: skip
+
+    def _of_prompt(self, deltas: Sequence[OutputDelta]) -> dict[str, Any]:
+        """What was asked for of the prompt."""
+        made: dict[str, Any] = {}
+        if self._body.return_token_ids:
+            made["prompt_token_ids"] = self._prompt.token_ids
+        if self._body.prompt_logprobs is not None:
+            entries = prompt_logprobs_of(deltas)
+            made["prompt_logprobs"] = shown_prompt_logprobs(self._service.tokenizer, entries)
+        return made
+
+    def _of_tokens(self, deltas: Sequence[OutputDelta]) -> dict[str, Any]:
+        """What was asked for of the answer's tokens beside their text."""
+        made: dict[str, Any] = {}
+        if self._body.return_token_ids:
+            made["token_ids"] = [token for delta in deltas for token in delta.token_ids]
+        if self._body.return_hidden_states:
+            made["hidden_states"] = hidden_of(deltas)
+        return made
 
     def _choice(self, index: int, deltas: Sequence[OutputDelta]) -> dict[str, Any]:
         text = "".join(delta.text for delta in deltas)
@@ -144,6 +186,7 @@ class _Reply:
             "logprobs": self._logprobs_object(entries) if self._logprobs else None,
             "finish_reason": deltas[-1].finish_reason,
             "matched_stop": deltas[-1].matched_stop,
+            **self._of_tokens(deltas),
         }
 
     def _logprobs_object(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -103,10 +103,13 @@ class ModelService:
         priority: int = 0,
         salt: str = "",
         align_logprobs: bool = True,
+        timeout_s: float | None = None,
+        ids: Sequence[str] = (),
     ) -> Answers:
         """`n` answers to each prompt, one engine request each; nothing runs until they are iterated.
 
-        sampling: one per prompt, all with the same n. Raises RequestError if one does not fit the context.
+        sampling: one per prompt, all with the same n. timeout_s: after which each ends with an error. ids: the client's
+        own, one per prompt, for cancelling. Raises RequestError if one does not fit the context.
         """
         rules, namespace = self.rules, Namespace(salt=salt)
         requests, stages = [], []
@@ -114,7 +117,7 @@ class ModelService:
             rules.check_length(len(prompt.token_ids), wanted, param)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             for single, seed in samples(wanted):
-                requests.append(EngineRequest(tokens, single, namespace, priority, seed))
+                requests.append(EngineRequest(tokens, single, namespace, priority, seed, timeout_s=timeout_s))
                 stages.append(prompt.stage(single, align_logprobs=align_logprobs))
         total = sum(len(prompt.token_ids) for prompt in prompts)
         streams = [self.engine.generate(request) for request in requests]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -12,18 +11,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.frontend.chat import Prompt
-from core.frontend.output import OutputDelta, TokenLogprob
+from core.frontend.output import OutputDelta, PromptLogprob, TokenLogprob
 from core.frontend.parameters import Dialect, spellings
 from core.frontend.pump import Answers
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.server import bodies
+from core.server.asked import client_ids, hidden_of, truncated, with_prompt
 from core.server.context import ModelService, ServerContext
+from core.server.fields import FieldRule
 from core.server.openapi import described
-from core.server.prompts import as_list, make_prompts
+from core.server.prompts import make_prompts
 from core.server.replies import EventStream, event, guarded, json_reply, while_connected
-from core.server.schemas import GenerateBody, refuse
+from core.server.schemas import GenerateBody
 from core.server.usage import begun
+from core.tracing.record import reply_id
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -35,22 +37,25 @@ def routes(ctx: ServerContext) -> APIRouter:
     async def generate(request: Request) -> Response:
         service = ctx.ready_service()
         body = await bodies.read(request, GenerateBody, ctx.settings.max_body_bytes)
-        return await while_connected(request, _answer(ctx, service, body))
+        return await while_connected(request, _answer(request, ctx, service, body))
 
     return router
 
 
-async def _answer(ctx: ServerContext, service: ModelService, body: GenerateBody) -> Response:
-    body.refuse_unsupported()
+async def _answer(request: Request, ctx: ServerContext, service: ModelService, body: GenerateBody) -> Response:
     prompts, single = await _prompts(service, body)
-    sampling = _sampling(ctx, service, body, len(prompts))
+    sampling, ignored = _sampling(ctx, service, body, len(prompts), bodies.field_rule(request))
+    bodies.ignore(request, ignored)
+    prompts = [truncated(service, body, prompt, own) for prompt, own in zip(prompts, sampling, strict=True)]
     answers = service.answers(
         prompts,
         sampling,
         param="text" if body.text is not None else "input_ids",
         priority=body.priority or 0,
-        salt=body.cache_salt or "",
+        salt=body.salt,
         align_logprobs=False,
+        timeout_s=body.timeout,
+        ids=client_ids(body, len(prompts)),
     )
     results = _results(service, body, prompts, sampling)
     single = single and sampling[0].n == 1
@@ -73,33 +78,37 @@ async def _prompts(service: ModelService, body: GenerateBody) -> tuple[list[Prom
     return await make_prompts(service, given, name), single
 
 
-def _sampling(ctx: ServerContext, service: ModelService, body: GenerateBody, num_prompts: int) -> list[SamplingParams]:
+def _sampling(
+    ctx: ServerContext, service: ModelService, body: GenerateBody, num_prompts: int, rule: FieldRule
+) -> tuple[list[SamplingParams], list[str]]:
+    """(parameters of each prompt, names in them that count for nothing)."""
     given = body.sampling_params or {}
     listed = given if isinstance(given, list) else [given] * num_prompts
     if len(listed) != num_prompts:
         raise RequestError(f"sampling_params lists {len(listed)} for {num_prompts} prompts", param="sampling_params")
     known = spellings(Dialect.NATIVE)
     logprobs = (body.top_logprobs_num or 0) if body.return_logprob else None
+    start = body.logprob_start_len if body.logprob_start_len is not None and body.return_logprob else -1
+    of_prompt = logprobs if start >= 0 else None
     made: list[SamplingParams] = []
+    ignored: list[str] = []
     for values in listed:
-        refuse({name: value for name, value in values.items() if name not in known})
-        made.append(service.sampling(values, Dialect.NATIVE, max_n=ctx.settings.max_n, logprobs=logprobs))
+        others = {f"sampling_params.{name}": value for name, value in values.items() if name not in known}
+        ignored += rule.judge(others, {f"sampling_params.{name}": None for name in known}, "/generate")
+        sampling = service.sampling(values, Dialect.NATIVE, max_n=ctx.settings.max_n, logprobs=logprobs)
+        made.append(with_prompt(body, sampling, of_prompt, max(start, 0)))
     if len({sampling.n for sampling in made}) > 1:
         raise RequestError("n must be the same for all prompts of a request", param="n")
-    return made
+    return made, list(dict.fromkeys(ignored))
 
 
 def _results(
     service: ModelService, body: GenerateBody, prompts: Sequence[Prompt], sampling: Sequence[SamplingParams]
 ) -> list[_Result]:
     n = sampling[0].n
-    ids = as_list(body.rid) if body.rid else []
-    if isinstance(body.rid, str):
-        ids = [body.rid]
-    if ids and len(ids) != len(prompts):
-        raise RequestError(f"rid lists {len(ids)} for {len(prompts)} prompts", param="rid")
+    ids = client_ids(body, len(prompts))
     return [
-        _Result(service, body, len(prompt.token_ids), ids[at] if ids else uuid.uuid4().hex)
+        _Result(service, body, prompt, reply_id(given=ids[at] if ids else None))
         for at, prompt in enumerate(prompts)
         for _ in range(n)
     ]
@@ -120,15 +129,18 @@ async def _events(
 class _Result:
     """One answer, growing."""
 
-    def __init__(self, service: ModelService, body: GenerateBody, num_prompt: int, request_id: str) -> None:
+    def __init__(self, service: ModelService, body: GenerateBody, prompt: Prompt, request_id: str) -> None:
         self._service = service
         self._body = body
-        self._num_prompt = num_prompt
+        self._prompt = prompt
         self._id = request_id
         self._start = time.perf_counter()
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[PromptLogprob] = []
+        self._hidden: list[list[float]] = []
+        self._reasoning_tokens = 0
         self._cached = 0
         self._finish: dict[str, Any] | None = None
 
@@ -137,6 +149,9 @@ class _Result:
         self._texts.append(delta.text)
         self._token_ids += delta.token_ids
         self._logprobs += delta.logprobs
+        self._prompt_logprobs += delta.prompt_logprobs or ()
+        self._hidden += hidden_of([delta])
+        self._reasoning_tokens += delta.reasoning_tokens
         if delta.cached_tokens is not None:
             self._cached = delta.cached_tokens
         if delta.finish_reason == "length":
@@ -149,12 +164,23 @@ class _Result:
         meta: dict[str, Any] = {
             "id": self._id,
             "finish_reason": self._finish,
-            "prompt_tokens": self._num_prompt,
+            "prompt_tokens": len(self._prompt.token_ids),
             "completion_tokens": len(self._token_ids),
             "cached_tokens": self._cached,
             "e2e_latency": time.perf_counter() - self._start,
         }
+        if self._body.return_prompt_token_ids:
+            meta["prompt_token_ids"] = self._prompt.token_ids
+        if self._body.return_hidden_states:
+            meta["hidden_states"] = self._hidden
         if self._body.return_logprob:
+            if (self._body.logprob_start_len or 0) >= 0 and self._body.logprob_start_len is not None:
+                meta["input_token_logprobs"] = [self._entry(e.token, e.logprob) for e in self._prompt_logprobs]
+                if self._body.top_logprobs_num:
+                    meta["input_top_logprobs"] = [
+                        None if e.logprob is None else [self._entry(*pair) for pair in e.top]
+                        for e in self._prompt_logprobs
+                    ]
             meta["output_token_logprobs"] = [self._entry(e.token, e.logprob) for e in self._logprobs]
             if self._body.top_logprobs_num:
                 meta["output_top_logprobs"] = [[self._entry(*pair) for pair in e.top] for e in self._logprobs]
@@ -162,6 +188,6 @@ class _Result:
         self._texts = [text]
         return {"text": text, "output_ids": self._token_ids, "meta_info": meta}
 
-    def _entry(self, token: int, logprob: float) -> list[Any]:
+    def _entry(self, token: int, logprob: float | None) -> list[Any]:
         named = self._service.tokenizer.piece(token)[0] if self._body.return_text_in_logprobs else None
         return [logprob, token, named]

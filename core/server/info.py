@@ -1,4 +1,4 @@
-"""/server_info, /model_info and /flush_cache."""
+"""/server_info and /model_info."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from core.interfaces.errors import EngineError, RequestError
+from core.config.fields import SECRET_FIELDS
 from core.server.context import ModelService, ServerContext
 from core.server.replies import json_reply
 
@@ -23,11 +23,13 @@ def routes(ctx: ServerContext) -> APIRouter:
     @router.get("/get_server_info", include_in_schema=False)
     async def server_info() -> Response:
         service = ctx.ready_service()
-        settings = ctx.settings.model_dump(mode="json", exclude={"api_key"})
+        settings = ctx.settings.model_dump(mode="json", exclude=set(SECRET_FIELDS))
         return json_reply(
             {
                 "version": version("core"),
                 "uptime_s": time.monotonic() - ctx.started_s,
+                "startup_time": service.hello.load_s,
+                "paused": service.engine.paused,
                 "model": _model(service),
                 "engine": msgspec.to_builtins(service.hello),
                 "stats": await service.engine.stats(),
@@ -40,15 +42,6 @@ def routes(ctx: ServerContext) -> APIRouter:
     @router.get("/get_model_info", include_in_schema=False)
     async def model_info() -> Response:
         return json_reply(_model(ctx.ready_service()))
-
-    @router.post("/flush_cache", summary="Forget cached prefixes")
-    async def flush_cache() -> Response:
-        service = ctx.ready_service()
-        try:
-            await service.engine.flush_cache()
-        except EngineError as error:
-            raise RequestError(error.message, status=409, code="busy", hint=error.hint) from error
-        return json_reply({"success": True})
 
     return router
 

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,12 +28,14 @@ from core.interfaces.errors import ConfigError, CoreError
 from core.metrics.loading import LoadingBar
 from core.registry import Catalog, Resolution
 from core.registry.resolve import resolve
+from core.tracing.log_lines import LogSink, log_to
 
 if TYPE_CHECKING:
     import uvicorn
 
     from core.server.context import ServerContext
     from core.server.plugin_routes import PluginRouter
+    from core.tracing.spans import Tracer
 
 log = logging.getLogger("core.server")
 BACKLOG = 4096
@@ -48,7 +49,15 @@ def serve(resolved: ResolvedSettings) -> int:
     """
     started_s = time.monotonic()
     settings = resolved.settings
-    _log_to_stderr(settings.server.log_level)
+    sink = _log_to_stderr(settings.server)
+    try:
+        return _serve(resolved, started_s, sink)
+    finally:
+        sink.close()
+
+
+def _serve(resolved: ResolvedSettings, started_s: float, sink: LogSink) -> int:
+    settings = resolved.settings
     listener = bind(settings.server)
     with listener:
         process = EngineProcess.spawn(DEFAULT_FACTORY)
@@ -58,7 +67,7 @@ def serve(resolved: ResolvedSettings) -> int:
             process.prepare(environment)
             resolution = resolve(settings, catalog)
             hooks = HookManager.start(resolution.hooks, settings, "server")
-            life = _Life(resolved, resolution, hooks, process, listener, started_s, environment)
+            life = _Life(resolved, resolution, hooks, process, listener, started_s, environment, sink)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 return runner.run(life.run())
         finally:
@@ -96,6 +105,7 @@ class _Life:
         listener: socket.socket,
         started_s: float,
         environment: Mapping[str, str],
+        sink: LogSink,
     ) -> None:
         self._resolved = resolved
         self._settings = resolved.settings
@@ -105,19 +115,23 @@ class _Life:
         self._listener = listener
         self._started_s = started_s
         self._environment = environment
+        self._sink = sink
         self._exit_code = 0
         self._num_signals = 0
         self._bar = LoadingBar()
         self._server: uvicorn.Server | None = None
         self._ctx: ServerContext | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._resuming: asyncio.Future[dict[str, Any]] | None = None
 
     async def run(self) -> int:
         """From here to the exit code."""
         from core.metrics.prometheus import ServerMetrics
 
         settings = self._settings
-        metrics, plugin_metrics = ServerMetrics(self._name), self._hooks.metrics()
+        metrics = ServerMetrics(self._name, settings.server.metrics_aliases)
+        metrics.lost_log_lines = lambda: self._sink.num_lost
+        plugin_metrics, tracer = self._hooks.metrics(), self._tracer()
         engine = ProcessClient(
             settings,
             msgspec.msgpack.encode(self._resolution.lock()),
@@ -137,7 +151,7 @@ class _Life:
                 ctx = self._ctx = ServerContext(
                     settings.server, metrics, engine, plugin_metrics=plugin_metrics, started_s=self._started_s
                 )
-                self._server = _uvicorn(ctx, self._routers(ctx))
+                self._server = _uvicorn(ctx, self._routers(ctx), tracer)
                 serving = asyncio.create_task(self._server.serve([self._listener]))
                 self._loading = asyncio.create_task(self._become_ready(ctx, starting, engine))
                 await asyncio.wait({serving, self._loading}, return_when=asyncio.FIRST_COMPLETED)
@@ -152,7 +166,17 @@ class _Life:
                 starting.cancel()
                 await engine.stop(drain=False, timeout_s=0)
                 await asyncio.gather(starting, return_exceptions=True)
+                if tracer is not None:
+                    await asyncio.to_thread(tracer.close)
         return self._exit_code
+
+    def _tracer(self) -> Tracer | None:
+        server = self._settings.server
+        if server.otlp_traces_endpoint is None:
+            return None
+        from core.tracing.spans import Tracer
+
+        return Tracer(self._name, server.otlp_traces_endpoint, server.otlp_service_name)
 
     def _routers(self, ctx: ServerContext) -> list[PluginRouter]:
         from core.server.access import Access
@@ -187,7 +211,8 @@ class _Life:
         url = f"http://{shown}:{port}"
         page = f"chat at {url}/ · " if self._settings.server.chat_page else ""
         seconds = time.monotonic() - self._started_s
-        print(f"{self._name} is ready after {seconds:.1f} s: {page}OpenAI API at {url}/v1", flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed pipe is no reason not to serve
+            print(f"{self._name} is ready after {seconds:.1f} s: {page}OpenAI API at {url}/v1", flush=True)
 
     # Ends
 
@@ -220,6 +245,8 @@ class _Life:
         if self._ctx.phase is Phase.STARTING and self._loading is not None:
             self._loading.cancel()
         self._ctx.phase = Phase.DRAINING
+        if self._ctx.engine is not None and self._ctx.engine.paused:  # what it holds is to end, too
+            self._resuming = asyncio.ensure_future(self._ctx.engine.control("resume"))
         self._server.should_exit = True
 
     @contextlib.contextmanager
@@ -235,7 +262,7 @@ class _Life:
                 loop.remove_signal_handler(number)
 
 
-def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter]) -> uvicorn.Server:
+def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter], tracer: Tracer | None) -> uvicorn.Server:
     import uvicorn
 
     from core.server.app import build_app
@@ -248,7 +275,7 @@ def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter]) -> uvicorn.Ser
 
     debug = ctx.settings.log_level == "debug"
     config = uvicorn.Config(
-        build_app(ctx, routers),
+        build_app(ctx, routers, tracer),
         log_config=None,
         access_log=debug,
         lifespan="off",
@@ -268,12 +295,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _log_to_stderr(level: str) -> None:
-    logger = logging.getLogger("core")
-    logger.setLevel(level.upper())
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
+def _log_to_stderr(settings: ServerSettings) -> LogSink:
+    sink = LogSink()
+    log_to(sink, settings.log_format, "server")
+    level = settings.log_level
+    logging.getLogger("core").setLevel(level.upper())
     for noisy in ("uvicorn", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
+    return sink

@@ -20,7 +20,6 @@ from core.interfaces.errors import EngineDead, EngineError, RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
 from core.server.context import ModelService
-from core.server.schemas import refuse
 
 T = TypeVar("T")
 MAX_TEXTS = 2048  # in one request, as OpenAI allows
@@ -36,6 +35,8 @@ class PooledBody(BaseModel):
     user: str | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="Higher runs earlier.")
     cache_salt: str | None = Field(None, description="Prefixes are shared only between requests of equal salt.")
+    extra_key: str | None = Field(None, description="Another name of cache_salt; both together count as one.")
+    timeout: float | None = Field(None, gt=0, description="Seconds after which the request ends with an error.")
     truncate_prompt_tokens: int | None = Field(
         None, description="Cut longer texts to so many tokens; -1: to what the model takes. Default: they are refused."
     )
@@ -43,10 +44,10 @@ class PooledBody(BaseModel):
         None, description="Which end is cut: right (default) keeps the beginning."
     )
 
-    def check(self, service: ModelService) -> None:
-        """Raises RequestError for another model's name, and for fields that are known but not supported."""
-        service.check_model(self.model)
-        refuse(self.__pydantic_extra__ or {})
+    @property
+    def salt(self) -> str:
+        """What cached prefixes are kept apart by, beside the model."""
+        return "\0".join(part for part in (self.cache_salt, self.extra_key) if part)
 
     @property
     def truncation(self) -> Truncation:
@@ -111,14 +112,14 @@ async def aside(make: Callable[[], T], characters: int) -> T:
 async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]:
     """The engine's answers to `jobs`, together. If one fails the others are cancelled and its error is raised."""
     started_s = time.perf_counter()
-    namespace, priority = Namespace(salt=body.cache_salt or ""), body.priority or 0
+    namespace = Namespace(salt=body.salt)
     window = asyncio.Semaphore(WINDOW)
     cached = 0
 
     async def one(job: Job) -> Vector:
         nonlocal cached
         async with window:
-            vector, hit = await _vector(service, job, namespace, priority)
+            vector, hit = await _vector(service, job, namespace, body)
         cached += hit
         return vector
 
@@ -133,9 +134,12 @@ async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]
     return Done(jobs.finish(list(vectors)), lengths, cached, time.perf_counter() - started_s)
 
 
-async def _vector(service: ModelService, job: Job, namespace: Namespace, priority: int) -> tuple[Vector, int]:
+async def _vector(service: ModelService, job: Job, namespace: Namespace, body: PooledBody) -> tuple[Vector, int]:
     prompt = np.asarray(job.token_ids, np.int32)
-    request = EngineRequest(prompt, SamplingParams(max_tokens=1), namespace, priority, pooling=job.pooling)
+    sampling = SamplingParams(max_tokens=1)
+    request = EngineRequest(
+        prompt, sampling, namespace, body.priority or 0, pooling=job.pooling, timeout_s=body.timeout
+    )
     stream = service.engine.generate(request)
     vector: Vector | None = None
     cached = 0

@@ -26,15 +26,19 @@ def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None 
     return Response(_encode(value), status, headers=dict(headers or {}), media_type="application/json")
 
 
-def error_reply(error: CoreError) -> Response:
-    """An error in OpenAI's shape."""
-    status, shape, headers = errors.describe(error)
-    return json_reply(shape, status, headers)
-
-
 def event(value: Any) -> bytes:
     """One server-sent event."""
     return b"data: " + _encode(value) + b"\n\n"
+
+
+def named_event(value: Mapping[str, Any]) -> bytes:
+    """One server-sent event under the name of its `type`."""
+    return b"event: " + value["type"].encode() + b"\ndata: " + _encode(value) + b"\n\n"
+
+
+def line(value: Any) -> bytes:
+    """One line of a stream of JSON values."""
+    return bytes(_encode(value)) + b"\n"
 
 
 async def guarded(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -53,12 +57,11 @@ async def guarded(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
 
 
 class EventStream(Response):
-    """A stream of server-sent events. When the client goes, the generator is closed at once, wherever it waits."""
+    """A stream, of server-sent events if `media_type` says nothing else. When the client goes, the generator is closed
+    at once, wherever it waits."""
 
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
-        super().__init__(
-            media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
-        )
+    def __init__(self, events: AsyncGenerator[bytes], media_type: str = "text/event-stream") -> None:
+        super().__init__(media_type=media_type, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any, TypeVar
 
-from core.frontend.output import TokenLogprob
+from core.frontend.output import PromptLogprob, TokenLogprob
 from core.frontend.pump import Usage
 from core.frontend.tokenizer import Tokenizer
 from core.server.schemas import StreamOptions
@@ -20,6 +20,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -61,21 +62,39 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprob], num_top
     }
 
 
-def legacy_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob], num_top: int, offset: int) -> dict[str, Any]:
-    """OpenAI completions' log-probabilities. offset: characters before the answer (an echoed prompt)."""
-    top: list[dict[str, float]] | None = None
-    if num_top:
-        top = []
-        for entry in entries:
-            best = {tokenizer.piece(token)[0]: value for token, value in reversed(entry.top[:num_top])}
-            best[tokenizer.piece(entry.token)[0]] = entry.logprob
-            top.append(best)
+def legacy_logprobs(
+    tokenizer: Tokenizer,
+    entries: Sequence[TokenLogprob],
+    num_top: int,
+    offset: int,
+    prompt: Sequence[PromptLogprob] = (),
+) -> dict[str, Any]:
+    """OpenAI completions' log-probabilities. offset: characters before the answer (an echoed prompt). prompt: entries
+    of the echoed prompt, which come first; the first has no log-probability."""
+    both: list[TokenLogprob | PromptLogprob] = [*prompt, *entries]
     return {
-        "tokens": [tokenizer.piece(entry.token)[0] for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": top,
-        "text_offset": [offset + entry.text_offset for entry in entries],
+        "tokens": [tokenizer.piece(entry.token)[0] for entry in both],
+        "token_logprobs": [entry.logprob for entry in both],
+        "top_logprobs": [_best(tokenizer, entry, num_top) for entry in both] if num_top else None,
+        "text_offset": [*_offsets(tokenizer, prompt), *(offset + entry.text_offset for entry in entries)],
     }
+
+
+def _best(tokenizer: Tokenizer, entry: TokenLogprob | PromptLogprob, num_top: int) -> dict[str, float] | None:
+    if entry.logprob is None:
+        return None
+    best = {tokenizer.piece(token)[0]: value for token, value in reversed(entry.top[:num_top])}
+    best[tokenizer.piece(entry.token)[0]] = entry.logprob
+    return best
+
+
+def _offsets(tokenizer: Tokenizer, entries: Sequence[PromptLogprob]) -> list[int]:
+    """Where each token's text begins, in characters."""
+    stream, offsets, length = tokenizer.decode_stream(skip_special_tokens=False), [], 0
+    for entry in entries:
+        offsets.append(length)
+        length += len(stream.step(entry.token))
+    return offsets
 
 
 async def begun(source: AsyncGenerator[T]) -> AsyncGenerator[T]:

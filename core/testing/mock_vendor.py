@@ -34,6 +34,7 @@ from core.testing.mock_hardware import MockAsyncHardware
 
 NAME = "mock_vendor"
 QUEUE_VARIABLE = "MOCK_VENDOR_QUEUE_DEPTH"
+CORE_DUMP_VARIABLE = "MOCK_VENDOR_CORE_FILE"
 _ALIGNED = 16  # elements to which the attention backend fills up a head
 _PAGE_HEADER = 64  # bytes that its layout keeps beside each page of each layer
 
@@ -71,6 +72,9 @@ class MockVendorHardware(MockAsyncHardware):
 
     def environment(self) -> Mapping[str, str]:
         return {QUEUE_VARIABLE: "2"}
+
+    def core_dump_environment(self, folder: str) -> Mapping[str, str]:
+        return {CORE_DUMP_VARIABLE: f"{folder}/%p.core"}
 
     def layers(self) -> Mapping[str, type]:
         return {"GatedMlp": VendorMlp}

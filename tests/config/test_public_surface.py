@@ -45,16 +45,29 @@ engine.random_seed --random-seed CORE_RANDOM_SEED integer None
 engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
 engine.hooks --hooks CORE_HOOKS list ('auto',)
 engine.log_interval_s --log-interval-s CORE_LOG_INTERVAL_S number 10.0
+engine.device_core_dumps --device-core-dumps CORE_DEVICE_CORE_DUMPS text None
 engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'
 server.port --port CORE_PORT integer 30000
 server.api_key --api-key CORE_API_KEY text None
+server.admin_api_key --admin-api-key CORE_ADMIN_API_KEY text None
+server.admin_routes --admin-routes CORE_ADMIN_ROUTES text 'auto'
 server.log_level --log-level CORE_LOG_LEVEL text 'info'
+server.log_format --log-format --log-requests-format CORE_LOG_FORMAT text 'text'
+server.log_requests --log-requests --enable-log-requests CORE_LOG_REQUESTS boolean False
+server.log_requests_level --log-requests-level CORE_LOG_REQUESTS_LEVEL integer 0
+server.metrics_aliases --metrics-aliases CORE_METRICS_ALIASES text 'none'
+server.otlp_traces_endpoint --otlp-traces-endpoint CORE_OTLP_TRACES_ENDPOINT text None
+server.otlp_service_name --otlp-service-name CORE_OTLP_SERVICE_NAME text 'core'
+server.profile_dir --profile-dir CORE_PROFILE_DIR text None
 server.max_n --max-n CORE_MAX_N integer 16
 server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
+server.unknown_fields --unknown-fields CORE_UNKNOWN_FIELDS text 'warn'
 server.drain_timeout_s --drain-timeout-s CORE_DRAIN_TIMEOUT_S number 30.0
 server.cors_allow_origins --cors-allow-origins CORE_CORS_ALLOW_ORIGINS list ()
 server.chat_page --chat-page CORE_CHAT_PAGE boolean True
+server.response_store --response-store CORE_RESPONSE_STORE integer 0
+server.response_store_bytes --response-store-bytes CORE_RESPONSE_STORE_BYTES integer 67108864
 server.routes --routes CORE_ROUTES list ()
 """
 

@@ -44,8 +44,104 @@ class TestDemo(DistributionContract):
     package = "plugin_demo"
 
 
+class TestLlguidance(DistributionContract):
+    package = "plugin_llguidance"
+
+
+class TestXgrammar(DistributionContract):
+    package = "plugin_xgrammar"
+
+
 class TestCpuNative(DistributionContract):
     package = "plugin_cpu_native"
+
+
+class TestParserCohere(DistributionContract):
+    package = "plugin_parser_cohere"
+
+
+class TestParserDeepSeek(DistributionContract):
+    package = "plugin_parser_deepseek"
+
+
+class TestParserGigaChat3(DistributionContract):
+    package = "plugin_parser_gigachat3"
+
+
+class TestParserGptOss(DistributionContract):
+    package = "plugin_parser_gpt_oss"
+
+
+class TestParserGranite(DistributionContract):
+    package = "plugin_parser_granite"
+
+
+class TestParserHermes(DistributionContract):
+    package = "plugin_parser_hermes"
+
+
+class TestParserInternlm(DistributionContract):
+    package = "plugin_parser_internlm"
+
+
+class TestParserKimi(DistributionContract):
+    package = "plugin_parser_kimi"
+
+
+class TestParserLlama3(DistributionContract):
+    package = "plugin_parser_llama3"
+
+
+class TestParserMistral(DistributionContract):
+    package = "plugin_parser_mistral"
+
+
+class TestParserPhi4(DistributionContract):
+    package = "plugin_parser_phi4"
+
+
+class TestParserTrinity(DistributionContract):
+    package = "plugin_parser_trinity"
+
+
+class TestParserGlm(DistributionContract):
+    package = "plugin_parser_glm"
+
+
+class TestParserKimiThinking(DistributionContract):
+    package = "plugin_parser_kimi_thinking"
+
+
+class TestParserMimo(DistributionContract):
+    package = "plugin_parser_mimo"
+
+
+class TestParserMinimax(DistributionContract):
+    package = "plugin_parser_minimax"
+
+
+class TestParserMistralThinking(DistributionContract):
+    package = "plugin_parser_mistral_thinking"
+
+
+class TestParserNemotron(DistributionContract):
+    package = "plugin_parser_nemotron"
+
+
+class TestParserPythonic(DistributionContract):
+    package = "plugin_parser_pythonic"
+
+
+class TestParserQwen3(DistributionContract):
+    package = "plugin_parser_qwen3"
+
+
+class TestParserQwen3Coder(DistributionContract):
+    package = "plugin_parser_qwen3_coder"
+
+
+class TestParserStep3(DistributionContract):
+    package = "plugin_parser_step3"
 
 
 ROOT = Path(__file__).parents[2]

@@ -29,6 +29,14 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The bundled demo model, which calls tools and thinks if asked to, with kept responses."""
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with ServerProcess(None, log, "--cpu-threads", "1", "--response-store", "8") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All distributions of this repository as wheels."""
     place = tmp_path_factory.mktemp("wheels")

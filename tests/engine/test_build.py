@@ -95,7 +95,7 @@ async def test_in_a_child(checkpoint: Path) -> None:
 
     try:
         hello = await client.start()
-        varying = {"load_s": hello.load_s, "device_free_bytes": hello.device_free_bytes}
+        varying = {"load_s": hello.load_s, "phases": hello.phases, "device_free_bytes": hello.device_free_bytes}
         assert hello == msgspec.structs.replace(engine.hello, **varying)
         assert await asyncio.gather(*map(collect, requests())) == want
         with pytest.raises(RequestError, match="token id 5000"):

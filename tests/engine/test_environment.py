@@ -17,9 +17,9 @@ from core.config.sections import EngineSettings, Settings
 from core.engine.child import EngineProcess
 from core.engine.environment import apply_environment, device_environment
 from core.engine.process_client import ProcessClient
-from core.interfaces.errors import PluginError
+from core.interfaces.errors import ConfigError, PluginError
 from core.testing.mock_engine import catalog_with
-from core.testing.mock_vendor import NAME, QUEUE_VARIABLE, MockVendorHardware, vendor_records
+from core.testing.mock_vendor import CORE_DUMP_VARIABLE, NAME, QUEUE_VARIABLE, MockVendorHardware, vendor_records
 
 FACTORY = "environment_probe:build"
 
@@ -45,6 +45,30 @@ async def test_a_child_has_them_before_it_imports_its_factory(monkeypatch: pytes
     assert seen[QUEUE_VARIABLE] == "2"
     assert seen["torch"] == "False"
     assert QUEUE_VARIABLE not in os.environ, "nothing is set in the parent"
+
+
+def test_no_core_dumps_unless_the_operator_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CORE_DUMP_VARIABLE not in device_environment(settings(), catalog_with(vendor_records()))
+
+
+async def test_core_dumps_are_the_devices_own_variables_and_the_folder_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(CORE_DUMP_VARIABLE, raising=False)
+    folder = tmp_path / "deep" / "dumps"
+    environment = device_environment(settings(device_core_dumps=str(folder)), catalog_with(vendor_records()))
+    assert environment == {QUEUE_VARIABLE: "2", CORE_DUMP_VARIABLE: f"{folder}/%p.core"}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (await start(environment=environment))[CORE_DUMP_VARIABLE] == f"{folder}/%p.core"
+
+
+def test_a_device_without_core_dumps_or_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'cpu' writes no core dumps") as caught:
+        device_environment(settings("cpu", device_core_dumps=str(tmp_path)), catalog_with())
+    assert (caught.value.field, caught.value.hint) == ("engine.device_core_dumps", "leave out --device-core-dumps")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot make"):
+        device_environment(settings(device_core_dumps=str(tmp_path / "file" / "x")), catalog_with(vendor_records()))
 
 
 async def test_a_child_that_was_spawned_early_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ class Answer:
     calls: list[list[str]] = field(default_factory=list)
     logprobs: list = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    reasoning_tokens: int = 0
     finish_reason: str | None = None
     matched_stop: int | str | None = None
 
@@ -75,6 +76,7 @@ def collect(stage: OutputStage, chunks: list[FakeChunk]) -> tuple[Answer, list[O
             answer.calls[piece.index][1] += piece.arguments
         answer.logprobs += delta.logprobs
         answer.token_ids += delta.token_ids
+        answer.reasoning_tokens += delta.reasoning_tokens
         if delta.finish_reason is not None:
             answer.finish_reason, answer.matched_stop = delta.finish_reason, delta.matched_stop
             break
@@ -281,3 +283,28 @@ def test_hidden_states_of_a_slow_reader_are_joined(tokenizer: Tokenizer) -> None
     assert delta.hidden is not None
     np.testing.assert_array_equal(delta.hidden, rows)
     assert stage.feed(FakeChunk([42], "length")).hidden is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "opened"),
+    [
+        ("<think>one two</think>three", "one two", False),
+        ("one two</think>three", "one two", True),
+        ("three", "", False),
+    ],
+)
+def test_reasoning_tokens_are_those_up_to_the_last_that_gave_reasoning(
+    tokenizer: Tokenizer, text: str, reasoning: str, opened: bool
+) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    stage = OutputStage(tokenizer, SamplingParams(), reasoning=ThinkParser().stream(opened))
+    answer, _ = collect(stage, chunked(ids, []))
+    assert answer.reasoning == reasoning
+    marked = 0
+    for count in range(1, len(ids) + 1):  # the shortest beginning that holds all of the reasoning
+        if reasoning and reasoning in tokenizer.decode(ids[:count], False):
+            marked = count
+            break
+    # The parser holds text back while it may begin a marker, so the last reasoning may come a token later.
+    assert marked <= answer.reasoning_tokens <= marked + 2 * bool(reasoning)
+    assert answer.reasoning_tokens < len(ids)

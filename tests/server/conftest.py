@@ -39,8 +39,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="session")
 def launch(tokenizer: Tokenizer) -> Launch:
     @contextmanager
-    def run(*, parsers: bool = True, defaults: dict[str, Any] | None = None, **settings: Any) -> Iterator[Running]:
-        engine = FakeEngine(says(tokenizer, "Hello, world 🙂!"))
+    def run(
+        *, parsers: bool = True, defaults: dict[str, Any] | None = None, context_length: int = 256, **settings: Any
+    ) -> Iterator[Running]:
+        engine = FakeEngine(says(tokenizer, "Hello, world 🙂!"), context_length=context_length)
         ctx = ServerContext(ServerSettings(**settings), ServerMetrics("tiny"), engine=engine, phase=Phase.READY)
         renderer = ChatRenderer(tokenizer, CallParser() if parsers else None, ThinkParser() if parsers else None)
         ctx.service = ModelService(
@@ -66,3 +68,20 @@ def launch(tokenizer: Tokenizer) -> Launch:
 def server(launch: Launch) -> Iterator[Running]:
     with launch() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def refusing_server(launch: Launch) -> Iterator[Running]:
+    """With a context for tools and several turns. For requests that leave nothing behind, so they share it."""
+    with launch(context_length=2048) as running:
+        yield running
+
+
+@pytest.fixture
+def roomy_server(refusing_server: Running) -> Running:
+    """The same, with its engine as new."""
+    engine = refusing_server.engine
+    assert engine.running == 0
+    vars(engine).update(vars(FakeEngine(engine.script, context_length=engine.context_length)))
+    refusing_server.says("Hello, world 🙂!")
+    return refusing_server

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from core.engine.client import EngineRequest, TokenChunk
 from core.engine.messages import Hello, TopLogprobs
 from core.frontend.tokenizer import Tokenizer
-from core.interfaces.errors import EngineDead, Overloaded
+from core.interfaces.errors import EngineDead, EngineError, Overloaded
 
 Script = Callable[[EngineRequest], list[int]]
 
@@ -39,6 +40,10 @@ class FakeEngine:
     alive: bool = True
     flushed: int = 0
     stopped: bool = False
+    paused: bool = False
+    busy_flushes: int = 0
+    controls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    aborts: list[Collection[str] | None] = field(default_factory=list)
 
     async def start(self) -> Hello:
         return self.hello()
@@ -107,7 +112,28 @@ class FakeEngine:
         return {"running_requests": float(self.running), "kv_usage": 0.5}
 
     async def flush_cache(self) -> None:
+        if self.busy_flushes:
+            self.busy_flushes -= 1
+            raise EngineError("requests run")
         self.flushed += 1
+
+    async def control(self, op: str, *, timeout_s: float = 30.0, **arguments: Any) -> dict[str, Any]:
+        self.controls.append((op, arguments))
+        if op in ("pause", "resume"):
+            self.paused = op == "pause"
+        return {"path": "/traces/one"} if "profile" in op else {}
+
+    def abort(self, names: Collection[str] | None = None) -> int:
+        self.aborts.append(names)
+        return self.running
+
+    @property
+    def num_requests(self) -> int:
+        return self.running
+
+    @property
+    def num_tokens(self) -> int:
+        return 3 * self.running
 
     async def stop(self, drain: bool = True, timeout_s: float = 30.0) -> None:
         self.stopped = True

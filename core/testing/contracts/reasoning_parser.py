@@ -54,6 +54,10 @@ class ReasoningParserContract(Contract):
     prompt_may_open: ClassVar[bool] = True
     """Whether chat templates of this format may write the opening marker themselves."""
 
+    prefix: ClassVar[str] = ""
+    """For parsers that split nothing off: what content begins with where the prompt opened reasoning, unless the text
+    itself does."""
+
     max_examples: ClassVar[int] = 100
     """Random texts for each law."""
 
@@ -77,7 +81,8 @@ class ReasoningParserContract(Contract):
     def test_samples_are_given(self) -> None:
         assert self.markers, "markers: the strings that belong to the format"
         assert all(squeeze(marker) == marker and marker for marker in self.markers), "markers hold no white space"
-        assert any(sample.reasoning for sample in self.samples), "samples lack a text with reasoning"
+        split = any(sample.reasoning for sample in self.samples)
+        assert split or self.prefix, "samples lack a text with reasoning"
         assert any(not sample.reasoning for sample in self.samples), "samples lack a text without reasoning"
         if self.prompt_may_open:
             assert any(sample.prompt_opens for sample in self.samples), "samples lack one whose prompt opened it"
@@ -97,7 +102,7 @@ class ReasoningParserContract(Contract):
         for sample in self.samples:
             for end in range(len(sample.text)):
                 text = sample.text[:end]
-                self._check_conservation(text, self.parsed(list(text), sample.prompt_opens))
+                self._check_conservation(text, self.parsed(list(text), sample.prompt_opens), sample.prompt_opens)
 
     def test_any_text_in_any_pieces(self) -> None:
         """Random texts made of markers, parts of markers, pieces of the samples, and of anything."""
@@ -115,7 +120,7 @@ class ReasoningParserContract(Contract):
         @given(st.lists(piece, max_size=8).map("".join), st.lists(st.integers(0, 99), max_size=10), self._opens())
         def check(text: str, places: list[int], opens: bool) -> None:
             whole = self.parsed([text], opens)
-            self._check_conservation(text, whole)
+            self._check_conservation(text, whole, opens)
             assert self.parsed(cut(text, places), opens) == whole, f"{text!r} as {cut(text, places)!r}"
             assert self.parsed(list(text), opens) == whole, f"{text!r} one character at a time"
 
@@ -132,7 +137,9 @@ class ReasoningParserContract(Contract):
             if any(marker in text for marker in self.markers):
                 return
             result = self.parsed(list(text), opens)
-            if opens:
+            if opens and self.prefix:
+                assert result == Parsed(content=self.prefix + text)
+            elif opens:
                 assert result.content == "", f"{text!r} never closes the reasoning"
                 assert squeeze(result.reasoning) == squeeze(text), f"reasoning of {text!r}"
             else:
@@ -157,7 +164,21 @@ class ReasoningParserContract(Contract):
     def _opens(self) -> st.SearchStrategy[bool]:
         return st.booleans() if self.prompt_may_open else st.just(False)
 
-    def _check_conservation(self, text: str, result: Parsed) -> None:
+    def test_end_marker_ends_reasoning(self) -> None:
+        """Structured output begins behind `end_marker`, so what stands there must be content."""
+        marker = self.parser().end_marker or ""
+        self.require(marker, "end_marker (it is None)")
+        assert marker in self.markers, f"end_marker {marker!r} is none of the markers"
+        for sample in self.samples:
+            before, closed, _ = sample.text.partition(marker)
+            if sample.reasoning and closed:
+                content = self.parsed([f"{before}{marker}{{}}"], sample.prompt_opens).content
+                assert content == "{}", f"{content!r} is the content behind {marker!r}"
+
+    def _check_conservation(self, text: str, result: Parsed, opens: bool) -> None:
+        if self.prefix and opens and not squeeze(text).startswith(squeeze(self.prefix)):
+            assert result.content.startswith(self.prefix), f"{result.content!r} does not begin with {self.prefix!r}"
+            result = Parsed(result.content.removeprefix(self.prefix), result.reasoning, result.calls)
         whole, reasoning, content = squeeze(text), squeeze(result.reasoning), squeeze(result.content)
         assert _is_woven(whole, reasoning, content, self.markers), (
             f"text was lost or invented: {text!r} became reasoning {result.reasoning!r} and content {result.content!r}"

@@ -23,6 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from core.interfaces.parsers import ParsedDelta, ParserStream, Tool, ToolChoice, ToolParser
+from core.parsing.json_text import JsonScanner
 from core.testing.contracts.base import Contract
 from core.testing.contracts.tool_parser_streams import (
     PLAIN,
@@ -31,6 +32,7 @@ from core.testing.contracts.tool_parser_streams import (
     collect,
     cut,
     is_subsequence,
+    num_calls,
     parse,
     squeeze,
 )
@@ -89,8 +91,11 @@ class ToolParserContract(Contract):
     """Whether a call may stand between other text; False where a call is the whole text."""
 
     arguments_as_they_come: ClassVar[bool] = False
-    """Whether arguments are given out before their call is complete. Then a text that breaks off inside a call may
-    leave a call whose arguments are no valid JSON."""
+    """Whether arguments are given out before their call is complete. Then a call that breaks may be left with the
+    beginning of its arguments."""
+
+    long: ClassVar[ToolSample | None] = None
+    """With `arguments_as_they_come`: one call, long enough that its arguments are given out before its end."""
 
     max_examples: ClassVar[int] = 100
     """Random texts for each law."""
@@ -139,6 +144,31 @@ class ToolParserContract(Contract):
             whole = self.parsed([sample.text], sample.tools)
             for pieces in all_cuts(sample.text):
                 assert self.parsed(pieces, sample.tools) == whole, f"{sample.text!r} as {pieces!r}"
+
+    def test_long_calls_are_given_out_as_they_come(self) -> None:
+        """A character at a time: the name and most of the arguments are there before the call's last quarter."""
+        self.require(self.arguments_as_they_come, "arguments_as_they_come")
+        self.require(self.long, "a long sample (the attribute is empty)")
+        assert self.long is not None
+        text, early = self.long.text, len(self.long.text) * 3 // 4
+        stream = self.parser().stream(self.long.tools)
+        deltas = [stream.feed(character) for character in text]
+        begun = collect(deltas[:early])
+        assert [name for name, _ in begun.calls] == [name for name, _ in self.long.calls], "the name comes late"
+        whole = collect([*deltas, stream.finish()])
+        assert _meaning(whole) == _wanted(self.long.calls)
+        assert whole.content == self.long.content
+        given, total = len(begun.calls[0][1]), len(whole.calls[0][1])
+        assert given * 2 > total, f"{given} of {total} characters of arguments came before the call's last quarter"
+
+    def test_work_grows_with_the_text_and_not_faster(self) -> None:
+        """Calls of functions, counted, for texts and for texts twice as long, fed a character at a time. Samples are
+        repeated as they are, and cut off in the middle."""
+        for text in (sample.text for sample in self.samples):
+            for part in {text, text[: len(text) // 2]} - {""}:
+                times = -(-250 // len(part))
+                once, twice = (num_calls(self.parser().stream(TOOLS), part * times * n) for n in (1, 2))
+                assert twice <= 2.5 * once + 2000, f"{part!r} x {times}: {once} calls, twice as often: {twice}"
 
     def test_broken_off_samples(self) -> None:
         """Every beginning of a sample: no error, no invention, and its text is there where no call came out."""
@@ -234,9 +264,15 @@ class ToolParserContract(Contract):
         if not result.calls:
             assert result.content == text, f"text was lost or invented: {text!r} became {result.content!r}"
         assert is_subsequence(result.content, text), f"content {result.content!r} is not of {text!r}"
-        for _, arguments in result.calls[: -1 if self.arguments_as_they_come else None]:
-            value = json.loads(arguments)
-            assert isinstance(value, dict), f"arguments {arguments!r} of a call in {text!r} are no JSON object"
+        for _, arguments in result.calls:
+            what = f"arguments {arguments!r} of a call in {text!r}"
+            scanner = JsonScanner()
+            scanner.feed(arguments)
+            if self.arguments_as_they_come and not scanner.complete:
+                assert not scanner.failed, f"{what} are not the beginning of JSON"
+                assert arguments.lstrip()[:1] in ("", "{"), f"{what} begin no JSON object"
+            else:
+                assert isinstance(json.loads(arguments), dict), f"{what} are no JSON object"
 
     def _pieces(self) -> st.SearchStrategy[str]:
         samples = st.sampled_from([*(sample.text for sample in self.samples), *self.malformed])

@@ -6,6 +6,7 @@ Shared by the suites of tool parsers and reasoning parsers.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,3 +84,22 @@ def is_subsequence(part: str, whole: str) -> bool:
     """Whether `part` is `whole` with characters left out."""
     characters = iter(whole)
     return all(character in characters for character in part)
+
+
+def num_calls(stream: ParserStream, text: str) -> int:
+    """How many functions are called, Python's own among them, to parse `text` a character at a time."""
+    count = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        for character in text:
+            stream.feed(character)
+        stream.finish()
+    finally:
+        sys.setprofile(before)
+    return count

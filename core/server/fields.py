@@ -1,0 +1,165 @@
+"""What becomes of request fields that a route does not model. One rule for every route:
+
+1. A field that is known to change nothing here (who asks, how it is billed) is accepted: INERT.
+2. A field that is known and would change the answer, but is not supported, is refused, unless it has the value that
+   changes nothing: REFUSED.
+3. Any other field is unknown. Setting `unknown_fields`: "warn" answers all the same, names it in the response header
+   `core-ignored-fields` and logs it once; "refuse" answers 400.
+
+So nothing that a client sends is dropped without a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from core.interfaces.errors import RequestError
+
+UnknownFields = Literal["warn", "refuse"]
+HEADER = "core-ignored-fields"
+MAX_LOGGED = 1000  # names that clients make up must not fill the memory
+MAX_NAMED = 20
+log = logging.getLogger("core.server")
+
+# Field -> what it is about. None of them may change an answer.
+INERT: dict[str, str] = {
+    "user": "who asks",
+    "safety_identifier": "who asks",
+    "metadata": "the client's own notes",
+    "store": "keeping the answer for the client's later use elsewhere",
+    "service_tier": "billing and queueing of a hosted service",
+    "prompt_cache_key": "routing between a hosted service's caches",
+    "prompt_cache_retention": "how long a hosted service keeps its cache",
+    "verbosity": "a hint to hosted models",
+    "prediction": "a guess that may make a hosted service faster",
+    "conversation_id": "routing",
+    "routing_key": "routing",
+    "custom_labels": "labels for a router's metrics",
+    "include": "parts of replies that are always there",
+}
+
+# Field -> values that change nothing; others are refused.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "use_beam_search": (False,),
+    "beam_width": (1,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "modalities": (["text"],),
+    "stream_reasoning": (True,),
+    "include_reasoning": (True,),
+    "spaces_between_special_tokens": (True,),
+    "return_entropy": (False,),
+    "return_routed_experts": (False,),
+    "detokenize": (True,),
+    "stop_regex": (),
+    "bad_words": (),
+    "allowed_token_ids": (),
+    "logits_processors": (),
+    "custom_logit_processor": (),
+    "watermark": (),
+    "lora_path": (),
+    "lora_id": (),
+    "input_embeds": (),
+    "prompt_embeds": (),
+    "image_data": (),
+    "video_data": (),
+    "audio_data": (),
+    "mm_processor_kwargs": (),
+    "audio": (),
+    "functions": (),
+    "function_call": (),
+    "web_search_options": (),
+    "chat_template": (),
+    "session_params": (),
+    "session_id": (),
+    "thinking_token_budget": (),
+    "max_thinking_tokens": (),
+    "token_ids_logprob": (),
+    "documents": (),
+    "repetition_detection": (),
+    "response_format": ({"type": "text"},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
+    "structural_tag": (),
+}
+_INSTEAD = {
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "chat_template": "templates come from the operator; chat_template_kwargs sets their variables",
+    "stop_regex": "use stop, or a grammar",
+}
+
+
+def judge(fields: Mapping[str, Any], unknown: UnknownFields, known: Mapping[str, Any] = {}) -> list[str]:
+    """Apply the rule to fields that nothing models; returns the unknown ones. known: fields that the route has, for a
+    hint. Raises RequestError for a refused field."""
+    ignored = []
+    for name, value in fields.items():
+        plain = name.rpartition(".")[2]
+        if plain in INERT:
+            continue
+        if plain in REFUSED:
+            # Empty counts as not given; false does not, as it may be a wish.
+            if value is None or value in ("", [], {}) or value in REFUSED[plain]:
+                continue
+            hint = _INSTEAD.get(plain)
+            raise RequestError(f"{name} is not supported", param=name, code="unsupported_parameter", hint=hint)
+        ignored.append(name)
+    if ignored and unknown == "refuse":
+        close = difflib.get_close_matches(ignored[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "leave it out"
+        raise RequestError(f"there is no field {ignored[0]!r}", param=ignored[0], code="unknown_parameter", hint=hint)
+    return ignored
+
+
+def extras(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all fields that a body and the models inside it do not have."""
+    for name, value in (model.__pydantic_extra__ or {}).items():
+        yield prefix + name, value
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from extras(value, f"{prefix}{name}.")
+
+
+class FieldRule:
+    """The rule of one server. Logs each unknown name once."""
+
+    def __init__(self, unknown: UnknownFields = "warn") -> None:
+        self._unknown: UnknownFields = unknown
+        self._logged: set[str] = set()
+
+    def apply(self, body: BaseModel, route: str) -> list[str]:
+        """Names of the body's fields that count for nothing. Raises RequestError."""
+        found = dict(extras(body))
+        return self.note(judge(found, self._unknown, type(body).model_fields), route) if found else []
+
+    def judge(self, fields: Mapping[str, Any], known: Mapping[str, Any], route: str) -> list[str]:
+        """The same for fields of a mapping inside a body."""
+        return self.note(judge(fields, self._unknown, known), route)
+
+    def note(self, ignored: list[str], route: str) -> list[str]:
+        """Log names that have not been seen yet."""
+        for name in ignored:
+            if name not in self._logged and len(self._logged) < MAX_LOGGED:
+                self._logged.add(name)
+                log.warning("%s: field %r is unknown and ignored (told once; see the header %s)", route, name, HEADER)
+        return ignored
+
+
+def header_value(ignored: list[str]) -> str:
+    """The response header's text: names only, and only characters that headers may hold."""
+    shown = [name.encode("ascii", "replace").decode().replace(",", "?") for name in ignored[:MAX_NAMED]]
+    text = ", ".join("".join(c if " " <= c < "\x7f" else "?" for c in name[:100]) for name in shown)
+    return text + (f", and {len(ignored) - MAX_NAMED} more" if len(ignored) > MAX_NAMED else "")

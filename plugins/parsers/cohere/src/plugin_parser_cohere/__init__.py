@@ -1,0 +1,1 @@
+"""Tool calls of Cohere's Command models, for core."""

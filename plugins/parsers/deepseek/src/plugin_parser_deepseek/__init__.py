@@ -1,0 +1,1 @@
+"""Tool calls of DeepSeek models, for core."""

@@ -1,0 +1,1 @@
+"""Tool calls of GigaChat 3, for core."""

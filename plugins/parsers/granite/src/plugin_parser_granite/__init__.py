@@ -1,0 +1,1 @@
+"""Tool calls of IBM Granite models, for core."""

@@ -1,0 +1,1 @@
+"""Tool calls as JSON inside <tool_call> tags, for core."""

@@ -1,0 +1,1 @@
+"""Tool calls of InternLM and Intern-S1, for core."""

@@ -1,0 +1,1 @@
+"""Tool calls of Kimi K2, for core."""

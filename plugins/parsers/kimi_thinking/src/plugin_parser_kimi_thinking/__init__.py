@@ -1,0 +1,1 @@
+"""Reasoning as Kimi models write it."""

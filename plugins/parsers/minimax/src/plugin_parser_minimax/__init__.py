@@ -1,0 +1,1 @@
+"""Tool calls and reasoning as MiniMax M2 writes them."""

@@ -1,0 +1,1 @@
+"""Reasoning as Magistral writes it."""

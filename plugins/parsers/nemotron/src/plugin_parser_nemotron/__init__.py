@@ -1,0 +1,1 @@
+"""Reasoning as Nemotron 3 writes it."""

@@ -1,0 +1,1 @@
+"""Tool calls of Phi-4-mini, for core."""

@@ -1,0 +1,1 @@
+"""Tool calls as a list of calls in Python."""

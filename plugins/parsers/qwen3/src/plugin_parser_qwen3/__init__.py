@@ -1,0 +1,1 @@
+"""Reasoning as Qwen3 writes it."""

@@ -1,0 +1,1 @@
+"""Tool calls as Qwen3-Coder writes them."""
