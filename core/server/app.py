@@ -59,11 +59,11 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
-    families_of_core = (
+    own = (
         chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
         metrics_route, info, loads,
     )  # fmt: skip
-    for family in families_of_core:
+    for family in own:
         app.include_router(family.routes(ctx))
     for protocol in (responses, anthropic, ollama, cloud):
         app.include_router(protocol.routes(ctx))
