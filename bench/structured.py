@@ -2,10 +2,10 @@
 
     python bench/structured.py [--streams 32] [--tokens 128] [--rounds 5] [--model demo] [--backend auto]
 
-Every request generates the same number of tokens in both cases: the schema is a list of texts that goes on for ever, and
-without it the end of a text is ignored. Rounds of the two take turns, so that a busy machine slows both; printed are the
-medians of tokens a second and of processor time a token, the share that the schema costs of each, and where the time went
-a step. On a machine that others use too, processor time is the figure to look at.
+Every request generates the same number of tokens in both cases: the schema is a list of texts that goes on for ever,
+and without it the end of a text is ignored. Rounds of the two take turns, so that a busy machine slows both; printed are
+the medians of tokens a second and of tokens a second of processor time, the share of each that the schema costs, and
+where the time went a step. On a machine that others use too, processor time is the figure to look at.
 """
 
 from __future__ import annotations
