@@ -77,6 +77,8 @@ class TestHermes(JsonCalls):
         '<tool_call>{"name": "f", "arguments": {}, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "f", "other": {}}</tool_call>',
         '<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>',
+        '<tool_call>{"name": "\\ud83d", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"\\udc00\\"}"}</tool_call>',
         f"<tool_call>{obj('f', CITY)}</tool>",
         f"<tool_call>{obj('f', CITY)} and more</tool_call>",
         '<tool_call>{"name": "f", "argum',
