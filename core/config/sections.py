@@ -151,6 +151,10 @@ class EngineSettings(Section):
         "auto", description="Schedule the next step while one runs. auto: where the device allows it."
     )
     cpu_threads: int | None = Field(None, ge=1, description="Compute threads on the CPU. Default: all cores.")
+    deterministic: bool = Field(
+        False, description="Same bits for a request alone and in any batch; slower. Refused where a plugin cannot.",
+        json_schema_extra=_aka("enable-deterministic-inference", "batch-invariant"),
+    )  # fmt: skip
     random_seed: int | None = Field(None, description="Seed of dummy weights and of requests that give none.")
     on_engine_death: Literal["restart", "exit"] = Field("restart", description="What to do if the engine process dies.")
     hooks: tuple[str, ...] = Field(

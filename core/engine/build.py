@@ -99,6 +99,11 @@ def _build(
     num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
     runner.allocate(num_pages)
     timer.done("KV cache")
+    if settings.engine.deterministic:
+        from core.runner.invariance import check_invariance
+
+        check_invariance(runner, num_pages)
+        timer.done("batch invariance")
     scheduler = make_scheduler(settings, resolution, num_pages)
     runner.warm_up()
     timer.done("warm-up")
@@ -284,6 +289,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
     import torch
 
     from core.distributed.single import SingleProcess
+    from core.ops.fixed_rows import fixed_rows
     from core.ops.table import build_ops
 
     if resolution.tensor_parallel_size != 1:
@@ -301,12 +307,15 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
 
     tables = [_set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
     quant, moe = resolution.quant, resolution.moe
+    ops = build_ops(hardware.ops(), *tables)
+    if settings.engine.deterministic:
+        ops = fixed_rows(ops)
     config = RunnerConfig(
         spec=resolution.spec,
         arch=resolution.arch,
         quant=_set_up(quant, quant.target, resolution.quant_config, made(quant)),
         moe=_set_up(moe, moe.target, made(moe)),
-        ops=build_ops(hardware.ops(), *tables),
+        ops=ops,
         attention=tuple(choice.target for choice in resolution.attention),
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
         tp=SingleProcess(),

@@ -24,7 +24,7 @@ from core.registry.checkpoint import (
     read_hf_config,
     stated_checkpoint,
 )
-from core.registry.checks import check_device, check_device_of_all, check_quant, check_requested
+from core.registry.checks import check_deterministic, check_device, check_device_of_all, check_quant, check_requested
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
@@ -199,6 +199,7 @@ def _attention(draft: _Draft) -> Made:
         wished_page_size=wish,
         wish_reason=wish_reason,
         catalog=draft.catalog,
+        invariant=draft.settings.engine.deterministic,
     )
     return (*draft.attention, draft.page_size)
 
@@ -326,6 +327,8 @@ def _finish(draft: _Draft) -> Resolution:
     resolution = resolution.with_plugin_data(draft.sections.exact(records), draft.catalog, ignored)
     check_device_of_all(resolution)
     check_quant(resolution)
+    if draft.settings.engine.deterministic:
+        check_deterministic(resolution)
     check_device(resolution, draft.device)
     check_requested(draft.settings, resolution, explicit_cache=_explicit_cache(draft))
     return resolution

@@ -48,6 +48,7 @@ engine.moe_backend --moe-backend --moe-runner-backend CORE_MOE_BACKEND text 'aut
 engine.tensor_parallel_size --tensor-parallel-size --tp-size --tp CORE_TENSOR_PARALLEL_SIZE integer 1
 engine.overlap --overlap CORE_OVERLAP text 'auto'
 engine.cpu_threads --cpu-threads CORE_CPU_THREADS integer None
+engine.deterministic --deterministic --enable-deterministic-inference --batch-invariant CORE_DETERMINISTIC boolean False
 engine.random_seed --random-seed CORE_RANDOM_SEED integer None
 engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
 engine.hooks --hooks CORE_HOOKS list ('auto',)
