@@ -5,17 +5,20 @@ BIN := $(VENV)/bin
 # A CPU build of torch, unless the caller's environment brings its own (TORCH= skips it).
 TORCH ?= torch==2.13.0
 PLUGINS := $(wildcard plugins/*/*/pyproject.toml)
+# The library behind it asks for a GPU compiler of some hundred megabytes that nothing here calls.
+BARE := plugins/grammar/xgrammar/pyproject.toml
 STAMP := $(VENV)/.installed
 
 .PHONY: setup serve test lint format bench bench-cpu wheels docs docs-serve docs-markdown browser clean
 
 setup: $(STAMP)  ## create .venv with core, every plugin of this repository and the tools
 
-$(STAMP): pyproject.toml requirements/dev.txt $(PLUGINS)
+$(STAMP): pyproject.toml requirements/dev.txt requirements/bare.txt $(PLUGINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . $(foreach p,$(PLUGINS),--editable $(dir $(p)))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . $(foreach p,$(filter-out $(BARE),$(PLUGINS)),--editable $(dir $(p)))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bare.txt $(foreach p,$(BARE),--editable $(dir $(p)))
 	touch $@
 
 serve: setup  ## serve the bundled demo model and print its URL (ARGS="--port 8000" for more)
