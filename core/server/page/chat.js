@@ -1,93 +1,188 @@
-// The chat page. What a model writes is only ever put into the page as text, never as HTML.
+// The page: the conversation, and how the panels work together.
 
-import { ServerError, chatEvents, modelName } from "/page/stream.js";
+import { $, FieldError, button, copy, keep, kept, markField, remember, say } from "./dom.js";
+import { ServerError, getJson, setKey } from "./api.js";
+import { Answer } from "./answering.js";
+import { MessageView } from "./message.js";
+import { buildParameters, readParameters, showModelDefaults } from "./parameters.js";
+import { hidePopup } from "./probabilities.js";
+import { curl, python } from "./snippets.js";
+import { ServerPanel } from "./status.js";
+import { buildForm, judged, readForm } from "./structured.js";
+import { buildTools, readTools } from "./tools.js";
 
-const $ = (id) => document.getElementById(id);
-const SETTINGS = ["system", "temperature", "top_p", "max_tokens", "seed", "tools"];
-const conversation = []; // messages as the API takes them
+const PANELS = ["settings", "server"];
+const entries = []; // {message, view}: as the API takes it, and its place on the page; a tool's result has no view
 let running = null; // AbortController of the answer that is being written
-let apiKey = sessionStorage.getItem("api-key") || "";
+let panel = null; // ServerPanel
+let built = false; // the parameter panel
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+// ---- asking
+
+// What the panels say, as fields of a chat completion. Shows what is wrong and gives null if something is.
+function settings() {
+  try {
+    return { ...readParameters(), ...readTools(), ...readForm() };
+  } catch (error) {
+    if (!(error instanceof FieldError)) throw error;
+    show("settings", true);
+    for (let box = error.field.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
+    markField(error.field, false);
+    error.field.focus();
+    say(error.message);
+    return null;
+  }
 }
 
-// ---- one message on the page
+function requestBody(asked) {
+  const messages = entries.map((entry) => entry.message);
+  const system = $("system").value.trim();
+  if (system) messages.unshift({ role: "system", content: system });
+  return { model: $("model").textContent, messages, ...asked };
+}
 
-class MessageView {
-  constructor(role) {
-    this.root = element("article", `message ${role}`);
-    this.root.append(element("div", "who", role === "user" ? "You" : $("model").textContent));
-    this.reasoning = null;
-    this.body = element("div", "text");
-    this.calls = element("div");
-    this.foot = element("div", "foot");
-    this.root.append(this.body, this.calls, this.foot);
-    $("empty").hidden = true;
-    $("messages").append(this.root);
-  }
+function push(message, view = null) {
+  entries.push({ message, view });
+}
 
-  setText(text) {
-    // Fenced code becomes a <pre>; the rest stays as it was written.
-    const parts = text.split(/```[^\n`]*\n?/);
-    this.body.replaceChildren(
-      ...parts.map((part, i) => {
-        if (i % 2) return element("pre", "", part.replace(/\n$/, ""));
-        const before = i + 1 < parts.length ? part.replace(/\n+$/, "") : part; // the block has a margin of its own
-        return document.createTextNode(i ? before.replace(/^\n+/, "") : before);
-      }),
-    );
-  }
+// Take the message of `view` and everything after it out of the conversation.
+function cutFrom(view) {
+  const at = entries.findIndex((entry) => entry.view === view);
+  for (const entry of entries.splice(at < 0 ? entries.length : at)) entry.view?.remove();
+  view.remove();
+  $("empty").hidden = entries.length > 0;
+}
 
-  setReasoning(text, open) {
-    if (!text) return;
-    if (!this.reasoning) {
-      this.reasoning = element("details");
-      this.reasoning.append(element("summary"), element("div", "text"));
-      this.root.insertBefore(this.reasoning, this.body);
-    }
-    this.reasoning.firstChild.textContent = open ? "Thinking…" : "Thoughts";
-    this.reasoning.lastChild.textContent = text;
+function send() {
+  const text = $("input").value.trim();
+  if (!text || running) return;
+  const open = entries.at(-1)?.view?.cards;
+  if (open?.waiting.length) {
+    say("First the result of the tool call");
+    open.focus();
+    return;
   }
+  const asked = settings();
+  if (!asked) return;
+  $("input").value = "";
+  grow();
+  const view = new MessageView("user");
+  view.setText(text);
+  view.finish("", "", { Edit: () => edit(view, text) });
+  push({ role: "user", content: text }, view);
+  answer(asked);
+}
 
-  setCalls(calls) {
-    this.calls.replaceChildren(
-      ...calls.map((call) => element("div", "call", `${call.function.name}(${call.function.arguments})`)),
-    );
-  }
+function edit(view, text) {
+  if (running) return;
+  cutFrom(view);
+  $("input").value = text;
+  grow();
+  $("input").focus();
+  say("Change the message and send it again");
+}
 
-  addButton(label, action) {
-    const button = element("button", "", label);
-    button.type = "button";
-    button.addEventListener("click", () => action(button));
-    this.foot.append(button);
-  }
+function sendResults(messages) {
+  const asked = running ? null : settings();
+  if (!asked) return false;
+  for (const message of messages) push(message);
+  answer(asked);
+  return true;
+}
 
-  finish(text, figures) {
-    if (figures) this.foot.append(element("span", "", figures));
-    if (text) {
-      this.addButton("Copy", async (button) => {
-        await navigator.clipboard.writeText(text).then(
-          () => (button.textContent = "Copied"),
-          () => (button.textContent = "Copying is not allowed here"),
-        );
-      });
-    }
-  }
+function again(view) {
+  const asked = running ? null : settings();
+  if (!asked) return;
+  cutFrom(view);
+  answer(asked);
+}
 
-  showError(message, retry) {
-    const box = element("div", "error");
-    box.setAttribute("role", "alert");
-    box.append(element("p", "", message));
-    const button = element("button", "", "Try again");
-    button.type = "button";
-    button.addEventListener("click", retry);
-    box.append(button);
-    this.root.append(box);
+// ---- an answer
+
+async function answer(asked) {
+  const made = new Answer(requestBody(asked));
+  const view = new MessageView("assistant", sendResults);
+  view.root.classList.add("busy");
+  follow(true);
+  running = new AbortController();
+  setBusy(true);
+  const draw = atMostOncePerFrame(() => render(view, made));
+  let failure = null;
+  try {
+    await made.run(running.signal, (logprobs) => {
+      if (logprobs.length) view.addTokens(logprobs);
+      draw();
+    });
+  } catch (error) {
+    if (error.name === "AbortError") made.note = "stopped";
+    else failure = error;
   }
+  draw.cancel();
+  running = null;
+  settle(view, made, failure);
+}
+
+function render(view, made) {
+  const near = nearEnd();
+  view.setReasoning(made.reasoning, !made.text && !made.calls.length, made.reasoningTokens);
+  view.setText(made.text);
+  view.cards.update(made.calls);
+  say("writing…"); // the figures change too often to be read out
+  view.foot.textContent = made.speed ? `${made.tokens} tokens · ${made.speed.toFixed(0)} tokens/s` : "";
+  follow(near);
+}
+
+// The answer is over: bring the page and the conversation to its end.
+function settle(view, made, failure) {
+  render(view, made);
+  view.foot.replaceChildren();
+  view.setReasoning(made.reasoning, false, made.reasoningTokens);
+  view.root.classList.remove("busy");
+  const calls = view.cards.finish(made.calls);
+  const verdict = made.text && !calls.length ? judged(made.body, made.text) : null;
+  if (verdict) view.setVerdict(verdict);
+  const entry = { role: "assistant", content: made.text || null };
+  if (calls.length) entry.tool_calls = calls;
+  if (made.text || calls.length) push(entry, view);
+  view.finish(made.text, made.figures(), failure ? {} : { Regenerate: () => again(view) });
+  setBusy(false);
+  say(failure ? "error" : calls.length ? "ready; a tool's result is asked for" : "ready");
+  if (failure) showFailure(view, failure);
+  else if (calls.length) view.cards.focus();
+  else $("input").focus();
+  follow(true);
+}
+
+function showFailure(view, error) {
+  let told = error instanceof ServerError ? error.message : `Something went wrong: ${error.message}`;
+  if (error.status === 401) {
+    askForKey();
+    told += " Enter it under Settings.";
+  } else $("input").focus();
+  view.showError(told, () => again(view));
+}
+
+function setBusy(busy) {
+  $("send").hidden = busy;
+  $("stop").hidden = !busy;
+  $("new-chat").disabled = busy;
+  $("messages").setAttribute("aria-busy", String(busy));
+  document.body.classList.toggle("answering", busy);
+  if (!busy) return;
+  say("waiting…");
+  $("stop").focus(); // what had the focus may be gone
+}
+
+function atMostOncePerFrame(action) {
+  let frame = 0;
+  const draw = () => {
+    frame = frame || requestAnimationFrame(() => {
+      frame = 0;
+      action();
+    });
+  };
+  draw.cancel = () => cancelAnimationFrame(frame);
+  return draw;
 }
 
 function nearEnd() {
@@ -99,138 +194,6 @@ function follow(wasNear) {
   if (wasNear) $("messages").scrollTop = $("messages").scrollHeight;
 }
 
-// ---- asking
-
-function requestBody() {
-  const body = { messages: [...conversation], stream: true, stream_options: { include_usage: true } };
-  const system = $("system").value.trim();
-  if (system) body.messages.unshift({ role: "system", content: system });
-  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) {
-    if ($(name).value !== "") body[name] = Number($(name).value);
-  }
-  const tools = $("tools").value.trim();
-  if (tools) body.tools = JSON.parse(tools);
-  return body;
-}
-
-function figures(start, first, end, tokens, stopped) {
-  const told = [];
-  if (stopped) told.push(stopped);
-  if (first) told.push(`first token after ${((first - start) / 1000).toFixed(2)} s`);
-  if (tokens > 1 && end > first) told.push(`${(((tokens - 1) * 1000) / (end - first)).toFixed(1)} tokens/s`);
-  if (tokens) told.push(`${tokens} tokens`);
-  return told.join(" · ");
-}
-
-async function answer() {
-  const view = new MessageView("assistant");
-  view.root.classList.add("busy");
-  follow(true);
-  running = new AbortController();
-  setBusy(true);
-  const start = performance.now();
-  const made = { text: "", reasoning: "", calls: [] };
-  let first = 0, last = 0, tokens = 0, note = "", failure = null;
-  try {
-    for await (const event of chatEvents(requestBody(), apiKey, running.signal)) {
-      if (event.usage) tokens = event.usage.completion_tokens;
-      const choice = event.choices[0];
-      if (!choice) continue;
-      const delta = choice.delta;
-      if (delta.content || delta.reasoning_content || delta.tool_calls) {
-        last = performance.now();
-        first = first || last;
-        if (!event.usage) tokens += 1; // exact once the usage comes
-      }
-      take(made, delta);
-      const near = nearEnd();
-      view.setReasoning(made.reasoning, !made.text);
-      view.setText(made.text);
-      view.setCalls(made.calls);
-      $("status").textContent = tokens > 1 && last > first ? `${(((tokens - 1) * 1000) / (last - first)).toFixed(0)} tokens/s` : "writing…";
-      follow(near);
-      if (choice.finish_reason === "length") note = "cut at the token limit";
-    }
-  } catch (error) {
-    if (error.name === "AbortError") note = "stopped";
-    else failure = error;
-  }
-  running = null;
-  setBusy(false);
-  view.root.classList.remove("busy");
-  view.setReasoning(made.reasoning, false);
-  const kept = made.text || made.calls.length;
-  if (kept) {
-    const message = { role: "assistant", content: made.text || null };
-    if (made.calls.length) message.tool_calls = made.calls;
-    conversation.push(message);
-  }
-  view.finish(made.text, figures(start, first, last, tokens, note));
-  $("status").textContent = failure ? "error" : "ready";
-  if (failure) showFailure(view, failure, kept);
-  follow(true);
-}
-
-function take(made, delta) {
-  made.text += delta.content || "";
-  made.reasoning += delta.reasoning_content || "";
-  for (const piece of delta.tool_calls || []) {
-    if (piece.id) made.calls[piece.index] = { id: piece.id, type: "function", function: { name: piece.function.name, arguments: "" } };
-    made.calls[piece.index].function.arguments += piece.function.arguments || "";
-  }
-}
-
-function showFailure(view, error, kept) {
-  let told = error instanceof ServerError ? error.message : `Something went wrong: ${error.message}`;
-  if (error.status === 401) {
-    askForKey();
-    told += " Enter it under Settings.";
-  }
-  view.showError(told, () => {
-    if (kept) conversation.pop();
-    view.root.remove();
-    answer();
-  });
-}
-
-function setBusy(busy) {
-  $("send").hidden = busy;
-  $("stop").hidden = !busy;
-  $("new-chat").disabled = busy;
-  $("messages").setAttribute("aria-busy", String(busy));
-  if (busy) $("status").textContent = "waiting…";
-  $("input").focus();
-}
-
-function toolsAreValid() {
-  let valid = true;
-  const text = $("tools").value.trim();
-  if (text) {
-    try {
-      valid = Array.isArray(JSON.parse(text));
-    } catch {
-      valid = false;
-    }
-  }
-  $("tools").setAttribute("aria-invalid", String(!valid));
-  if (!valid) {
-    showSettings(true);
-    $("tools").focus();
-    $("status").textContent = "Tools must be a JSON list";
-  }
-  return valid;
-}
-
-function send() {
-  const text = $("input").value.trim();
-  if (!text || running || !toolsAreValid()) return;
-  $("input").value = "";
-  grow();
-  conversation.push({ role: "user", content: text });
-  new MessageView("user").setText(text);
-  answer();
-}
-
 // ---- the rest of the page
 
 function grow() {
@@ -238,25 +201,46 @@ function grow() {
   $("input").style.height = `${$("input").scrollHeight + 2}px`;
 }
 
-function showSettings(open) {
-  $("settings").hidden = !open;
-  $("settings-toggle").setAttribute("aria-expanded", String(open));
+function show(name, open) {
+  $(name).hidden = !open;
+  $(`${name}-toggle`).setAttribute("aria-expanded", String(open));
+  if (open && matchMedia("(max-width: 44rem)").matches) {
+    for (const other of PANELS) if (other !== name) show(other, false);
+  }
+  if (name === "server") panel?.update();
 }
 
 function askForKey() {
-  $("key-field").hidden = false;
-  showSettings(true);
+  show("settings", true);
+  $("connection").open = true;
   $("api-key").focus();
+}
+
+function showCode(write, name) {
+  const asked = settings();
+  if (!asked) return;
+  const body = requestBody(asked);
+  const text = $("input").value.trim();
+  if (text) body.messages.push({ role: "user", content: text });
+  $("code").value = write(body);
+  $("code-box").hidden = false;
+  copy($("code").value, $("code")).then((done) => say(done ? `${name} copied` : `${name} is selected; copy it from there`));
 }
 
 async function connect() {
   try {
-    const name = await modelName(apiKey);
+    if (!built) {
+      await buildParameters();
+      built = true;
+    }
+    const name = (await getJson("v1/models")).data[0].id;
     $("model").textContent = name;
     document.title = `Chat with ${name}`;
-    $("status").textContent = "ready";
+    showModelDefaults(await getJson("model_info"));
+    say("ready");
+    panel.update();
   } catch (error) {
-    $("status").textContent = error.status === 401 ? "API key needed" : error.message;
+    say(error.status === 401 ? "API key needed" : error.message);
     if (error.status === 401) askForKey();
     else if (error.status === 503 || error.status === 0) setTimeout(connect, 1000); // still loading
   }
@@ -276,29 +260,34 @@ $("input").addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running) running.abort();
 });
+$("messages").addEventListener("scroll", hidePopup);
 $("stop").addEventListener("click", () => running?.abort());
 $("new-chat").addEventListener("click", () => {
-  conversation.length = 0;
+  entries.length = 0;
   $("messages").replaceChildren($("empty"));
   $("empty").hidden = false;
-  $("status").textContent = "ready";
+  hidePopup();
+  say("ready");
   $("input").focus();
 });
-$("settings-toggle").addEventListener("click", () => showSettings($("settings").hidden));
+for (const name of PANELS) $(`${name}-toggle`).addEventListener("click", () => show(name, $(name).hidden));
 $("theme").addEventListener("click", () => {
   const root = document.documentElement;
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
-  localStorage.setItem("theme", root.dataset.theme);
+  keep("localStorage", "theme", root.dataset.theme);
 });
 $("api-key").addEventListener("change", () => {
-  apiKey = $("api-key").value;
-  sessionStorage.setItem("api-key", apiKey);
+  setKey($("api-key").value.trim());
   connect();
 });
-for (const name of SETTINGS) {
-  $(name).value = localStorage.getItem(`setting-${name}`) || "";
-  $(name).addEventListener("change", () => localStorage.setItem(`setting-${name}`, $(name).value));
-}
-if (localStorage.getItem("theme")) document.documentElement.dataset.theme = localStorage.getItem("theme");
+$("code-buttons").append(
+  button("Copy as curl", () => showCode(curl, "The command")),
+  button("Copy as Python", () => showCode(python, "The code")),
+);
+if (kept("localStorage", "theme")) document.documentElement.dataset.theme = kept("localStorage", "theme");
+remember($("system"));
+buildTools();
+buildForm();
+panel = new ServerPanel();
 connect();

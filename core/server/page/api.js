@@ -1,4 +1,13 @@
-// The server's half of the chat page: requests and server-sent events. No page elements here.
+// The server's half of the page: requests and server-sent events. No page elements here.
+
+import { keep, kept } from "./dom.js";
+
+let key = kept("sessionStorage", "api-key"); // of this tab, and never part of an address
+
+export function setKey(value) {
+  key = value;
+  keep("sessionStorage", "api-key", value);
+}
 
 export class ServerError extends Error {
   constructor(message, status) {
@@ -7,14 +16,17 @@ export class ServerError extends Error {
   }
 }
 
-async function request(path, options, key) {
+async function request(path, options = {}) {
   const headers = { "content-type": "application/json" };
   if (key) headers.authorization = `Bearer ${key}`;
   let reply;
   try {
-    reply = await fetch(path, { ...options, headers });
+    reply = await fetch(path, { ...options, headers, credentials: "omit" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (error instanceof TypeError && /headers|latin|ByteString/i.test(error.message)) {
+      throw new ServerError("The API key has characters that cannot be sent.", 401);
+    }
     throw new ServerError("The server cannot be reached.", 0);
   }
   if (reply.ok) return reply;
@@ -22,14 +34,13 @@ async function request(path, options, key) {
   throw new ServerError(told || `The server answered ${reply.status}.`, reply.status);
 }
 
-export async function modelName(key) {
-  const reply = await request("/v1/models", {}, key);
-  return (await reply.json()).data[0].id;
+export async function getJson(path, signal) {
+  return (await request(path, { signal })).json();
 }
 
-// Yields the events of a chat completion as they come; throws ServerError.
-export async function* chatEvents(body, key, signal) {
-  const reply = await request("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal }, key);
+// Yields the events of a chat completion as they come; throws ServerError, or AbortError once `signal` says so.
+export async function* chatEvents(body, signal) {
+  const reply = await request("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   for (;;) {
