@@ -170,7 +170,7 @@ function setBusy(busy) {
   document.body.classList.toggle("answering", busy);
   if (!busy) return;
   say("waiting…");
-  $("stop").focus(); // what had the focus may be gone
+  $("input").focus(); // what had the focus is hidden or gone
 }
 
 function atMostOncePerFrame(action) {
