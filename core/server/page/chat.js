@@ -164,7 +164,7 @@ function showFailure(view, error) {
 
 function setBusy(busy) {
   $("send").hidden = busy;
-  $("stop").hidden = !busy;
+  $("stop-button").hidden = !busy;
   $("new-chat").disabled = busy;
   $("messages").setAttribute("aria-busy", String(busy));
   document.body.classList.toggle("answering", busy);
@@ -261,7 +261,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running) running.abort();
 });
 $("messages").addEventListener("scroll", hidePopup);
-$("stop").addEventListener("click", () => running?.abort());
+$("stop-button").addEventListener("click", () => running?.abort());
 $("new-chat").addEventListener("click", () => {
   entries.length = 0;
   $("messages").replaceChildren($("empty"));
@@ -277,6 +277,7 @@ $("theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
   keep("localStorage", "theme", root.dataset.theme);
 });
+$("key-form").addEventListener("submit", (event) => event.preventDefault()); // Enter in the field changes it
 $("api-key").addEventListener("change", () => {
   setKey($("api-key").value.trim());
   connect();

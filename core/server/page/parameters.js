@@ -14,6 +14,8 @@ const HOW = {
 };
 let table = [];
 
+const idOf = (name) => `param-${name}`;
+
 export async function buildParameters() {
   table = (await getJson("page/parameters.json")).parameters;
   const rank = ({ name }) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
@@ -29,8 +31,8 @@ function field(parameter) {
   const label = element("label", "", name);
   const input = element(...(kind === "boolean" ? ["select"] : kind === "strings" || kind === "object" ? ["textarea"] : ["input"]));
   const hint = element("small", "", summary + (HOW[kind] || "") + range(parameter));
-  input.id = label.htmlFor = name;
-  hint.id = `${name}-hint`;
+  input.id = label.htmlFor = idOf(name);
+  hint.id = `${input.id}-hint`;
   input.setAttribute("aria-describedby", hint.id);
   if (kind === "boolean") {
     for (const [value, text] of [["", `Default (${parameter.default})`], ["true", "yes"], ["false", "no"]]) {
@@ -66,21 +68,22 @@ function showDefault(input, value) {
 // model: /model_info, whose checkpoint may recommend other defaults.
 export function showModelDefaults(model) {
   for (const [name, value] of Object.entries(model.preferred_sampling_params || {})) {
-    if ($(name)?.type === "number") $(name).placeholder = `Model's default: ${value}`;
+    const input = $(idOf(name));
+    if (input?.type === "number") input.placeholder = `Model's default: ${value}`;
   }
-  if ($("max_tokens")) $("max_tokens").placeholder = `Up to the context of ${model.context_length}`;
+  $(idOf("max_tokens")).placeholder = `Up to the context of ${model.context_length}`;
 }
 
 // What the panel asks for, as fields of a chat completion. Throws FieldError.
 export function readParameters() {
   const body = {};
   for (const parameter of table) {
-    const value = read(parameter, $(parameter.name));
+    const value = read(parameter, $(idOf(parameter.name)));
     if (value !== undefined) body[parameter.name] = value;
   }
   if ($("logprobs").checked) {
     body.logprobs = true;
-    body.top_logprobs = number($("top_logprobs"), {}) ?? 5;
+    body.top_logprobs = number($("top_logprobs"), { name: "top_logprobs" }) ?? 5;
   }
   const variables = $("chat_template_kwargs").value.trim() ? jsonOf($("chat_template_kwargs"), "chat_template_kwargs") : {};
   if (!isObject(variables)) throw new FieldError($("chat_template_kwargs"), "chat_template_kwargs must be a JSON object");
@@ -109,10 +112,10 @@ function read(parameter, input) {
   return value;
 }
 
-function number(input, { exclusive_minimum: open, minimum }) {
-  if (!input.checkValidity()) throw new FieldError(input, `${input.id}: ${input.validationMessage}`);
+function number(input, { name, exclusive_minimum: open, minimum }) {
+  if (!input.checkValidity()) throw new FieldError(input, `${name}: ${input.validationMessage}`);
   if (input.value === "") return undefined;
   const value = Number(input.value);
-  if (open && value <= minimum) throw new FieldError(input, `${input.id} must be above ${minimum}`);
+  if (open && value <= minimum) throw new FieldError(input, `${name} must be above ${minimum}`);
   return value;
 }

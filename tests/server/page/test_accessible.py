@@ -52,7 +52,6 @@ def full(page: Page, server: Running) -> Page:
     page.get("#server-toggle").click()
     page.fill("#form-kind", "choice")
     page.run("for (const made of document.querySelectorAll('details')) made.open = true")
-    page.press("Copy as curl") if False else None
     page.wait(lambda: page.text_of(".plot .now") != "–")
     return page
 

@@ -60,7 +60,7 @@ def test_stop_keeps_what_was_written_and_frees_the_engine(page: Page, server: Ru
     page.say("go on forever")
     page.wait(lambda: len(page.get(".message.assistant > .text").text) > 5)
     if by == "button":
-        page.get("#stop").click()
+        page.get("#stop-button").click()
     else:
         page.get("#input").send_keys(Keys.ESCAPE)
     assert len(page.answered()) > 5
