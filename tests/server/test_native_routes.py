@@ -164,8 +164,8 @@ def test_page_is_served_with_a_strict_policy(launch) -> None:
         page = httpx.get(f"{server.url}/")
         assert page.status_code == 200
         assert "default-src 'none'" in page.headers["content-security-policy"]
-        for name in ("chat.js", "chat.css", "stream.js"):
-            assert f"/page/{name}" in page.text or name == "stream.js"
+        for name in ("chat.js", "styles.css", "api.js"):
+            assert f"page/{name}" in page.text or name == "api.js"
             assert httpx.get(f"{server.url}/page/{name}").status_code == 200
         assert httpx.get(f"{server.url}/page/..%2Fapp.py").status_code == 404
         assert "http" not in page.text.replace("http-equiv", "")  # nothing from elsewhere

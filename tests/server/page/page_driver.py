@@ -43,8 +43,7 @@ class Page:
 
     def __init__(self, browser: Chrome, url: str, *, ready: bool = True) -> None:
         self.browser = browser
-        browser.get(f"{url}/page/parameters.json")
-        browser.execute_script("localStorage.clear(); sessionStorage.clear()")
+        browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "local_storage"})
         browser.get(url)
         if ready:
             self.wait(lambda: self.status() == "ready")

@@ -39,65 +39,69 @@ PALE = """
 """
 
 
-@pytest.fixture
-def full(page: Page, server: Running) -> Page:
-    """With everything there is: a conversation, reasoning, tokens, a call, both panels unfolded."""
+# What can be operated or stands for a picture, and has no name: neither a label, nor words of its own.
+NAMELESS = """
+    const words = (id) => document.getElementById(id)?.textContent ?? "";
+    const name = (made) => made.getAttribute("aria-label")
+        || (made.getAttribute("aria-labelledby") ?? "").split(" ").map(words).join(" ").trim()
+        || [...(made.labels ?? [])].map((label) => label.textContent).join(" ").trim()
+        || (made.matches("button, summary, [role=option]") ? made.textContent.trim() : "");
+    const shown = [...document.querySelectorAll(arguments[0])].filter((made) => made.checkVisibility());
+    return [shown.length, shown.filter((made) => !name(made)).map((made) => made.outerHTML)];
+"""
+DANGLING = """
+    const names = ["for", "aria-describedby", "aria-labelledby", "aria-controls"];
+    const refs = [...document.querySelectorAll(names.map((name) => `[${name}]`).join())];
+    return refs.flatMap((made) => names.map((name) => made.getAttribute(name)))
+        .filter((id) => id && !document.getElementById(id));
+"""
+TWICE = """
+    const ids = [...document.querySelectorAll("[id]")].map((made) => made.id);
+    return ids.filter((id, index) => ids.indexOf(id) !== index);
+"""
+STOPS = """
+    const found = [...document.querySelectorAll("button, input, textarea, select, summary, [tabindex='0']")];
+    return found.filter((made) => made.checkVisibility() && !made.disabled && !window.reached.has(made))
+        .map((made) => made.outerHTML.slice(0, 200));
+"""
+
+
+def show_everything(page: Page, server: Running) -> None:
+    """A conversation, reasoning, tokens, a call; both panels, unfolded."""
     server.says('<think>Hm.</think>Fine.<tool_call>{"name": "look", "arguments": {}}</tool_call>')
     page.fill("#tools", '[{"type": "function", "function": {"name": "look"}}]')
-    page.fill("#form-kind", "choice")
     page.run("arguments[0].click()", page.get("#logprobs"))
-    page.fill("#form-kind", "text")
     page.ask("Hi")
     page.get("#settings-toggle").click()
     page.get("#server-toggle").click()
     page.fill("#form-kind", "choice")
     page.run("for (const made of document.querySelectorAll('details')) made.open = true")
     page.wait(lambda: page.text_of(".plot .now") != "–")
-    return page
 
 
-def test_every_control_has_a_name(full: Page) -> None:
-    shown = [control for control in full.all(CONTROLS) if control.is_displayed()]
-    assert len(shown) > 40
-    assert [made.get_attribute("outerHTML") for made in shown if not made.accessible_name.strip()] == []
-    assert full.run("return [...document.querySelectorAll('main, header, aside')].length") == 4
-    ids = full.run("return [...document.querySelectorAll('[id]')].map((made) => made.id)")
-    assert len(ids) == len(set(ids))
-    dangling = """
-        const refs = [...document.querySelectorAll("[for], [aria-describedby], [aria-labelledby], [aria-controls]")];
-        const ids = (made) => ["for", "aria-describedby", "aria-labelledby", "aria-controls"].map((n) => made.getAttribute(n));
-        return refs.flatMap(ids).filter((id) => id && !document.getElementById(id));
-    """
-    assert full.run(dangling) == []
-
-
-def test_every_control_is_reached_by_tab_and_none_is_a_trap(full: Page) -> None:
-    wanted = """
-        return [...document.querySelectorAll("button, input, textarea, select, summary, [tabindex='0']")]
-            .filter((made) => made.checkVisibility() && !made.disabled).length
-    """
-    note = """
-        window.reached = new Set();
-        document.addEventListener("focusin", (event) => window.reached.add(event.target));
-        document.activeElement.blur();
-    """
-    total = full.run(wanted)
-    full.run(note)
-    full.get("body").send_keys(Keys.TAB * (total + 3))
-    assert full.run("return window.reached.size") >= total
-    missed = full.run(
-        """
-        return [...document.querySelectorAll("button, input, textarea, select, summary, [tabindex='0']")]
-            .filter((made) => made.checkVisibility() && !made.disabled && !window.reached.has(made)).map((made) => made.outerHTML)
-        """
+def test_names_keyboard_and_contrast(page: Page, server: Running) -> None:
+    show_everything(page, server)
+    shown, nameless = page.run(NAMELESS, CONTROLS)
+    assert shown > 40
+    assert nameless == []
+    assert page.get("#theme").accessible_name == "Switch between light and dark"
+    assert page.get("#param-top_p").accessible_name == "top_p"
+    assert page.run("return [...document.querySelectorAll('main, header, aside')].length") == 4
+    assert page.run(DANGLING) == []
+    assert page.run(TWICE) == []
+    # Every control is reached by Tab, none is a trap.
+    page.run(
+        "window.reached = new Set();"
+        "document.addEventListener('focusin', (event) => window.reached.add(event.target));"
+        "document.activeElement.blur();"
     )
-    assert missed == []
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_contrast(full: Page, theme: str) -> None:
-    full.run("document.documentElement.dataset.theme = arguments[0]", theme)
-    assert full.run(PALE) == []
+    total = len(page.run(STOPS))
+    assert total > 40
+    page.get("body").send_keys(Keys.TAB * (total + 3))
+    assert page.run(STOPS) == []
+    for theme in ("light", "dark"):
+        page.run("document.documentElement.dataset.theme = arguments[0]", theme)
+        assert page.run(PALE) == []
 
 
 class TestNarrow:
