@@ -27,6 +27,7 @@ export class TokenStrip {
     this.list.addEventListener("keydown", (event) => this.onKey(event));
     this.list.addEventListener("focusin", (event) => this.onFocus(event));
     this.list.addEventListener("focusout", hidePopup);
+    this.list.addEventListener("scroll", hidePopup);
     this.list.addEventListener("mouseover", (event) => this.showOf(event.target));
     this.list.addEventListener("mouseleave", () => {
       if (!this.list.contains(document.activeElement)) hidePopup();
@@ -50,8 +51,9 @@ export class TokenStrip {
 
   // A token may be a part of a character: its text shows where the character is whole.
   textOf(entry) {
-    if (!entry.bytes) return entry.token;
-    return this.decoder.decode(new Uint8Array(entry.bytes), { stream: true }) || "·";
+    if (!entry.bytes?.length) return entry.token;
+    const text = this.decoder.decode(new Uint8Array(entry.bytes), { stream: true });
+    return text.replaceAll("\n", "↵\n") || "·";
   }
 
   onKey(event) {

@@ -128,7 +128,9 @@ class TestNarrow:
             assert page.get(f"#{name}").is_displayed()
             assert not page.get("#column").is_displayed()  # one thing at a time
             assert not page.run(wide)
-            assert not page.run("return [...document.querySelectorAll('.panel')].some((p) => p.scrollWidth > p.clientWidth)")
+            assert not page.run(
+                "return [...document.querySelectorAll('.panel')].some((p) => p.scrollWidth > p.clientWidth)"
+            )
             page.picture(f"narrow-{name}")
         page.get("#server-toggle").click()
         assert page.get("#column").is_displayed()

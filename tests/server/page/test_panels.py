@@ -190,7 +190,7 @@ def test_the_request_as_code_runs(page: Page, server: Running) -> None:
     page.get("#settings-toggle").click()
     page.fill("#param-temperature", "0.5")
     page.fill("#param-top_k", "7")
-    page.fill("#system", "It's \"quoted\" \\ $HOME `date` 🙂")
+    page.fill("#system", 'It\'s "quoted" \\ $HOME `date` 🙂')
     page.fill("#input", "What's up?\nNew line")
     summary = next(made for made in page.all("summary") if made.text == "The request as code")
     summary.click()
@@ -205,7 +205,7 @@ def test_the_request_as_code_runs(page: Page, server: Running) -> None:
     assert [request.sampling.top_k for request in server.engine.requests] == [7, 7]
     prompts = {server.tokenizer.decode(request.prompt.tolist(), False) for request in server.engine.requests}
     [prompt] = prompts
-    assert "It's \"quoted\" \\ $HOME `date` 🙂<|im_end|>" in prompt
+    assert 'It\'s "quoted" \\ $HOME `date` 🙂<|im_end|>' in prompt
     assert "user\nWhat's up?\nNew line<|im_end|>" in prompt
 
 
