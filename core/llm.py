@@ -25,6 +25,7 @@ from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.parsers import Tool
+from core.llm_pooling import PoolingMethods
 from core.metrics.loading import LoadingBar
 from core.registry import Catalog
 from core.registry.resolve import resolve
@@ -92,7 +93,7 @@ class RequestOutput:
         return self.completions[0].logprobs
 
 
-class LLM:
+class LLM(PoolingMethods):
     """A model in this process.
 
     >>> llm = LLM("path/to/checkpoint", context_length=4096)
@@ -130,6 +131,7 @@ class LLM:
         with LoadingBar() as progress:
             engine = build_engine(settings, resolution, progress, tokenizer=renderer.tokenizer)
         self._engine = OfflineEngine(engine, settings.engine.random_seed)
+        self._plan = resolution.pooling
         self._prepare(renderer)
 
     @classmethod

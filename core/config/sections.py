@@ -47,6 +47,24 @@ class ModelSettings(Section):
     )
     quantization: str | None = Field(None, description="Quantization plugin. Default: what the checkpoint states.")
     load_threads: int = Field(4, ge=1, le=64, description="Threads that read weight files.")
+    task: Literal["auto", "generate", "embed", "classify", "score"] = Field(
+        "auto",
+        description="What the model does. embed: vectors alone, built without a language-model head. score: it ranks "
+        "documents, by its head or, if it generates, by answering yes or no. auto: what architecture and checkpoint "
+        "are for.",
+    )
+    is_embedding: bool = Field(False, description="Same as --task embed.")
+    pooling: Literal["auto", "last", "mean", "first", "cls"] = Field(
+        "auto",
+        description="Which hidden states make a text's vector; cls is first. With a model that generates: it gives "
+        "vectors too. auto: what the checkpoint states, else the architecture.",
+    )
+    normalize: Literal["auto", "on", "off"] = Field(
+        "auto", description="Scale vectors to length 1. auto: what the checkpoint states, else on."
+    )
+    matryoshka: bool = Field(
+        False, description="Let clients cut vectors to any `dimensions`, though the checkpoint does not say they may."
+    )
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code shipped with the checkpoint.")
     tool_call_parser: str | None = Field(
         None, description="Tool-call parser plugin; `none` is off. Default: the model's wish."
@@ -97,6 +115,22 @@ class SchedulerSettings(Section):
         description="Token budget of a step; longer prompts are cut.",
         json_schema_extra=_aka("max-num-batched-tokens"),
     )
+    max_queue_s: float | None = Field(
+        None, gt=0, description="Most seconds that a request waits for its turn; then it is answered 503.",
+        json_schema_extra=_aka("max-queue-seconds"),
+    )  # fmt: skip
+    priority_preemption: bool = Field(
+        False, description="Waiting requests may take the place of running ones of lower priority.",
+        json_schema_extra=_aka("enable-priority-scheduling"),
+    )  # fmt: skip
+    priority_preemption_threshold: int = Field(
+        10, ge=1, description="By how much a priority must be higher for that.",
+        json_schema_extra=_aka("priority-scheduling-preemption-threshold"),
+    )  # fmt: skip
+    schedule_low_priority_values_first: bool = Field(False, description="Lower values of `priority` are more urgent.")
+    low_priority_share: int = Field(
+        32, ge=0, description="After so many admissions of higher priorities, one of a lower one; 0: never."
+    )
 
 
 class EngineSettings(Section):
@@ -117,6 +151,10 @@ class EngineSettings(Section):
         "auto", description="Schedule the next step while one runs. auto: where the device allows it."
     )
     cpu_threads: int | None = Field(None, ge=1, description="Compute threads on the CPU. Default: all cores.")
+    deterministic: bool = Field(
+        False, description="Same bits for a request alone and in any batch; slower. Refused where a plugin cannot.",
+        json_schema_extra=_aka("enable-deterministic-inference", "batch-invariant"),
+    )  # fmt: skip
     random_seed: int | None = Field(None, description="Seed of dummy weights and of requests that give none.")
     on_engine_death: Literal["restart", "exit"] = Field("restart", description="What to do if the engine process dies.")
     hooks: tuple[str, ...] = Field(
@@ -146,6 +184,15 @@ class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(30000, ge=0, le=65535, description="Port; 0 picks a free one.")
     api_key: str | None = Field(None, description="Bearer token that /v1 and native routes require.")
+    api_keys_file: str | None = Field(
+        None, description="TOML file of keys, one tenant each, with weights and limits. Read again on SIGHUP."
+    )
+    cache_isolation: Literal["off", "key"] = Field(
+        "off", description="key: tenants share no cached prefixes unless their entry in api_keys_file says so."
+    )
+    request_timeout_s: float | None = Field(
+        None, gt=0, description="Most seconds a request may take; it can ask for less. Default: no limit."
+    )
     admin_api_key: str | None = Field(None, description="Bearer token of the admin routes, apart from users' keys.")
     admin_routes: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -24,6 +24,7 @@ from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
 from core.registry.catalog import Catalog
@@ -98,6 +99,11 @@ def _build(
     num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
     runner.allocate(num_pages)
     timer.done("KV cache")
+    if settings.engine.deterministic:
+        from core.runner.invariance import check_invariance
+
+        check_invariance(runner, num_pages)
+        timer.done("batch invariance")
     scheduler = make_scheduler(settings, resolution, num_pages)
     runner.warm_up()
     timer.done("warm-up")
@@ -124,7 +130,7 @@ def _build(
         scheduler,
         executor,
         hello,
-        lambda message: to_request(message, eos, vocab_size),
+        lambda message: to_request(message, eos, vocab_size, resolution.pooling),
         max_slots=settings.scheduler.max_running_requests,
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
@@ -150,8 +156,12 @@ def _silent(phase: str, fraction: float) -> None:
     return None
 
 
-def to_request(message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int) -> Request:
-    """The scheduler's request. Raises RequestError for token ids outside the vocabulary."""
+def to_request(
+    message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int, plan: PoolingPlan | None = None
+) -> Request:
+    """The scheduler's request. Raises RequestError for token ids outside the vocabulary, and for what the model was not
+    built for. plan: what it was; None is text alone."""
+    (plan or PoolingPlan()).check(message.pooling, vocab_size)
     tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
     if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
         raise RequestError(
@@ -279,6 +289,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
     import torch
 
     from core.distributed.single import SingleProcess
+    from core.ops.fixed_rows import fixed_rows
     from core.ops.table import build_ops
 
     if resolution.tensor_parallel_size != 1:
@@ -296,12 +307,15 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
 
     tables = [_set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
     quant, moe = resolution.quant, resolution.moe
+    ops = build_ops(hardware.ops(), *tables)
+    if settings.engine.deterministic:
+        ops = fixed_rows(ops)
     config = RunnerConfig(
         spec=resolution.spec,
         arch=resolution.arch,
         quant=_set_up(quant, quant.target, resolution.quant_config, made(quant)),
         moe=_set_up(moe, moe.target, made(moe)),
-        ops=build_ops(hardware.ops(), *tables),
+        ops=ops,
         attention=tuple(choice.target for choice in resolution.attention),
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
         tp=SingleProcess(),

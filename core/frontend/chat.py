@@ -81,6 +81,7 @@ class Prompt:
             self.tokenizer,
             sampling,
             context=self.token_ids[-6:],
+            prompt=self.token_ids,
             reasoning=reasoning.stream(self.opens_reasoning) if reasoning is not None else None,
             tools=tools.stream(self.tools) if tools is not None else None,
             policy=ToolPolicy(self.tools, self.parallel_tool_calls),

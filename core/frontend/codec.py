@@ -21,6 +21,8 @@ class Codec(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
 
+    def encode_pair(self, first: str, second: str) -> list[int]: ...
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...
 
     def stream(self, skip_special_tokens: bool, context: Sequence[int]) -> TextStream: ...
@@ -77,6 +79,9 @@ class LibraryCodec:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        return self._tokenizer.encode(first, second, add_special_tokens=True).ids
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
@@ -115,6 +120,9 @@ class TransformersCodec:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        return list(self._tokenizer.encode(first, second, add_special_tokens=True))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return self._tokenizer.decode(

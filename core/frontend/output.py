@@ -31,6 +31,19 @@ class TopEntry(Protocol):
     def logprobs(self) -> Sequence[float]: ...
 
 
+class Extras(Protocol):
+    """What a request gave beside tokens (`core.engine.messages.Extras`)."""
+
+    @property
+    def prompt_start(self) -> int: ...
+    @property
+    def prompt_logprobs(self) -> Sequence[TopEntry] | None: ...
+    @property
+    def hidden(self) -> bytes: ...
+    @property
+    def hidden_size(self) -> int: ...
+
+
 class Chunk(Protocol):
     """What an engine says of one request (`core.engine.client.TokenChunk`)."""
 
@@ -46,6 +59,18 @@ class Chunk(Protocol):
     def logprobs(self) -> Sequence[TopEntry] | None: ...
     @property
     def error(self) -> str | None: ...
+    @property
+    def extras(self) -> Sequence[Extras] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprob:
+    """One token of the prompt, given those before it. logprob: None for the very first, which has nothing before it.
+    top: (id, log-probability) of the most likely tokens at its place, descending."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +84,6 @@ class TokenLogprob:
     text_offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class PromptLogprob:
-    """One prompt token's log-probability given those before it; None for the very first. top: as in TokenLogprob."""
-
-    token: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...] = ()
-
-
 @dataclass(slots=True)
 class OutputDelta:
     """What a chunk turned into.
@@ -77,8 +93,10 @@ class OutputDelta:
     finish_reason: None while running, else "stop" | "length" | "tool_calls" | "abort" | "error".
     matched_stop: the token id or the string that ended the text. After a string matched, the engine does not know yet:
     the caller closes the engine's iterator.
-    prompt_logprobs: of the prompt, with the first delta, where asked for. hidden [n, hidden_size]: final hidden states,
-    where asked for.
+    prompt_logprobs: of the prompt's tokens from `SamplingParams.prompt_logprobs_start` on, all of them with the first
+    token; None in every other delta. hidden [n, hidden_size] float32: the final hidden state that each of `token_ids`
+    was drawn from, in order; with hidden_states "all", the first delta's begin with those of the other prompt tokens,
+    so that all together are as many as prompt and answer have tokens, less one. None where nothing was asked for.
     """
 
     text: str = ""
@@ -119,17 +137,20 @@ class OutputStage:
         sampling: SamplingParams,
         *,
         context: Sequence[int] = (),
+        prompt: Sequence[int] = (),
         reasoning: ParserStream | None = None,
         tools: ParserStream | None = None,
         policy: ToolPolicy | None = None,
         align_logprobs: bool = True,
     ) -> None:
-        """context: the prompt's last ids. reasoning, tools: parsers; `policy` goes with `tools`.
+        """context: the prompt's last ids. prompt: all of them, where prompt_logprobs are asked for. reasoning, tools:
+        parsers; `policy` goes with `tools`.
 
         align_logprobs: give a token's log-probability out with its text, and none for text that a stop string cut;
         otherwise with the token.
         """
         self._sampling = sampling
+        self._prompt = prompt if sampling.prompt_logprobs is not None else None
         self._reasoning = reasoning
         self._tools = tools
         self._policy = policy if policy is not None else ToolPolicy(())
@@ -150,6 +171,7 @@ class OutputStage:
     def feed(self, chunk: Chunk) -> OutputDelta:
         """Take the engine's next chunk. After `finish_reason` was given, nothing more may be fed."""
         delta = OutputDelta(cached_tokens=chunk.cached_tokens, error=chunk.error)
+        self._take_extras(chunk, delta)
         pieces: list[str] = []
         ends_of_tokens: list[int] = []  # in `pieces`
         last = len(chunk.tokens) - 1
@@ -171,6 +193,26 @@ class OutputStage:
         self._release(delta)
         self._parse(pieces, ends_of_tokens, delta)
         return delta
+
+    def _take_extras(self, chunk: Chunk, delta: OutputDelta) -> None:
+        """Prompt log-probabilities (which come with the first token) and hidden states."""
+        extras = chunk.extras or ()
+        if self._prompt is not None and chunk.tokens:
+            start = self._sampling.prompt_logprobs_start
+            known: dict[int, TopEntry] = {}
+            told: list[PromptLogprob] = []
+            for item in extras:
+                known |= dict(enumerate(item.prompt_logprobs or (), item.prompt_start))
+            for position in range(start, len(self._prompt)):
+                entry = known.get(position)
+                top = () if entry is None else tuple(zip(entry.ids, entry.logprobs, strict=True))
+                logprob = None if entry is None else entry.logprob
+                told.append(PromptLogprob(self._prompt[position], logprob, top))
+            delta.prompt_logprobs = told
+            self._prompt = None
+        states = [np.frombuffer(item.hidden, "<f4").reshape(-1, item.hidden_size) for item in extras if item.hidden]
+        if states:
+            delta.hidden = np.concatenate(states) if len(states) > 1 else states[0]
 
     def _scan(self, piece: str, pieces: list[str], delta: OutputDelta) -> bool:
         """Add the part of `piece` that is safe to show; True if a stop string ended the text."""

@@ -89,6 +89,13 @@ class Tokenizer:
         except (UnicodeEncodeError, TypeError) as error:
             raise RequestError("the text is not valid Unicode: it holds lone surrogates", param="text") from error
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Ids of two texts as one, as the tokenizer joins pairs for models that judge them. Raises RequestError."""
+        try:
+            return self._codec.encode_pair(first, second)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise RequestError("the text is not valid Unicode: it holds lone surrogates", param="text") from error
+
     async def encode_async(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """`encode`; a long text is encoded in a thread so that the event loop goes on."""
         if len(text) <= INLINE_CHARACTERS:

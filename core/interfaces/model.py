@@ -48,13 +48,24 @@ class WeightRules:
 
 
 class CausalLM(Protocol):
-    """The module a ModelArch builds (a torch.nn.Module)."""
+    """The module a ModelArch builds (a torch.nn.Module). One of task "embed" needs no `compute_logits`."""
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Hidden states [T, hidden_size] after the final norm."""
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [S, hidden_size] -> logits [S, vocab_size], gathered over ranks."""
+
+
+class ScoringModel(Protocol):
+    """The module of a model whose task is "classify"; it needs no `compute_logits`."""
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """As in CausalLM."""
+
+    def compute_scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [N, hidden_size], pooled, one a text -> scores [N, number of labels] before any activation, whole on
+        every rank."""
 
 
 class ModelArch(ABC):

@@ -134,11 +134,13 @@ class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """A request that wants one vector instead of a text.
 
     pooling: which final hidden states make it: "last" and "first" (CLS) token, or their "mean".
-    head: "none" gives the pooled hidden state, "scores" what the model's classification head makes of it.
+    head: "none" gives the pooled hidden state, "scores" what the model's classification head makes of it, "tokens" the
+        log-probabilities of `tokens` as the next token, over the whole vocabulary.
     """
 
     pooling: Literal["last", "mean", "first"] = "last"
-    head: Literal["none", "scores"] = "none"
+    head: Literal["none", "scores", "tokens"] = "none"
+    tokens: tuple[int, ...] = ()
 
 
 def _in(value: float, low: float, high: float) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
+
+Task = Literal["generate", "embed", "classify"]
+Pooling = Literal["last", "mean", "first"]
 
 
 class StateKind(StrEnum):
@@ -88,6 +91,11 @@ class ModelSpec:
     architecture: Hugging Face name. context_length: most tokens of prompt plus output.
     dtype: the checkpoint's, e.g. "bfloat16". arch: the plugin's own typed configuration, opaque to core.
     eos_token_ids: ids that end a text unless the request says otherwise.
+    task: what the model is built for. "generate": it has a language-model head. "embed": it has none, and gives its
+        final hidden states. "classify": it has a head that scores `labels` (`ScoringModel`). Core builds a model of
+        "generate" as one of "embed" where the operator wants vectors alone, by replacing this field before `weights`
+        and `build`; then the checkpoint need not have a language-model head, and one that it has is left out.
+    pooling: which hidden states stand for a text, unless checkpoint or operator say otherwise.
     """
 
     architecture: str
@@ -100,6 +108,9 @@ class ModelSpec:
     tie_word_embeddings: bool = False
     eos_token_ids: tuple[int, ...] = ()
     num_experts: int = 0
+    task: Task = "generate"
+    pooling: Pooling = "last"
+    labels: tuple[str, ...] = ()
     arch: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -79,12 +79,13 @@ class RowExtras:
     """What one row of a step gives beside a token, where its request asked for it; None where not.
 
     prompt_logprobs: of the prompt tokens at positions prompt_start .. prompt_start + n - 1, each given the tokens
-    before it: rows as in `Logprobs`. hidden [n, D] float32: final hidden states, of the positions that count.
+    before it: rows as in `Logprobs`. hidden [n, D] float32: final hidden states, of the positions from hidden_start on.
     pooled [D] float32: the vector of a pooling request, with the step that ends its prompt.
     """
 
     prompt_start: int = 0
     prompt_logprobs: Logprobs | None = None
+    hidden_start: int = 0
     hidden: npt.NDArray[np.float32] | None = None
     pooled: npt.NDArray[np.float32] | None = None
 

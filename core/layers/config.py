@@ -103,6 +103,16 @@ class ConfigReader:
             raise CheckpointError(f"config.json: eos_token_id = {value!r}, but token ids are at least 0")
         return ids
 
+    def labels(self) -> tuple[str, ...]:
+        """Names of a classifier's labels, in order: `id2label`, else `num_labels` of them (2 where absent)."""
+        given = self._get("id2label", {}, dict, "an object from label numbers to names")
+        if not given:
+            return tuple(f"LABEL_{index}" for index in range(self.size("num_labels", 2)))
+        numbers = {int(key): value for key, value in given.items() if str(key).isdigit()}
+        if sorted(numbers) != list(range(len(given))) or not all(isinstance(v, str) for v in numbers.values()):
+            raise CheckpointError(f"config.json: id2label = {given!r}, but it must name the labels 0, 1, 2 and so on")
+        return tuple(numbers[index] for index in range(len(numbers)))
+
     def windows(self, num_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
         """The attention window of each layer: `layer_types` where given, else `window` where `default` is true."""
         types = self.config.get("layer_types")

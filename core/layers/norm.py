@@ -10,13 +10,16 @@ from core.layers.module import NO_EXPERT, Slot, WeightModule, check_tensor, empt
 
 class RmsNorm(WeightModule):
     """y = x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467).
-    Every rank holds
-    the whole weight [size]. `op`: "rms_norm", or "qk_norm" where the input is heads [T, H, size]."""
+    Every rank holds the whole weight [size]. `op`: "rms_norm", or "qk_norm" where the input is heads [T, H, size].
+    offset: added to the checkpoint's weight as it is loaded, in float32, for models that store it less one."""
 
     kernel_weight: torch.Tensor
 
-    def __init__(self, path: str, size: int, eps: float, ctx: BuildContext, *, op: str = "rms_norm") -> None:
+    def __init__(
+        self, path: str, size: int, eps: float, ctx: BuildContext, *, op: str = "rms_norm", offset: float = 0.0
+    ) -> None:
         super().__init__()
+        self.offset = offset
         self.path = path
         self.eps = eps
         self.weight = empty_parameter(size, dtype=ctx.dtype, device=ctx.device)
@@ -29,7 +32,7 @@ class RmsNorm(WeightModule):
 
     def load(self, suffix: str, part: str, tensor: torch.Tensor, expert: int | None = None) -> None:
         check_tensor(tensor, tuple(self.weight.shape))
-        self.weight.data.copy_(tensor)
+        self.weight.data.copy_(tensor.float() + self.offset if self.offset else tensor)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.op(x, self.kernel_weight, self.eps)

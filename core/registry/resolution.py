@@ -10,6 +10,7 @@ from typing import Any
 
 from core.interfaces.hardware import EngineFacts
 from core.interfaces.model import ModelArch
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import quantization_of
@@ -64,7 +65,8 @@ class Resolution:
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
     tool_parser, reasoning_parser, grammar: target None when off. hooks: listeners in the order they are called.
-    routes: extra routes; target None in a process that serves none.
+    routes: extra routes; target None in a process that serves none. pooling: what is given beside text. spec: as the
+    model is built.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
@@ -96,6 +98,7 @@ class Resolution:
     decisions: tuple[Decision, ...] = ()
     ops_rejected: tuple[tuple[str, str], ...] = ()
     hooks_rejected: tuple[tuple[str, str], ...] = ()
+    pooling: PoolingPlan = field(default_factory=PoolingPlan)
     plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     max_running: int = 256
@@ -194,6 +197,8 @@ class Resolution:
             "chunk_tokens": str(self.chunk_tokens),
             "overlap": "on" if self.overlap else "off",
             "tensor_parallel_size": str(self.tensor_parallel_size),
+            "task": self.pooling.shown_task,
+            "pooling": self.pooling.pooling or "none",
             "tool_call_parser": self.tool_parser.name,
             "reasoning_parser": self.reasoning_parser.name,
             "grammar_backend": self.grammar.name,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from core.interfaces.errors import CheckpointError, ConfigError, CoreError
 from core.interfaces.hardware import HardwareBackend
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.spec import ModelDefaults, ModelSpec
 from core.registry.catalog import Catalog
 from core.registry.checkpoint import KIND as CHECKPOINTS
@@ -23,7 +24,7 @@ from core.registry.checkpoint import (
     read_hf_config,
     stated_checkpoint,
 )
-from core.registry.checks import check_device, check_device_of_all, check_quant, check_requested
+from core.registry.checks import check_deterministic, check_device, check_device_of_all, check_quant, check_requested
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
@@ -42,6 +43,7 @@ from core.registry.select_others import (
     choose_quant,
     choose_schedule_policy,
 )
+from core.registry.select_task import choose_task
 
 if TYPE_CHECKING:
     from core.config.sections import Settings
@@ -76,6 +78,8 @@ class _Draft:
     model: Choice = field(init=False)
     spec: ModelSpec = field(init=False)
     defaults: ModelDefaults = field(init=False)
+    pooling: PoolingPlan = field(init=False)
+    task_decisions: tuple[Decision, ...] = field(init=False)
     quant: Choice = field(init=False)
     dtype: Decision = field(init=False)
     context: Decision = field(init=False)
@@ -158,6 +162,13 @@ def _model(draft: _Draft) -> Made:
     return (model,)
 
 
+def _task(draft: _Draft) -> Made:
+    draft.pooling, decisions = choose_task(draft.settings.model, draft.spec, draft.config, draft.found.folder)
+    draft.spec = replace(draft.spec, task=draft.pooling.task)
+    draft.task_decisions = decisions
+    return decisions
+
+
 def _quant(draft: _Draft) -> Made:
     asked, stated = draft.settings.model.quantization, quantization_of(draft.config)
     draft.quant = choose_quant(asked, stated, draft.hardware.name, draft.catalog)
@@ -188,6 +199,7 @@ def _attention(draft: _Draft) -> Made:
         wished_page_size=wish,
         wish_reason=wish_reason,
         catalog=draft.catalog,
+        invariant=draft.settings.engine.deterministic,
     )
     return (*draft.attention, draft.page_size)
 
@@ -260,6 +272,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("checkpoint", _checkpoint),
     ("hardware", _hardware),
     ("model", _model),
+    ("task", _task),
     ("quantization", _quant),
     ("sizes", _sizes),
     ("attention", _attention),
@@ -302,7 +315,8 @@ def _finish(draft: _Draft) -> Resolution:
         context_length=int(draft.context.value),
         chunk_tokens=int(draft.chunk.value),
         overlap=draft.overlap.value == "on",
-        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap),
+        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap, *draft.task_decisions),
+        pooling=draft.pooling,
         ops_rejected=tuple(draft.ops_rejected),
         hooks_rejected=tuple(draft.hooks_rejected),
         tensor_parallel_size=draft.settings.engine.tensor_parallel_size,
@@ -313,6 +327,8 @@ def _finish(draft: _Draft) -> Resolution:
     resolution = resolution.with_plugin_data(draft.sections.exact(records), draft.catalog, ignored)
     check_device_of_all(resolution)
     check_quant(resolution)
+    if draft.settings.engine.deterministic:
+        check_deterministic(resolution)
     check_device(resolution, draft.device)
     check_requested(draft.settings, resolution, explicit_cache=_explicit_cache(draft))
     return resolution

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from core.interfaces.step import Int32, Logprobs
@@ -19,7 +21,7 @@ class LogprobTensors:
     top: torch.Tensor
 
 
-def spread(tensors: LogprobTensors, rows: Int32, wanted: Int32, num_rows: int) -> Logprobs:
+def spread(tensors: LogprobTensors, rows: npt.NDArray[np.integer[Any]], wanted: Int32, num_rows: int) -> Logprobs:
     """Put the B asking rows among all S = num_rows rows. Tensors on the host; rows [B]; wanted [B]: how many
     alternatives each row asked for. What was not asked for is NaN / -1."""
     num_top = tensors.top.shape[1]

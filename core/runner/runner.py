@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, EngineError, PluginError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
 from core.interfaces.model import CausalLM
-from core.interfaces.params import SamplingParams
+from core.interfaces.params import PoolingParams, SamplingParams
 from core.interfaces.step import Admission, StepPlan, StepResult, TokenMasks
 from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
+from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
 from core.runner.running_step import Computed, Pending, RunningStep
 from core.runner.sampler import Sampler
@@ -78,7 +79,7 @@ class ModelRunner:
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
-        from core.runner.weights_rules import RuleTable
+        from core.runner.weights_rules import HEADS, RuleTable, without_head
 
         config = self.config
         rules = config.arch.weights(config.spec)
@@ -96,6 +97,8 @@ class ModelRunner:
         )
         model: Any = config.arch.build(config.spec, ctx)
         report = None
+        if config.spec.task == "embed" and all(getattr(model, name, None) is None for name in HEADS):
+            rules = without_head(rules)
         if config.load_format == "dummy" or config.checkpoint is None:
             dummy_weights(model, config.seed)
         else:
@@ -208,9 +211,13 @@ class ModelRunner:
         for what happens once; then the device records steps, if it can. Raises EngineError if that does not work. Call
         it before the first request."""
         tokens = np.zeros(min(_WARM_UP_TOKENS, self.config.context_length), np.int32)
+        # A model that generates nothing may have no head to warm up, and never decodes.
+        generates = self.config.spec.task == "generate"
+        head: Literal["none", "scores"] = "scores" if self.config.spec.task == "classify" else "none"
+        pooling = None if generates else PoolingParams(head=head)
         for params in (SamplingParams(temperature=0.0), SamplingParams(top_k=8, top_p=0.9, logprobs=1)):
-            admission = Admission(0, -1, tokens, len(tokens), params, 0)
-            for step in range(2):
+            admission = Admission(0, -1, tokens, len(tokens), params, 0, pooling=pooling)
+            for step in range(2 if generates else 1):
                 plan = StepPlan(
                     step=-1,
                     slots=np.zeros(1, np.int32),
@@ -233,10 +240,11 @@ class ModelRunner:
         config = self.config
         sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
         groups = len(config.spec.cache_groups)
-        return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer)
+        wishes = RowWishes(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
+        return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer, wishes)
 
     def compute(self, plan: StepPlan) -> Computed:
-        """Queue a step up to the hidden states of its sampled rows. Called by the step's handle."""
+        """Queue a step up to the hidden states of the rows that get a token. Called by the step's handle."""
         with torch.inference_mode(), self._hardware.stream():
             return self._compute(plan)
 
@@ -252,9 +260,15 @@ class ModelRunner:
             self.stats.replayed_steps += 1
         else:
             hidden = self._forward(step.batch)
-        if len(step.slots) and not step.every_row:
+        extras = state.wishes.collect(plan, hidden, state.tokens, self.model)
+        generating = state.wishes.generating(step.slots)
+        if generating is not None:
+            if len(generating):
+                (index,) = self._transfer.upload(generating)
+                hidden = hidden.index_select(0, step.batch.logits_rows.index_select(0, index))
+        elif len(step.slots) and not step.every_row:
             hidden = hidden.index_select(0, step.batch.logits_rows)
-        return Computed(step, hidden)
+        return Computed(step, hidden, generating, extras)
 
     def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
         """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""
@@ -265,16 +279,24 @@ class ModelRunner:
         return pending
 
     def _sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
-        step, state = computed.step, self._state
-        if not len(step.slots):  # nothing but prefill chunks that are not the last
-            return Pending(step.slots, None)
+        step, generating, extras = computed.step, computed.generating, computed.extras
+        given = extras.tensors if extras is not None else []
+        if not len(step.slots if generating is None else generating):  # chunks that are not the last, pooled rows
+            host = self._transfer.download(given) if given else []
+            return Pending(step.slots, None, host, generating, extras)
+        slots, positions, device_slots = step.slots, step.positions, step.device_slots
+        if generating is not None:
+            slots, positions = slots[generating], positions[generating]
+            (device_slots,) = self._transfer.upload(slots.astype(np.int64))
+            if masks is not None:
+                masks = TokenMasks(np.searchsorted(generating, masks.rows).astype(np.int32), masks.words)
         logits = self.model.compute_logits(computed.hidden)
-        sampled = state.sampler.sample(logits, step.slots, step.positions, masks)
-        state.last_tokens.index_copy_(0, step.device_slots, sampled.tokens)
+        sampled = self._state.sampler.sample(logits, slots, positions, masks)
+        self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
             tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
-        return Pending(step.slots, sampled, self._transfer.download(tensors))
+        return Pending(step.slots, sampled, self._transfer.download([*tensors, *given]), generating, extras)
 
     def count_failure(self) -> None:
         """A step went wrong."""
@@ -295,23 +317,31 @@ class ModelRunner:
         self.stats.steps += 1
         self.stats.tokens += plan.num_tokens
         self.stats.device_time_s += elapsed_s
-        num_rows = len(pending.slots)
-        if pending.sampled is None:
-            empty = np.empty((0, 1), np.int32)
-            return StepResult(plan.step, pending.slots, empty, empty[:, 0], np.zeros(0, np.bool_), None, elapsed_s)
-        tokens, best, *rest = pending.host
-        values = None
-        if pending.sampled.asking is not None and pending.sampled.wanted is not None:
-            asked = logprobs.LogprobTensors(*rest)
-            values = logprobs.spread(asked, pending.sampled.asking, pending.sampled.wanted, num_rows)
+        num_rows, generating, sampled = len(pending.slots), pending.generating, pending.sampled
+        tokens, failed = np.zeros((num_rows, 1), np.int32), np.zeros(num_rows, np.bool_)
+        host, values = list(pending.host), None
+        if sampled is not None:
+            mine = slice(None) if generating is None else generating
+            tokens[mine, 0] = host.pop(0).numpy()
+            failed[mine] = ~np.isfinite(host.pop(0).numpy())
+            if sampled.asking is not None and sampled.wanted is not None:
+                asking = sampled.asking if generating is None else generating[sampled.asking]
+                asked = logprobs.LogprobTensors(host.pop(0), host.pop(0), host.pop(0))
+                values = logprobs.spread(asked, asking, sampled.wanted, num_rows)
+        extras = pending.extras.read(host) if pending.extras is not None else {}
+        if generating is not None:
+            for row in np.setdiff1d(np.arange(num_rows), generating).tolist():
+                vector = extras[int(pending.slots[row])].pooled
+                failed[row] = vector is None or not np.isfinite(vector).all()
         return StepResult(
             step=plan.step,
             slots=pending.slots,
-            tokens=tokens.numpy().astype(np.int32)[:, None],
+            tokens=tokens,
             counts=np.ones(num_rows, np.int32),
-            failed=~np.isfinite(best.numpy()),
+            failed=failed,
             logprobs=values,
             device_time_s=elapsed_s,
+            extras=extras,
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from core.interfaces.step import Int32, StepPlan, StepResult, TokenMasks
+from core.runner.extras import Int64, StepExtras
 from core.runner.inputs import StepInputs
 from core.runner.sampler import Sampled
 
@@ -19,19 +20,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A step whose forward pass is queued. hidden [S, D]: final hidden states of the rows that are sampled."""
+    """A step whose forward pass is queued. hidden [R, D]: final hidden states of the rows that get a token.
+
+    generating [R]: which of the S sampled rows these are; None if all. extras: what rows give beside tokens.
+    """
 
     step: StepInputs
     hidden: torch.Tensor
+    generating: Int64 | None = None
+    extras: StepExtras | None = None
 
 
 @dataclass(slots=True)
 class Pending:
-    """A queued step: its sampled rows [S] and the host tensors that hold its output after its event."""
+    """A queued step: its sampled rows [S] and the host tensors that hold its output after its event, those of the
+    extras last. sampled: None if no row gets a token. generating: as in Computed."""
 
     slots: Int32
     sampled: Sampled | None
     host: list[torch.Tensor] = field(default_factory=list)
+    generating: Int64 | None = None
+    extras: StepExtras | None = None
     event: Any = None
 
 

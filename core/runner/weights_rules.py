@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.interfaces.model import ModuleRule, WeightRules
 
 # "weight.quant_state.format" is the longest that formats in use write.
 MAX_SUFFIX_SEGMENTS = 4
+HEADS = ("lm_head", "score")  # what core's decoder calls them
+_PREFIX = "model."  # of a decoder inside a model with a head
 _PLACEHOLDER = re.compile(r"\\{(layer|expert)\\}")
 
 
@@ -51,6 +53,18 @@ def _fill(template: str, numbers: dict[str, str]) -> str:
 
 def _last_segment(path: str) -> str:
     return path.rpartition(".")[2]
+
+
+def without_head(rules: WeightRules) -> WeightRules:
+    """The rules of the same architecture built without its head, for vectors alone. Checkpoints of that use may leave
+    "model." out of their names, and may still have the head."""
+    kept = tuple(rule for rule in rules.rules if rule.target not in HEADS)
+    bare = tuple(
+        replace(rule, source=rule.source.removeprefix(_PREFIX)) for rule in kept if rule.source.startswith(_PREFIX)
+    )
+    left = [rule for rule in rules.rules if rule.target in HEADS]
+    ignored = {rf"{re.escape(rule.source)}\..*": "the model is built for vectors, without a head" for rule in left}
+    return WeightRules((*kept, *bare), {**rules.ignored, **ignored})
 
 
 class RuleTable:

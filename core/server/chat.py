@@ -61,7 +61,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -
         [prompt],
         [sampling],
         param="messages",
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.salt,
         timeout_s=body.timeout,
         ids=client_ids(body, 1),

@@ -60,7 +60,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: CompletionFie
         prompts,
         [asked.sampling] * len(prompts),
         param="prompt",
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.salt,
         timeout_s=body.timeout,
         ids=client_ids(body, len(prompts)),

@@ -52,7 +52,7 @@ async def _answer(request: Request, ctx: ServerContext, service: ModelService, b
         prompts,
         sampling,
         param="text" if body.text is not None else "input_ids",
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.salt,
         align_logprobs=False,
         timeout_s=body.timeout,

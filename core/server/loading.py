@@ -39,6 +39,7 @@ def load_service(
             renderer=renderer,
             hello=hello,
             defaults=defaults,
+            plan=resolution.pooling,
             facts={
                 "effective": resolution.effective,
                 "plugins": [choice_data(choice) for choice in resolution.choices()],

@@ -27,6 +27,9 @@ class ByteCodec:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        return self.encode(first + second, True)
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         known = (token for token in ids if token < self.size)
         return self._tokenizer.decode(known, skip_special_tokens=skip_special_tokens)

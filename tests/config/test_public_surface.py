@@ -16,6 +16,11 @@ model.context_length --context-length --max-model-len CORE_CONTEXT_LENGTH intege
 model.model_plugin --model-plugin CORE_MODEL_PLUGIN text None
 model.quantization --quantization CORE_QUANTIZATION text None
 model.load_threads --load-threads CORE_LOAD_THREADS integer 4
+model.task --task CORE_TASK text 'auto'
+model.is_embedding --is-embedding CORE_IS_EMBEDDING boolean False
+model.pooling --pooling CORE_POOLING text 'auto'
+model.normalize --normalize CORE_NORMALIZE text 'auto'
+model.matryoshka --matryoshka CORE_MATRYOSHKA boolean False
 model.trust_remote_code --trust-remote-code CORE_TRUST_REMOTE_CODE boolean False
 model.tool_call_parser --tool-call-parser CORE_TOOL_CALL_PARSER text None
 model.reasoning_parser --reasoning-parser CORE_REASONING_PARSER text None
@@ -30,12 +35,20 @@ scheduler.schedule_policy --schedule-policy --scheduling-policy CORE_SCHEDULE_PO
 scheduler.max_running_requests --max-running-requests --max-num-seqs CORE_MAX_RUNNING_REQUESTS integer 256
 scheduler.max_queued_requests --max-queued-requests CORE_MAX_QUEUED_REQUESTS integer 1024
 scheduler.chunked_prefill_size --chunked-prefill-size --max-num-batched-tokens CORE_CHUNKED_PREFILL_SIZE integer None
+scheduler.max_queue_s --max-queue-s --max-queue-seconds CORE_MAX_QUEUE_S number None
+scheduler.priority_preemption --priority-preemption --enable-priority-scheduling CORE_PRIORITY_PREEMPTION boolean False
+scheduler.priority_preemption_threshold --priority-preemption-threshold --priority-scheduling-preemption-threshold \
+CORE_PRIORITY_PREEMPTION_THRESHOLD integer 10
+scheduler.schedule_low_priority_values_first --schedule-low-priority-values-first \
+CORE_SCHEDULE_LOW_PRIORITY_VALUES_FIRST boolean False
+scheduler.low_priority_share --low-priority-share CORE_LOW_PRIORITY_SHARE integer 32
 engine.device --device CORE_DEVICE text 'auto'
 engine.attention_backend --attention-backend CORE_ATTENTION_BACKEND text 'auto'
 engine.moe_backend --moe-backend --moe-runner-backend CORE_MOE_BACKEND text 'auto'
 engine.tensor_parallel_size --tensor-parallel-size --tp-size --tp CORE_TENSOR_PARALLEL_SIZE integer 1
 engine.overlap --overlap CORE_OVERLAP text 'auto'
 engine.cpu_threads --cpu-threads CORE_CPU_THREADS integer None
+engine.deterministic --deterministic --enable-deterministic-inference --batch-invariant CORE_DETERMINISTIC boolean False
 engine.random_seed --random-seed CORE_RANDOM_SEED integer None
 engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
 engine.hooks --hooks CORE_HOOKS list ('auto',)
@@ -50,6 +63,9 @@ engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'
 server.port --port CORE_PORT integer 30000
 server.api_key --api-key CORE_API_KEY text None
+server.api_keys_file --api-keys-file CORE_API_KEYS_FILE text None
+server.cache_isolation --cache-isolation CORE_CACHE_ISOLATION text 'off'
+server.request_timeout_s --request-timeout-s CORE_REQUEST_TIMEOUT_S number None
 server.admin_api_key --admin-api-key CORE_ADMIN_API_KEY text None
 server.admin_routes --admin-routes CORE_ADMIN_ROUTES text 'auto'
 server.log_level --log-level CORE_LOG_LEVEL text 'info'

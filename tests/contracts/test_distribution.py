@@ -28,6 +28,10 @@ class TestQwen(DistributionContract):
     package = "plugin_qwen"
 
 
+class TestGemma(DistributionContract):
+    package = "plugin_gemma"
+
+
 class TestGlm4(DistributionContract):
     package = "plugin_glm4"
 

@@ -75,6 +75,46 @@ class TestQwen3(ModelContract):
         return [{"model_type": "qwen3", **SMALL, "head_dim": 10, "tie_word_embeddings": True}]
 
 
+class TestQwen2Classifier(ModelContract):
+    name = "Qwen2ForSequenceClassification"
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [{"model_type": "qwen2", **SMALL, "architectures": [self.name], "num_labels": 5}]
+
+
+class TestQwen3Classifier(ModelContract):
+    name = "Qwen3ForSequenceClassification"
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [{"model_type": "qwen3", **SMALL, "head_dim": 10, "architectures": [self.name], "num_labels": 1}]
+
+
+GEMMA: dict[str, Any] = {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 6}
+# Caps low enough to be felt at the size of these logits.
+CAPPED: dict[str, Any] = {**GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}
+
+
+class TestGemma2(ModelContract):
+    name = "Gemma2ForCausalLM"
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [
+            {"model_type": "gemma2", **SMALL, **CAPPED, "num_hidden_layers": 3},
+            {
+                "model_type": "gemma2", **SMALL, **GEMMA, "attn_logit_softcapping": None, "attention_bias": True,
+                "final_logit_softcapping": None, "tie_word_embeddings": False,
+                "layer_types": ["full_attention", "full_attention"], "hidden_activation": "gelu",
+            },
+        ]  # fmt: skip
+
+
+class TestGemma2Classifier(ModelContract):
+    name = "Gemma2ForSequenceClassification"
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [{"model_type": "gemma2", **SMALL, **CAPPED, "architectures": [self.name], "num_labels": 3}]
+
+
 class TestQwen3Moe(ModelContract):
     name = "Qwen3MoeForCausalLM"
 

@@ -6,12 +6,13 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_parsers import CallParser, ThinkParser
 
-from core.frontend.output import OutputDelta, OutputStage
+from core.frontend.output import OutputDelta, OutputStage, PromptLogprob
 from core.frontend.tokenizer import Tokenizer
 from core.frontend.tool_policy import ToolPolicy
 from core.interfaces.params import SamplingParams
@@ -46,6 +47,7 @@ class FakeChunk:
     cached_tokens: int | None = None
     logprobs: list[Top] | None = None
     error: str | None = None
+    extras: list | None = None
 
 
 @dataclass
@@ -239,6 +241,48 @@ def test_calls_that_hit_the_limit_say_length(tokenizer: Tokenizer) -> None:
     answer, _ = collect(stage, chunked(tokenizer.encode(CALL), [3], reason="length"))
     assert answer.finish_reason == "length"
     assert len(answer.calls) == 1
+
+
+@dataclass
+class FakeExtras:
+    prompt_start: int = 0
+    prompt_logprobs: list[Top] | None = None
+    hidden: bytes = b""
+    hidden_size: int = 0
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 9])
+def test_prompt_logprobs_come_once_and_the_first_token_has_none(tokenizer: Tokenizer, start: int) -> None:
+    prompt = [5, 6, 7]
+    known = {1: Top(-1.0, [8], [-0.5]), 2: Top(-2.0, [9], [-0.25])}
+    begin = max(1, start)
+    told = [known[position] for position in range(begin, 3)]
+    sampling = SamplingParams(prompt_logprobs=1, prompt_logprobs_start=start)
+    stage = OutputStage(tokenizer, sampling, prompt=prompt)
+    extras = [FakeExtras(begin, told)] if told else None
+    first = stage.feed(FakeChunk([40, 41], extras=extras))
+    second = stage.feed(FakeChunk([42], "length"))
+    whole = [
+        PromptLogprob(5, None),
+        PromptLogprob(6, -1.0, ((8, -0.5),)),
+        PromptLogprob(7, -2.0, ((9, -0.25),)),
+    ]
+    assert first.prompt_logprobs == whole[start:]
+    assert second.prompt_logprobs is None
+    assert OutputStage(tokenizer, SamplingParams(), prompt=prompt).feed(FakeChunk([40])).prompt_logprobs is None
+
+
+def test_hidden_states_of_a_slow_reader_are_joined(tokenizer: Tokenizer) -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    stage = OutputStage(tokenizer, SamplingParams(hidden_states="all"))
+    extras = [
+        FakeExtras(hidden=rows[:3].tobytes(), hidden_size=3),
+        FakeExtras(hidden=rows[3:].tobytes(), hidden_size=3),
+    ]
+    delta = stage.feed(FakeChunk([40, 41], extras=extras))
+    assert delta.hidden is not None
+    np.testing.assert_array_equal(delta.hidden, rows)
+    assert stage.feed(FakeChunk([42], "length")).hidden is None
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ class TestWhole:
             "chunk_tokens": "2048",
             "overlap": "off",
             "tensor_parallel_size": "1",
+            "task": "generate",
+            "pooling": "none",
             "tool_call_parser": "none",
             "reasoning_parser": "none",
             "grammar_backend": "none",

@@ -14,32 +14,43 @@ from torch import nn
 
 Reference = Callable[[Sequence[int]], torch.Tensor]
 
+_CLASSIFIER = "ForSequenceClassification"
 _NOT_FIELDS = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 WEIGHTS = "model.safetensors"
 
 
 def write_with_transformers(config: Mapping[str, Any], folder: Path, seed: int = 0) -> None:
-    """config.json and random float32 weights of the model that transformers builds for `config["model_type"]`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """config.json and random float32 weights of the model that transformers builds for `config["model_type"]`: one that
+    generates, or a classifier where `architectures` names one."""
+    from transformers import AutoConfig
 
     fields = {name: value for name, value in config.items() if name not in _NOT_FIELDS}
     hf_config = AutoConfig.for_model(config["model_type"], **fields)
-    model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32)
+    model = _auto_class(config).from_config(hf_config, dtype=torch.float32)
     randomise(model, seed)
     model.eval().save_pretrained(folder, safe_serialization=True)
 
 
 def transformers_reference(folder: Path) -> Reference:
-    """Token ids -> logits [T, vocab_size] float32, the whole text at once, without a cache."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    """Token ids -> logits [T, vocab_size or labels] float32, the whole text at once, without a cache."""
+    auto = _auto_class(read_config(folder))
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
     @torch.inference_mode()
     def logits(tokens: Sequence[int]) -> torch.Tensor:
-        return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
+        ids = torch.tensor([list(tokens)])
+        if hasattr(model, "score"):  # its own forward scores the last token alone
+            return model.score(model.base_model(ids, use_cache=False).last_hidden_state)[0].float()
+        return model(ids, use_cache=False).logits[0].float()
 
     return logits
+
+
+def _auto_class(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    named = config.get("architectures") or [""]
+    return AutoModelForSequenceClassification if named[0].endswith(_CLASSIFIER) else AutoModelForCausalLM
 
 
 def randomise(model: nn.Module, seed: int) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from core.attention.torch_native import TorchNativeAttention
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.batch import ForwardBatch
 from core.interfaces.context import PluginContext
-from core.interfaces.model import CausalLM, ModelArch
+from core.interfaces.model import CausalLM, ModelArch, ScoringModel
 from core.interfaces.params import SamplingParams
 from core.interfaces.quant import QuantMethod
 from core.interfaces.spec import ModelSpec
@@ -33,6 +33,7 @@ from core.runner.runner import ModelRunner
 from core.testing.mock_hardware import MockHardware
 from core.testing.mock_runner import SingleRank
 
+_NEVER = -1e9  # logit of a token that is no label
 POISON = 1e3  # what pages hold before they are written; large, and finite so that a masked key adds nothing
 
 
@@ -83,8 +84,14 @@ def run_ranks(size: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
     return results
 
 
+def num_logits(spec: ModelSpec) -> int:
+    """What the model's head gives of a hidden state."""
+    return len(spec.labels) if spec.task == "classify" else spec.vocab_size
+
+
 class _Recorder:
-    """The model as the runner sees it; keeps the logits of all rows of the last step."""
+    """The model as the runner sees it; keeps the logits of all rows of the last step. Of a classifier these are its
+    scores, and the best label is the token that it seems to generate."""
 
     def __init__(self, model: CausalLM, spec: ModelSpec) -> None:
         self.model, self.spec = model, spec
@@ -94,15 +101,21 @@ class _Recorder:
         hidden = self.model.forward(batch)
         wanted = (len(batch.input_ids), self.spec.hidden_size)
         assert tuple(hidden.shape) == wanted, f"forward returns {tuple(hidden.shape)}, not [T, hidden_size] = {wanted}"
-        self.logits = self.model.compute_logits(hidden)
-        wanted = (len(batch.input_ids), self.spec.vocab_size)
+        if self.spec.task == "classify":
+            self.logits = cast(ScoringModel, self.model).compute_scores(hidden)
+        else:
+            self.logits = self.model.compute_logits(hidden)
+        wanted = (len(batch.input_ids), num_logits(self.spec))
         assert tuple(self.logits.shape) == wanted, (
-            f"compute_logits returns {tuple(self.logits.shape)}, not [S, vocab_size] = {wanted}"
+            f"the head returns {tuple(self.logits.shape)}, not [S, vocab_size or number of labels] = {wanted}"
         )
         return hidden
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model.compute_logits(hidden)
+        if self.spec.task != "classify":
+            return self.model.compute_logits(hidden)
+        scores = cast(ScoringModel, self.model).compute_scores(hidden)
+        return torch.nn.functional.pad(scores, (0, self.spec.vocab_size - scores.shape[1]), value=_NEVER)
 
 
 class _RecordingHardware(MockHardware):

@@ -27,7 +27,7 @@ from core.testing.contracts.model_checkpoint import (
     transformers_reference,
     write_with_transformers,
 )
-from core.testing.contracts.model_driver import DriverOptions, ModelDriver
+from core.testing.contracts.model_driver import DriverOptions, ModelDriver, num_logits
 from core.testing.contracts.model_driver import Sequence as Row
 from core.testing.mock_runner import SingleRank
 
@@ -45,13 +45,13 @@ class ModelCase:
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
 
     def reference(self, tokens: Sequence[int]) -> torch.Tensor:
-        """[T, vocab_size] float32."""
+        """[T, vocab_size], or [T, number of labels] of a classifier, float32."""
         if self._reference is None:
             self._reference = self._load()
         key = tuple(tokens)
         if key not in self._known:
             logits = self._reference(tokens)
-            wanted = (len(tokens), self.spec.vocab_size)
+            wanted = (len(tokens), num_logits(self.spec))
             assert tuple(logits.shape) == wanted, f"the reference gives {tuple(logits.shape)}, not {wanted}"
             self._known[key] = logits.float()
         return self._known[key]
@@ -102,7 +102,8 @@ class ModelSetup(Contract):
         write_with_transformers(config, folder)
 
     def reference(self, config: Mapping[str, Any], folder: Path) -> Reference:
-        """The same model by other means: token ids -> logits [T, vocab_size] float32. Here: transformers."""
+        """The same model by other means: token ids -> logits [T, vocab_size] float32, or what a classifier's head makes
+        of every position, [T, number of labels]. Here: transformers."""
         return transformers_reference(folder)
 
     # -- cases

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from core.interfaces.errors import CheckpointError
-from plugin_qwen.arch import Qwen2Arch, Qwen3Arch, Qwen3MoeArch
+from plugin_qwen.arch import Qwen2Arch, Qwen2ClassifierArch, Qwen3Arch, Qwen3ClassifierArch, Qwen3MoeArch
 
 # config.json of Qwen3-30B-A3B in the layout of transformers 4.
 QWEN3_30B: dict[str, Any] = {
@@ -52,6 +52,8 @@ def test_entry_points_and_manifest_name_the_same() -> None:
         "Qwen2ForCausalLM": Qwen2Arch,
         "Qwen3ForCausalLM": Qwen3Arch,
         "Qwen3MoeForCausalLM": Qwen3MoeArch,
+        "Qwen2ForSequenceClassification": Qwen2ClassifierArch,
+        "Qwen3ForSequenceClassification": Qwen3ClassifierArch,
     }
     manifest = tomllib.loads((files("plugin_qwen") / "core_plugin.toml").read_text())
     assert {row["name"] for row in manifest["plugin"]} == set(points)

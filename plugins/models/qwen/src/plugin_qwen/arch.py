@@ -7,8 +7,14 @@ from typing import ClassVar
 from core.interfaces.build import BuildContext
 from core.interfaces.model import CausalLM, HfConfig, ModelArch, WeightRules
 from core.interfaces.spec import ModelSpec
-from plugin_qwen.config import QWEN2, QWEN3, QWEN3_MOE, Family, read_config
-from plugin_qwen.weights import QWEN2_RULES, QWEN3_MOE_RULES, QWEN3_RULES
+from plugin_qwen.config import QWEN2, QWEN2_CLASSIFIER, QWEN3, QWEN3_CLASSIFIER, QWEN3_MOE, Family, read_config
+from plugin_qwen.weights import (
+    QWEN2_CLASSIFIER_RULES,
+    QWEN2_RULES,
+    QWEN3_CLASSIFIER_RULES,
+    QWEN3_MOE_RULES,
+    QWEN3_RULES,
+)
 
 
 class Qwen2Arch(ModelArch):
@@ -37,6 +43,20 @@ class Qwen3Arch(Qwen2Arch):
 
     family = QWEN3
     rules = QWEN3_RULES
+
+
+class Qwen2ClassifierArch(Qwen2Arch):
+    """Qwen2ForSequenceClassification: classifiers, rerankers and reward models."""
+
+    family = QWEN2_CLASSIFIER
+    rules = QWEN2_CLASSIFIER_RULES
+
+
+class Qwen3ClassifierArch(Qwen2Arch):
+    """Qwen3ForSequenceClassification: the same of Qwen 3."""
+
+    family = QWEN3_CLASSIFIER
+    rules = QWEN3_CLASSIFIER_RULES
 
 
 class Qwen3MoeArch(Qwen2Arch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.interfaces.errors import CheckpointError
@@ -44,7 +44,7 @@ class Family:
 
     qkv_bias: True as in Qwen 2; None reads `attention_bias`, which is then on the output projection too.
     head_dim: default where config.json has none. windows_by_layer: whether `layer_types` and `max_window_layers`
-    choose the layers with a sliding window; otherwise all layers have it or none.
+    choose the layers with a sliding window; otherwise all layers have it or none. classifies: the head scores labels.
     """
 
     architecture: str
@@ -53,10 +53,13 @@ class Family:
     head_dim: int | None = None
     windows_by_layer: bool = True
     moe: bool = False
+    classifies: bool = False
 
 
 QWEN2 = Family("Qwen2ForCausalLM", qkv_bias=True, qk_norm=False)
 QWEN3 = Family("Qwen3ForCausalLM", qkv_bias=None, qk_norm=True, head_dim=128)
+QWEN2_CLASSIFIER = replace(QWEN2, architecture="Qwen2ForSequenceClassification", classifies=True)
+QWEN3_CLASSIFIER = replace(QWEN3, architecture="Qwen3ForSequenceClassification", classifies=True)
 QWEN3_MOE = Family("Qwen3MoeForCausalLM", qkv_bias=None, qk_norm=True, windows_by_layer=False, moe=True)
 
 
@@ -89,6 +92,8 @@ def read_config(hf_config: Mapping[str, Any], family: Family) -> ModelSpec:
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         eos_token_ids=reader.eos_token_ids(),
         num_experts=moe.num_experts if moe else 0,
+        task="classify" if family.classifies else "generate",
+        labels=reader.labels() if family.classifies else (),
         arch=QwenConfig(
             intermediate_size=reader.size("intermediate_size"),
             norm_eps=reader.number("rms_norm_eps", 1e-6),

@@ -10,7 +10,6 @@ _EXPERT = f"{_LAYER}.mlp.experts.{{expert}}"
 _DECODER = (
     ModuleRule("model.embed_tokens", "embed_tokens"),
     ModuleRule("model.norm", "norm"),
-    ModuleRule("lm_head", "lm_head"),
     ModuleRule(f"{_LAYER}.input_layernorm", "layers.{layer}.input_layernorm"),
     ModuleRule(f"{_LAYER}.post_attention_layernorm", "layers.{layer}.post_attention_layernorm"),
     ModuleRule(f"{_LAYER}.self_attn.q_proj", "layers.{layer}.self_attn.qkv_proj", "q"),
@@ -35,6 +34,11 @@ _EXPERTS = (
 )
 _IGNORED = {r"(.*\.)?rotary_emb\.inv_freq": "rotary frequencies are computed from config.json"}
 
-QWEN2_RULES = WeightRules(_DECODER, _IGNORED)
-QWEN3_RULES = WeightRules(_DECODER + _QK_NORM, _IGNORED)
-QWEN3_MOE_RULES = WeightRules(_DECODER + _QK_NORM + _EXPERTS, _IGNORED)
+_LM_HEAD = (ModuleRule("lm_head", "lm_head"),)
+_SCORE = (ModuleRule("score", "score"),)
+
+QWEN2_RULES = WeightRules(_DECODER + _LM_HEAD, _IGNORED)
+QWEN2_CLASSIFIER_RULES = WeightRules(_DECODER + _SCORE, _IGNORED)
+QWEN3_RULES = WeightRules(_DECODER + _LM_HEAD + _QK_NORM, _IGNORED)
+QWEN3_CLASSIFIER_RULES = WeightRules(_DECODER + _SCORE + _QK_NORM, _IGNORED)
+QWEN3_MOE_RULES = WeightRules(_DECODER + _LM_HEAD + _QK_NORM + _EXPERTS, _IGNORED)
