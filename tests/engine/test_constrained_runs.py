@@ -7,6 +7,7 @@ import re
 import pytest
 
 from core.registry.resolution import Decision
+from core.scheduler.scheduler import Scheduler
 from core.testing.server import memory_server
 
 pytest.importorskip("llguidance")
@@ -21,14 +22,24 @@ BODY = {
 }
 
 
-def texts(tokens: int) -> tuple[list[str], float]:
+def texts(tokens: int) -> tuple[list[str], int]:
     """Answers with room for so many tokens, and how many requests were preempted."""
+    preempted: list[int] = []
+    preempt = Scheduler._preempt
+
+    def counted(self: Scheduler, slot: int) -> None:
+        preempted.append(slot)
+        preempt(self, slot)
+
     settings = {"page_size": 4, "max_total_tokens": tokens, "prefix_cache": "none"}
-    with memory_server(distributions=["plugin-llguidance"], **settings) as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        memory_server(distributions=["plugin-llguidance"], **settings) as server,
+    ):
+        patch.setattr(Scheduler, "_preempt", counted)
         reply = server.client.post("/generate", json=BODY)
         assert reply.status_code == 200, reply.text
-        stats = server._portal.call(server.engine.stats)
-        return [made["text"] for made in reply.json()], stats["preemptions"]
+        return [made["text"] for made in reply.json()], len(preempted)
 
 
 @pytest.fixture(scope="module")
