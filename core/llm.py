@@ -129,7 +129,7 @@ class LLM(PoolingMethods):
             resolution.parser_factory(resolution.reasoning_parser),
         )
         with LoadingBar() as progress:
-            engine = build_engine(settings, resolution, progress)
+            engine = build_engine(settings, resolution, progress, tokenizer=renderer.tokenizer)
         self._engine = OfflineEngine(engine, settings.engine.random_seed)
         self._plan = resolution.pooling
         self._prepare(renderer)
@@ -184,12 +184,15 @@ class LLM(PoolingMethods):
         sampling_params: Sampling | Sequence[Sampling] | None = None,
         *,
         tools: Sequence[Tool] = (),
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         progress: bool = False,
         on_delta: OnDelta | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation or several; the rest as in `generate`, without a limit of tokens by default."""
+        """Answer one conversation or several; the rest as in `generate`, without a limit of tokens by default.
+        tool_choice, parallel_tool_calls: as over HTTP."""
         one = not messages or isinstance(messages[0], Mapping)
         chats: list[Any] = [messages] if one else list(messages)
         made = [
@@ -197,6 +200,8 @@ class LLM(PoolingMethods):
                 ChatRequest(
                     chat,
                     tools=tuple(tools),
+                    tool_choice=tool_choice,
+                    parallel_tool_calls=parallel_tool_calls,
                     continue_final_message=continue_final_message,
                     template_variables=chat_template_kwargs or {},
                 )
@@ -251,8 +256,10 @@ class LLM(PoolingMethods):
         outputs: list[RequestOutput] = []
         owners: list[RequestOutput] = []
         completions: list[Completion] = []
+        has_backend = self._engine.engine.hello.effective.get("grammar_backend", "none") != "none"
         for index, (prompt, wanted) in enumerate(zip(prompts, sampling, strict=True)):
             self._rules.check_length(len(prompt.token_ids), wanted, f"prompts[{index}]")
+            wanted = prompt.constrained(wanted, has_backend)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             output = RequestOutput(prompt.text, prompt.token_ids, [])
             outputs.append(output)

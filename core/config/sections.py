@@ -115,6 +115,22 @@ class SchedulerSettings(Section):
         description="Token budget of a step; longer prompts are cut.",
         json_schema_extra=_aka("max-num-batched-tokens"),
     )
+    max_queue_s: float | None = Field(
+        None, gt=0, description="Most seconds that a request waits for its turn; then it is answered 503.",
+        json_schema_extra=_aka("max-queue-seconds"),
+    )  # fmt: skip
+    priority_preemption: bool = Field(
+        False, description="Waiting requests may take the place of running ones of lower priority.",
+        json_schema_extra=_aka("enable-priority-scheduling"),
+    )  # fmt: skip
+    priority_preemption_threshold: int = Field(
+        10, ge=1, description="By how much a priority must be higher for that.",
+        json_schema_extra=_aka("priority-scheduling-preemption-threshold"),
+    )  # fmt: skip
+    schedule_low_priority_values_first: bool = Field(False, description="Lower values of `priority` are more urgent.")
+    low_priority_share: int = Field(
+        32, ge=0, description="After so many admissions of higher priorities, one of a lower one; 0: never."
+    )
 
 
 class EngineSettings(Section):
@@ -135,12 +151,28 @@ class EngineSettings(Section):
         "auto", description="Schedule the next step while one runs. auto: where the device allows it."
     )
     cpu_threads: int | None = Field(None, ge=1, description="Compute threads on the CPU. Default: all cores.")
+    deterministic: bool = Field(
+        False, description="Same bits for a request alone and in any batch; slower. Refused where a plugin cannot.",
+        json_schema_extra=_aka("enable-deterministic-inference", "batch-invariant"),
+    )  # fmt: skip
     random_seed: int | None = Field(None, description="Seed of dummy weights and of requests that give none.")
     on_engine_death: Literal["restart", "exit"] = Field("restart", description="What to do if the engine process dies.")
     hooks: tuple[str, ...] = Field(
         ("auto",), description="Hook plugins that listen. auto: all installed ones that work; none: no listener."
     )
     log_interval_s: float = Field(10.0, ge=0, description="Seconds between lines of the step log; 0 is off.")
+    grammar_backend: str = Field(
+        "auto",
+        description="Grammar plugin for structured output. auto: the first installed one that works; none: off.",
+        json_schema_extra=_aka("guided-decoding-backend", "structured-outputs-backend"),
+    )
+    grammar_timeout_s: float = Field(10.0, gt=0, description="Seconds that compiling one grammar may take.")
+    grammar_cache_bytes: int = Field(64 << 20, ge=0, description="Most memory of compiled grammars that are kept.")
+    max_grammar_bytes: int = Field(256 << 10, ge=1, description="Largest grammar or JSON schema of a request.")
+    grammar_threads: int = Field(2, ge=1, le=64, description="Threads that compile grammars.")
+    logit_processors: tuple[str, ...] = Field(
+        (), description="Logit processor plugins that requests may name.", json_schema_extra=_aka("logits-processors")
+    )
     device_core_dumps: str | None = Field(
         None, description="Folder for core dumps of the device, where it can write them. Default: none."
     )
@@ -155,6 +187,15 @@ class ServerSettings(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(30000, ge=0, le=65535, description="Port; 0 picks a free one.")
     api_key: str | None = Field(None, description="Bearer token that /v1 and native routes require.")
+    api_keys_file: str | None = Field(
+        None, description="TOML file of keys, one tenant each, with weights and limits. Read again on SIGHUP."
+    )
+    cache_isolation: Literal["off", "key"] = Field(
+        "off", description="key: tenants share no cached prefixes unless their entry in api_keys_file says so."
+    )
+    request_timeout_s: float | None = Field(
+        None, gt=0, description="Most seconds a request may take; it can ask for less. Default: no limit."
+    )
     admin_api_key: str | None = Field(None, description="Bearer token of the admin routes, apart from users' keys.")
     admin_routes: Literal["auto", "on", "off"] = Field(
         "auto",

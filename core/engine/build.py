@@ -14,9 +14,12 @@ import numpy as np
 from core.config.sections import Settings
 from core.engine.engine import Engine
 from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
+from core.engine.grammars import Backends, GrammarLimits, GrammarPool
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
+from core.engine.vocabulary import Vocabularies
 from core.engine.wire_errors import describe
+from core.frontend.tokenizer import Tokenizer
 from core.hooks import HookManager
 from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
@@ -63,21 +66,29 @@ def build_engine(
     resolution: Resolution,
     progress: Progress | None = None,
     hooks: HookManager | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Engine:
     """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
 
     progress: phase for people, and fraction of it done. hooks: listeners that this process has started already.
+    tokenizer: the model's, where this process has it already; else it is read when the first grammar is asked for.
     """
     if hooks is None:
         hooks = HookManager.start(resolution.hooks, settings, "engine")
     try:
-        return _build(settings, resolution, progress or _silent, hooks)
+        return _build(settings, resolution, progress or _silent, hooks, tokenizer)
     except Exception as error:
         hooks.call("core_engine_stopping", reason=describe(error)[0])
         raise
 
 
-def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks: HookManager) -> Engine:
+def _build(
+    settings: Settings,
+    resolution: Resolution,
+    progress: Progress,
+    hooks: HookManager,
+    tokenizer: Tokenizer | None,
+) -> Engine:
     timer = _PhaseTimer(progress)
     hardware, runner = _make_runner(settings, resolution)
     timer.done("device")
@@ -88,6 +99,11 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
     num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
     runner.allocate(num_pages)
     timer.done("KV cache")
+    if settings.engine.deterministic:
+        from core.runner.invariance import check_invariance
+
+        check_invariance(runner, num_pages)
+        timer.done("batch invariance")
     scheduler = make_scheduler(settings, resolution, num_pages)
     runner.warm_up()
     timer.done("warm-up")
@@ -119,6 +135,7 @@ def _build(settings: Settings, resolution: Resolution, progress: Progress, hooks
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
         listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
+        grammars=make_grammars(settings, resolution, tokenizer),
     )
     if hooks.has("core_engine_started"):
         started = EngineStarted(
@@ -191,6 +208,34 @@ def plan_pages(settings: Settings, resolution: Resolution, hardware: HardwareBac
     return pages + 1
 
 
+def make_grammars(settings: Settings, resolution: Resolution, tokenizer: Tokenizer | None) -> GrammarPool | None:
+    """What compiles grammars, None where no backend was chosen. Tokenizer and backend are made with the first one."""
+    choice, engine = resolution.grammar, settings.engine
+    if choice.record is None:
+        return None
+
+    def vocabularies() -> Vocabularies:
+        spec, model = resolution.spec, settings.model
+        found = tokenizer or Tokenizer.load(
+            model.tokenizer or resolution.checkpoint, trust_remote_code=model.trust_remote_code
+        )
+        return Vocabularies.of(found, spec.vocab_size, spec.eos_token_ids)
+
+    ctx = _context(resolution, choice)
+    return GrammarPool(
+        Backends(vocabularies, lambda vocabulary: _set_up(choice, choice.target, vocabulary, ctx)),
+        choice.target.kinds,
+        GrammarLimits(
+            timeout_s=engine.grammar_timeout_s,
+            cache_bytes=engine.grammar_cache_bytes,
+            max_bytes=engine.max_grammar_bytes,
+            threads=engine.grammar_threads,
+            max_waiting=settings.scheduler.max_queued_requests,
+        ),
+        name=choice.name,
+    )
+
+
 def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -> Scheduler:
     """Scheduler, memory and prefix cache for `num_pages` pages."""
     groups = len(resolution.spec.cache_groups)
@@ -244,6 +289,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
     import torch
 
     from core.distributed.single import SingleProcess
+    from core.ops.fixed_rows import fixed_rows
     from core.ops.table import build_ops
 
     if resolution.tensor_parallel_size != 1:
@@ -261,12 +307,15 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
 
     tables = [_set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
     quant, moe = resolution.quant, resolution.moe
+    ops = build_ops(hardware.ops(), *tables)
+    if settings.engine.deterministic:
+        ops = fixed_rows(ops)
     config = RunnerConfig(
         spec=resolution.spec,
         arch=resolution.arch,
         quant=_set_up(quant, quant.target, resolution.quant_config, made(quant)),
         moe=_set_up(moe, moe.target, made(moe)),
-        ops=build_ops(hardware.ops(), *tables),
+        ops=ops,
         attention=tuple(choice.target for choice in resolution.attention),
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
         tp=SingleProcess(),

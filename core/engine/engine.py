@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.engine.constraints import Constraints, Endings
+from core.engine.grammars import GrammarPool
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, ErrorInfo, Hello, StepOutputs
-from core.engine.outputs import OutputBuilder, error_outputs
+from core.engine.outputs import OutputBuilder, abort_outputs, error_outputs
 from core.engine.protocols import ExecutorLike, SchedulerLike, StepEventsLike, StepHandle
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineError
@@ -67,6 +69,7 @@ class Engine:
     overlap: plan and launch step n+1 before waiting for step n.
     max_slots: size of the scheduler's request table.
     listeners: hooks about requests and steps; None where nobody listens.
+    grammars: compiles what texts must fit; None where there is no grammar backend.
 
     paused: while True nothing is launched. Steps in flight complete, requests are taken into the queue and can be
     cancelled; those that run keep what they hold.
@@ -85,6 +88,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         logger: logging.Logger | None = None,
         listeners: EngineListeners | None = None,
+        grammars: GrammarPool | None = None,
     ) -> None:
         self.hello = hello
         self.paused = False
@@ -101,6 +105,7 @@ class Engine:
         self._slot_ids = np.full(max_slots, -1, np.int64)
         self._arrival_s: dict[int, float] = {}
         self._outputs = OutputBuilder()
+        self._constraints = Constraints(grammars, max_slots)
         self._live: set[int] = set()
         self._failing_steps = 0
         self._last_end_s: float | None = None
@@ -126,12 +131,17 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._inbox or self._in_flight or self._scheduler.has_work)
+        return bool(self._inbox or self._in_flight or self._constraints.num_waiting or self._scheduler.has_work)
 
     @property
     def busy(self) -> bool:
         """Whether a step is in flight."""
         return bool(self._in_flight)
+
+    def rest(self, timeout_s: float) -> None:
+        """If nothing is left to do but to wait for grammars: sleep until one is there, or for `timeout_s`."""
+        if self._constraints.num_waiting and not (self._inbox or self._in_flight or self._scheduler.has_work):
+            self._constraints.wait(timeout_s)
 
     @property
     def steps(self) -> int:
@@ -141,7 +151,7 @@ class Engine:
     def stats(self) -> dict[str, float]:
         """Metric values now."""
         self._gauges(self._log.last, deltas=False)
-        return self._log.values(self._clock())
+        return self._log.values(self._clock()) | self._constraints.stats()
 
     def tell_steps(self, *, at_once: bool = False) -> None:
         """Tell hooks of complete steps if it is time, or `at_once`; for callers that have no more work for now."""
@@ -151,7 +161,7 @@ class Engine:
     def tell_stopping(self, reason: str, *, failed: bool) -> None:
         """Tell hooks that this engine ends, once."""
         if self._listeners is not None:
-            waiting = [item for item in self._inbox if isinstance(item, AddRequest)]
+            waiting = [item for item in self._inbox if isinstance(item, AddRequest)] + self._constraints.waiting
             self._listeners.stopping(reason, waiting, self._clock(), failed=failed)
 
     def close(self) -> None:
@@ -163,6 +173,7 @@ class Engine:
                 flight.handle.wait()
             except Exception:
                 self._logger.warning("a step failed while the engine was closing", exc_info=True)
+        self._constraints.close()
         self._executor.close()
 
     # The loop
@@ -179,6 +190,8 @@ class Engine:
     def _turn(self) -> list[StepOutputs] | None:
         outputs = self._admit()
         launched = not self.paused and self._launch()
+        if launched and self._in_flight[-1].plan.masked:
+            outputs += self._sample()
         if self._in_flight and (len(self._in_flight) > self._depth or not launched):
             outputs += self._complete(self._in_flight.popleft())
         events = self._scheduler.take_events()
@@ -194,25 +207,45 @@ class Engine:
         return outputs or None
 
     def _admit(self) -> list[StepOutputs]:
+        outputs: list[StepOutputs] = []
         failures: list[tuple[int, str, ErrorInfo]] = []
+        for waited, problem in self._constraints.ready():
+            self._add(waited, problem, failures)
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, int):
-                self._scheduler.cancel(item)
+                if (request := self._constraints.drop(item)) is None:
+                    self._scheduler.cancel(item)
+                    continue
+                outputs.append(abort_outputs([item]))
+                if self._listeners is not None:
+                    self._listeners.refused(request, "abort", None)
                 continue
             try:
-                self._scheduler.add(self._to_request(item))
-            except Exception as error:  # whatever a request brings must not stop the others
-                failures.append((item.id, *describe(error)))
-                if self._listeners is not None:
-                    self._listeners.refused(item, "error", failures[-1][1])
-                continue
-            self._live.add(item.id)
-            self._arrival_s[item.id] = item.arrival_s or self._clock()
-            self._outputs.opened(item)
+                if self._constraints.admits(item):
+                    self._add(item, None, failures)
+            except Exception as error:
+                self._add(item, error, failures)
+        return [*outputs, error_outputs(failures)] if failures else outputs
+
+    def _add(self, item: AddRequest, problem: Exception | None, failures: list[tuple[int, str, ErrorInfo]]) -> None:
+        """Hand a request to the scheduler; if that cannot be, or there is a `problem` already, add to `failures`."""
+        try:
+            if problem is not None:
+                raise problem
+            self._scheduler.add(self._to_request(item))
+        except Exception as error:  # whatever a request brings must not stop the others
+            if item.id not in self._live:
+                self._constraints.drop(item.id)
+            failures.append((item.id, *describe(error)))
             if self._listeners is not None:
-                self._listeners.taken(item)
-        return [error_outputs(failures)] if failures else []
+                self._listeners.refused(item, "error", failures[-1][1])
+            return
+        self._live.add(item.id)
+        self._arrival_s[item.id] = item.arrival_s or self._clock()
+        self._outputs.opened(item)
+        if self._listeners is not None:
+            self._listeners.taken(item)
 
     def _launch(self) -> bool:
         start_s = self._clock()
@@ -228,6 +261,7 @@ class Engine:
             self._slot_ids[admission.slot] = admission.request_id
             if (arrival_s := self._arrival_s.pop(admission.request_id, None)) is not None:
                 self._outputs.queue_s[admission.request_id] = max(0.0, start_s - arrival_s)
+        self._constraints.plan(plan)
         schedule_s = self._clock() - start_s
         handle: StepHandle
         try:
@@ -238,6 +272,31 @@ class Engine:
         if self._listeners is not None and plan.admissions:
             self._listeners.launched(plan, self._outputs.queue_s)
         return True
+
+    def _sample(self) -> list[StepOutputs]:
+        """Go on with the masked step that was just launched: it needs the tokens of the steps before it."""
+        outputs: list[StepOutputs] = []
+        flight = self._in_flight[-1]
+        while self._in_flight[0] is not flight:
+            outputs += self._complete(self._in_flight.popleft())
+        masks, endings = self._constraints.masks(flight.plan, flight.ids)
+        self._end(endings)
+        try:
+            flight.handle.sample(masks)
+        except Exception as error:
+            flight.handle = _FailedLaunch(error)
+        return outputs
+
+    def _end(self, endings: Endings) -> None:
+        """End requests because of their grammars: with an error, or with "stop" where the text is complete."""
+        for request_id, error in endings:
+            if error is None:
+                self._outputs.stopped.add(request_id)
+            else:
+                self._outputs.failed[request_id] = describe(error)
+                self._logger.error("request %d ends: %s", request_id, error.message)
+            self._constraints.drop(request_id)
+            self._scheduler.cancel(request_id)
 
     def _complete(self, flight: _InFlight) -> list[StepOutputs]:
         failed = False
@@ -258,6 +317,7 @@ class Engine:
             self._outputs.took(result, dict(zip(flight.plan.slots.tolist(), flight.ids.tolist(), strict=True)))
         # After complete: the record sees what this step freed.
         outputs = [self._to_outputs(events, result)] if len(events.ids) else []
+        self._end(self._constraints.accept(events))
         self._record(flight, result, events, self._clock() - start_s, failed)
         return outputs
 
@@ -291,6 +351,7 @@ class Engine:
         if events.finish.any():
             for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
                 self._live.discard(request_id)
+                self._constraints.drop(request_id)
                 self._arrival_s.pop(request_id, None)
         return outputs
 

@@ -15,6 +15,7 @@ from core.engine.messages import FINISH_REASONS, AddRequest, StepOutputs
 from core.engine.wire_errors import restore
 from core.interfaces.errors import EngineDead, Overloaded
 
+REST_S = 0.05  # at a time, while nothing but grammars are waited for
 Progress = Callable[[int, TokenChunk], bool | None]
 
 
@@ -47,6 +48,7 @@ class OfflineEngine:
                     request_id = next(self._ids)
                     running[request_id] = index
                     self.engine.submit(self._message(request_id, requests[index]))
+                self.engine.rest(REST_S)
                 try:
                     turn = self.engine.step() or ()
                 except Exception as error:

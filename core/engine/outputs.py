@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from core.engine.messages import FINISH_REASONS, AddRequest, ErrorInfo, Extras, StepOutputs, TopLogprobs
 from core.engine.protocols import StepEventsLike
+from core.engine.wire_errors import describe
 from core.interfaces.step import Logprobs, RowExtras, StepResult
 
 STOP = FINISH_REASONS.index("stop")
@@ -66,11 +67,13 @@ class OutputBuilder:
     """What has to be known of live requests to say what a step gave them.
 
     failed: request id -> error, of requests that a failed step took down; their finish becomes "error".
+    stopped: requests that were cancelled because their texts are complete; their finish becomes "stop".
     queue_s: request id -> seconds it waited, of requests that have not given a token yet.
     """
 
     def __init__(self) -> None:
         self.failed: dict[int, tuple[str, ErrorInfo]] = {}
+        self.stopped: set[int] = set()
         self.queue_s: dict[int, float] = {}
         self._num_logprobs: dict[int, int] = {}
         self._gathered: dict[int, _Gathered] = {}
@@ -94,15 +97,22 @@ class OutputBuilder:
     def build(self, events: StepEventsLike, result: StepResult | None) -> StepOutputs:
         """The message, once per `events`. result: the step that they come from, if one."""
         finish, tokens = np.asarray(events.finish, np.uint8), np.asarray(events.tokens, np.int32)
-        errors = dict(events.errors)
-        info = {index: ErrorInfo() for index in errors}
+        errors: dict[int, str] = {}
+        info: dict[int, ErrorInfo] = {}
+        for index, error in events.errors.items():
+            errors[index], info[index] = (error, ErrorInfo()) if isinstance(error, str) else describe(error)
         if self.failed:
             finish = finish.copy()
-            for index in np.flatnonzero(finish):
+            for index in np.flatnonzero(finish).tolist():
                 known = self.failed.get(int(events.ids[index]))
                 if known is not None:
                     finish[index] = ERROR
-                    errors[int(index)], info[int(index)] = known
+                    errors[index], info[index] = known
+        if self.stopped:
+            finish = finish.copy()
+            for index in np.flatnonzero(finish == ABORT).tolist():
+                if int(events.ids[index]) in self.stopped:
+                    finish[index] = STOP
         extras: dict[int, Extras] = {}
         if self._gathered:
             finish, tokens, extras = self._extras(events, finish, tokens)
@@ -142,6 +152,7 @@ class OutputBuilder:
         if events.finish.any():
             for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
                 self.failed.pop(request_id, None)
+                self.stopped.discard(request_id)
                 self.queue_s.pop(request_id, None)
                 self._num_logprobs.pop(request_id, None)
                 self._gathered.pop(request_id, None)
@@ -149,7 +160,7 @@ class OutputBuilder:
     @property
     def empty(self) -> bool:
         """Whether nothing of any request is left."""
-        return not (self.failed or self.queue_s or self._num_logprobs or self._gathered)
+        return not (self.failed or self.stopped or self.queue_s or self._num_logprobs or self._gathered)
 
 
 def _logprobs(events: StepEventsLike, logprobs: Logprobs, num_logprobs: Mapping[int, int]) -> dict[int, TopLogprobs]:
@@ -177,4 +188,13 @@ def error_outputs(failures: list[tuple[int, str, ErrorInfo]]) -> StepOutputs:
         finish=np.full(count, ERROR, np.uint8).tobytes(),
         errors={index: message for index, (_, message, _) in enumerate(failures)},
         error_info={index: info for index, (_, _, info) in enumerate(failures)},
+    )
+
+
+def abort_outputs(ids: list[int]) -> StepOutputs:
+    """Requests that were cancelled before they began."""
+    return StepOutputs(
+        ids=np.array(ids, np.int64).tobytes(),
+        tokens=np.full(len(ids), NO_TOKEN, np.int32).tobytes(),
+        finish=np.full(len(ids), ABORT, np.uint8).tobytes(),
     )

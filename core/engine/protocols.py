@@ -16,7 +16,7 @@ class StepEventsLike(Protocol):
 
     ids [n] int64; tokens [n] int32 (-1: none); finish [n] uint8, index into FINISH_REASONS; rows [n] int32: row of
     the StepResult, for log-probabilities (-1: none). first: index into n -> cached prompt tokens. errors: index
-    into n -> message.
+    into n -> message, or the error itself.
     """
 
     ids: npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ class StepEventsLike(Protocol):
     finish: npt.NDArray[np.uint8]
     rows: npt.NDArray[np.int32]
     first: dict[int, int]
-    errors: dict[int, str]
+    errors: dict[int, Any]
 
 
 class SchedulerLike(Protocol):

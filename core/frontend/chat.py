@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from core.frontend.forced_calls import AskedChoice, force, read_choice, reader
 from core.frontend.output import OutputStage
 from core.frontend.template import RESERVED
 from core.frontend.tokenizer import Tokenizer
@@ -23,7 +26,7 @@ Message = Mapping[str, Any]
 class ChatRequest:
     """One conversation to answer, in OpenAI's shapes.
 
-    tool_choice: None, "auto" or "none"; forcing a call needs a grammar and is refused.
+    tool_choice: None, "auto", "none", "required", a named function, or allowed tools.
     template_variables: extra names that the chat template sees (`chat_template_kwargs`).
     continue_final_message: go on with the last message, which must be the assistant's, instead of answering it.
     parse_reasoning: split reasoning from the answer where a parser is chosen.
@@ -44,6 +47,7 @@ class Prompt:
     """A prompt ready for the engine, and what its answer will go through.
 
     text: the prompt as text; empty where only ids were given. tools: those whose calls are looked for.
+    choice: what may or must be called. reasoning_end: text that ends the reasoning which the answer begins with.
     """
 
     text: str
@@ -54,6 +58,20 @@ class Prompt:
     tool_parser: ToolParser | None = None
     reasoning_parser: ReasoningParser | None = None
     opens_reasoning: bool = False
+    choice: AskedChoice | None = None
+    reasoning_end: str | None = None
+
+    def constrained(self, sampling: SamplingParams, has_backend: bool = True) -> SamplingParams:
+        """`sampling`, held to what tool_choice forces as well, after reasoning. has_backend: whether the engine can
+        compile grammars; if not, `strict` tools are no more than wished for. Raises RequestError for what excludes each
+        other."""
+        grammar = sampling.grammar
+        if self.choice is not None:
+            forced = force(self.choice, self.parallel_tool_calls, self.tool_parser, grammar)
+            grammar = None if forced.optional and not has_backend else forced.grammar
+        if grammar is not None and grammar.after is None and self.reasoning_end is not None:
+            grammar = msgspec.structs.replace(grammar, after=self.reasoning_end)
+        return sampling if grammar is sampling.grammar else msgspec.structs.replace(sampling, grammar=grammar)
 
     def stage(self, sampling: SamplingParams, *, align_logprobs: bool = True) -> OutputStage:
         """A fresh output stage for one answer to this prompt."""
@@ -116,32 +134,28 @@ class ChatRenderer:
         )
 
     def _offered(self, request: ChatRequest) -> tuple[Tool, ...]:
-        tools = check_tools(request.tools)
-        choice = request.tool_choice
-        if choice is None or choice == "auto":
-            return tools
-        if choice == "none":
-            return ()
-        raise RequestError(
-            f"tool_choice is {choice!r}: forcing a tool call is not supported yet",
-            param="tool_choice",
-            code="unsupported_value",
-            hint='use "auto" or "none"',
-        )
+        return self._choice(request).offered
+
+    def _choice(self, request: ChatRequest) -> AskedChoice:
+        return read_choice(request.tool_choice, check_tools(request.tools))
 
     def _prompt(self, request: ChatRequest, text: str, token_ids: list[int]) -> Prompt:
         if not token_ids:
             raise RequestError("the chat template made an empty prompt of these messages", param="messages")
-        reasoning = self.reasoning_parser if request.parse_reasoning else None
+        reasoning, choice = self.reasoning_parser, self._choice(request)
+        opens = reasoning is not None and self._opens_reasoning(request, text, reasoning)
+        parser = reader(choice, request.parallel_tool_calls, self.tool_parser)
         return Prompt(
             text,
             token_ids,
             self.tokenizer,
-            tools=self._offered(request) if self.tool_parser is not None else (),
+            tools=choice.tools if parser is not None else (),
             parallel_tool_calls=request.parallel_tool_calls,
-            tool_parser=self.tool_parser,
-            reasoning_parser=reasoning,
-            opens_reasoning=reasoning is not None and self._opens_reasoning(request, text, reasoning),
+            tool_parser=parser,
+            reasoning_parser=reasoning if request.parse_reasoning else None,
+            opens_reasoning=opens,
+            choice=choice,
+            reasoning_end=reasoning.end_marker if opens and reasoning is not None else None,
         )
 
     def _opens_reasoning(self, request: ChatRequest, text: str, parser: ReasoningParser) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from core.frontend.parameters import Dialect, build, spellings
+from core.frontend.structured import FIELDS, with_grammar
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 
@@ -44,7 +45,7 @@ class RequestRules:
         if isinstance(given, SamplingParams):
             return self.completed(given)
         table = spellings(Dialect.NATIVE)
-        known = {*table, *OWN_SHAPE}
+        known = {*table, *OWN_SHAPE, *FIELDS}
         unknown = next((name for name in given if name not in known), None)
         if unknown is not None:
             raise RequestError(
@@ -52,7 +53,7 @@ class RequestRules:
                 param=unknown,
                 hint=f"there are {', '.join(sorted(known))}",
             )
-        values = {name: value for name, value in given.items() if name not in OWN_SHAPE}
+        values = {name: value for name, value in given.items() if name in table}
         logprobs = given.get("logprobs")
         if dialect is Dialect.CHAT and not {"max_tokens", "max_new_tokens"} & set(values):
             # Fields of SamplingParams are names that the chat dialect knows.
@@ -61,7 +62,7 @@ class RequestRules:
         else:
             made = self.sampling(values, Dialect.NATIVE, logprobs=logprobs)
         others = {name: given[name] for name in OWN_SHAPE if name != "logprobs" and given.get(name) is not None}
-        return msgspec.structs.replace(made, **others) if others else made
+        return with_grammar(msgspec.structs.replace(made, **others) if others else made, given)
 
     def completed(self, sampling: SamplingParams) -> SamplingParams:
         """`sampling`, checked against the vocabulary, with the ends of text that the engine does not know as stop

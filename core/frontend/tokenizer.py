@@ -125,6 +125,10 @@ class Tokenizer:
             found = self._pieces[token] = (raw.decode("utf-8", errors="replace"), raw)
         return found
 
+    def bytes_of(self, token: int) -> bytes:
+        """What one token stands for, special ones too; empty for ids that stand for nothing."""
+        return self._codec.bytes_of(token) if 0 <= token < self._codec.size else b""
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],

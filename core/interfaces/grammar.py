@@ -1,4 +1,4 @@
-"""GrammarBackend (draft): constrained decoding. Which tokens may come next, for one text at a time.
+"""GrammarBackend: structured output. Which tokens may come next, for one text at a time.
 
 State is transactional: a token is accepted or not, and accepted tokens can be rolled back, so that a step planned ahead
 or a rejected draft leaves nothing behind. Compiling happens off the engine's loop, under a time limit that core keeps;

@@ -86,13 +86,7 @@ KINDS: dict[str, Kind] = {
         _kind("commands", "extra sub-commands (a typer.Typer)", "typer:Typer"),
         _kind("routes", "extra HTTP routes, on only if named", "core.interfaces.routes:RoutePlugin"),
         _kind("hooks", "listeners to what the engine does", "core.interfaces.hooks:HookPlugin"),
-        _kind(
-            "grammar",
-            "constrained decoding",
-            "core.interfaces.grammar:GrammarBackend",
-            caps.StatedGrammar,
-            stage="draft",
-        ),
+        _kind("grammar", "structured output", "core.interfaces.grammar:GrammarBackend", caps.StatedGrammar),
         _kind(
             "speculative",
             "proposers of draft tokens",

@@ -36,10 +36,11 @@ class MoeRunner(ABC):
     """Runs experts that are already routed. One instance per engine; stateless between calls.
 
     formats: of `ExpertWeights` that it computes. Core refuses to start with a quantization method whose experts need
-    another, unless the method computes them itself.
+    another, unless the method computes them itself. batch_invariant: a token's result does not depend on the batch.
     """
 
     formats: ClassVar[frozenset[str]] = frozenset({PLAIN})
+    batch_invariant: ClassVar[bool] = False
 
     def __init__(self, ctx: PluginContext) -> None:
         self.ctx = ctx

@@ -16,11 +16,15 @@ GREEDY_TEMPERATURE = 1e-5  # below this, sampling is arg max
 
 class GrammarParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the text must fit. kind, text: as `core.interfaces.grammar.GrammarSource`. after: the grammar begins behind
-    the first occurrence of this text in the answer (the end of reasoning); None: at once."""
+    the first occurrence of this text in the answer (the end of reasoning); None: at once. param: the request's field
+    that it came from, and schemas: those that a structure's different JSON schemas came from, in the order in which a
+    walk finds them; named in errors."""
 
     kind: str
     text: str = ""
     after: str | None = None
+    param: str = ""
+    schemas: tuple[str, ...] = ()
 
 
 class ProcessorParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

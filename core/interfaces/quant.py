@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, WeightError
@@ -179,7 +179,13 @@ class QuantFacts:
 
 class QuantMethod(ABC):
     """A quantization format. Chosen by the operator, or by the checkpoint's `quantization_config` among
-    installed methods (a checkpoint names a format, never a plugin)."""
+    installed methods (a checkpoint names a format, never a plugin).
+
+    batch_invariant: its layers compute with the operations of the table alone, so that these decide whether a
+    request's results depend on the batch.
+    """
+
+    batch_invariant: ClassVar[bool] = False
 
     def __init__(self, hf_quant_config: Mapping[str, Any] | None, ctx: PluginContext) -> None:
         self.config = hf_quant_config

@@ -1,8 +1,10 @@
 """SchedulePolicy: which waiting request is admitted next, and how many tokens a step may compute.
 
-Fairness stays core's: requests of higher priority come first, then those that were preempted, and one that has been
-passed too often goes before all others of its priority. So does correctness: a policy that raises, or returns anything
-but a reordering of what it was given, is reported by name and switched off; no request is lost.
+Fairness stays core's: requests of higher priority come first (lower ones have a guaranteed share), then those that were
+preempted, then the tenant that has been served least for its weight. A policy orders the requests of one priority and
+one tenant, and one that has been passed too often goes before all others of these. So does correctness: a policy that
+raises, or returns anything but a reordering of what it was given, is reported by name and switched off; no request is
+lost.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -126,6 +126,8 @@ class UnquantizedExperts(ExpertsMethod):
 
 class Unquantized(QuantMethod):
     """Checkpoints without a quantization_config."""
+
+    batch_invariant: ClassVar[bool] = True
 
     @classmethod
     def recognises(cls, hf_quant_config: Mapping[str, Any] | None) -> bool:

@@ -115,6 +115,15 @@ class MemoryManager:
         self._leases[slot] = lease
         return lease
 
+    def lacking(self, key: CacheKey, *, reserve: int = 0, reuse: bool = True) -> int:
+        """Pages that `begin` would lack now; 0 or less: it would succeed. Leaves no trace."""
+        found = self.cache.match(MatchParams(key, max_tokens=len(key.tokens) - 1 if reuse else 0, touch=False))
+        lock = self.cache.lock(found.node)
+        missing = self.num_pages_for(len(key.tokens)) - found.num_tokens // self.page_size
+        lacking = missing + reserve - self.available
+        lock.release()
+        return lacking
+
     def row(self, slot: int) -> TableUpdate:
         """The whole row of a slot, as a table update."""
         num = int(self.row_pages[slot])

@@ -127,6 +127,10 @@ class ServerMetrics(Collector):
 
     # Out
 
+    def include(self, collector: Collector) -> None:
+        """Show what `collector` collects too."""
+        self._registry.register(collector)
+
     def render(self) -> bytes:
         """The text format, of type CONTENT_TYPE."""
         return generate_latest(self._registry)

@@ -71,24 +71,49 @@ def _call(form: TagFormat, function: Mapping[str, Any]) -> Node:
 
 def _parameter(form: TagFormat, key: str, schema: Any, root: Any) -> Node:
     """A parameter with the gap behind it."""
-    tags = form.parameter
+    closes = {kind: text for text, kind in form.parameter.key_closes}
     types, members = types_of(schema, root), enum_of(resolve(schema, root))
     as_text = types != ALL and "string" in types
-    wanted = ("string", "schema") if as_text else ("json", "schema")
-    key_close = next(text for text, kind in tags.key_closes if kind in wanted)
-    line = "\n" if tags.trim else ""
-    begin = tags.open + key + key_close + (form.gap + tags.value_open if tags.value_open else "") + line
-    if as_text and members is not None:
-        texts = [member if isinstance(member, str) else json.dumps(member) for member in members]
-        value: Node = {"type": "or", "elements": [_constant(text) for text in texts if text and tags.close not in text]}
-        if value["elements"]:
-            return _tag(begin, value, line + tags.close + form.gap)
-    if as_text:
-        # White space behind the tag may be anything, but nothing that ends the value early can stand before it.
-        text = {"type": "tag", "begin": begin, "content": {"type": "any_text"}, "end": tags.close}
-        return {"type": "sequence", "elements": [text, _constant(form.gap)]} if form.gap else text
-    return _tag(begin, {"type": "json_schema", "json_schema": with_definitions(schema, root)},
-                line + tags.close + form.gap)  # fmt: skip
+    whole = with_definitions(schema, root)
+    if "schema" in closes:
+        return _text(form, key + closes["schema"], members) if as_text else _json(form, key + closes["schema"], whole)
+    ways: list[Node] = []
+    if as_text and (members is None or any(isinstance(member, str) for member in members)):
+        texts = None if members is None else [member for member in members if isinstance(member, str)]
+        ways.append(_text(form, key + closes["string"], texts))
+    if types != {"string"}:
+        ways.append(_json(form, key + closes["json"], whole))
+    return ways[0] if len(ways) == 1 else {"type": "or", "elements": ways}
+
+
+def _text(form: TagFormat, head: str, members: list[Any] | None) -> Node:
+    """A parameter whose value is bare text: one of `members`, or any that does not end itself."""
+    tags = form.parameter
+    texts = [member if isinstance(member, str) else json.dumps(member) for member in members or ()]
+    constants = [_constant(text) for text in texts if text and tags.close not in text]
+    if constants:
+        choice: Node = {"type": "or", "elements": constants}
+        return _tag(_opening(form, head), choice, _closing(form))
+    # The text may end in a line break or not, so only the tag itself ends it. What follows is an expression and no
+    # constant, lest a grammar take both together for the end.
+    gap: Node = {"type": "regex", "pattern": "\\n"} if form.gap else _MAYBE_SPACE
+    text = _tag(_opening(form, head), {"type": "any_text"}, tags.close)
+    return {"type": "sequence", "elements": [text, gap]}
+
+
+def _json(form: TagFormat, head: str, schema: Any) -> Node:
+    return _tag(_opening(form, head), {"type": "json_schema", "json_schema": schema}, _closing(form))
+
+
+def _opening(form: TagFormat, head: str) -> str:
+    """All before the value. head: key and what closes it."""
+    tags = form.parameter
+    middle = form.gap + tags.value_open if tags.value_open else ""
+    return tags.open + head + middle + ("\n" if tags.trim else "")
+
+
+def _closing(form: TagFormat) -> str:
+    return ("\n" if form.parameter.trim else "") + form.parameter.close + form.gap
 
 
 def _constant(text: str) -> Node:

@@ -39,7 +39,7 @@ class ParameterTags:
     """Tags of one parameter.
 
     key_closes: (text behind the key, how the value is read) each: by the tool's "schema", as a "string" whatever it
-        says, or as "json" if it is that, else by the schema.
+        says, or as "json", by the schema where it is none or of a type that the schema does not allow.
     value_open: a tag between key and value, "" if there is none.
     trim: one line break behind the opening and one before the closing tag belong to the format.
     """
@@ -200,12 +200,11 @@ class TagStream(ParserStream):
         kind = next(kind for text, kind in tags.key_closes if text == closed)
         typing = TEXT if kind == "string" else typings.get(key, ANY)
         output.check()
-        if typing.as_written or typing.as_written_but_null:
+        if kind != "json" and (typing.as_written or typing.as_written_but_null):
             return (yield from self._string(head, nullable=not typing.as_written))
         value = yield from self._whole_value()
         if value is not None:
-            as_any = ANY.to_json(value) if kind == "json" else ""
-            output.write(head + (as_any if as_any and as_any[0] != '"' else typing.to_json(value)))
+            output.write(head + typing.to_json(value, quoted=kind == "json"))
         return value is not None
 
     def _string(self, head: str, *, nullable: bool) -> Reading[bool]:
@@ -254,7 +253,7 @@ class TagStream(ParserStream):
             if closed is None:
                 return None
             segment = "".join(pieces[first:])
-            if first or segment.lstrip()[:1] in ("{", "["):
+            if first or segment.lstrip()[:1] in ("{", "[", '"'):
                 quoted ^= _ESCAPE.sub("", segment).count('"') % 2 == 1
             if not quoted:
                 return "".join(pieces)

@@ -109,9 +109,9 @@ class Typing:
         """Whether every text but "null" (and None) is a string."""
         return self.types == {"string", "null"} and self._members is None
 
-    def to_json(self, text: str) -> str:
-        """The JSON of a whole text. Never raises."""
-        if self.as_written:
+    def to_json(self, text: str, *, quoted: bool = False) -> str:
+        """The JSON of a whole text. quoted: strings may be written as JSON as well. Never raises."""
+        if self.as_written and not quoted:
             return json.dumps(text, ensure_ascii=False)
         bare = text.strip()
         if self._members is not None:
@@ -121,16 +121,15 @@ class Typing:
                         return json.dumps(member, ensure_ascii=False)
                 elif _spells(bare, member):
                     return json.dumps(member)
-        written = json_value(bare)
-        for spelled in (written, _python(bare, self.types)):
-            if spelled is not None and (fitting := self._fitting(*spelled)) is not None:
+        for spelled in (json_value(bare), _python(bare, self.types)):
+            if spelled is not None and (fitting := self._fitting(*spelled, quoted)) is not None:
                 return fitting
         return json.dumps(text, ensure_ascii=False)
 
-    def _fitting(self, text: str, value: Any) -> str | None:
+    def _fitting(self, text: str, value: Any, quoted: bool) -> str | None:
         """The JSON `text`, which means `value`, if that is of a type that is allowed."""
         kind = _type_of(value)
-        if kind in self.types and (kind != "string" or self.types == ALL):
+        if kind in self.types and (kind != "string" or quoted or self.types == ALL):
             return text
         if kind == "integer" and "number" in self.types:
             return text

@@ -26,6 +26,7 @@ _PLUGINS = (
     ("scheduler.schedule_policy", "schedule_policy"),
     ("model.tool_call_parser", "tool_parser"),
     ("model.reasoning_parser", "reasoning_parser"),
+    ("engine.grammar_backend", "grammar"),
     ("engine.hooks", "hooks"),
     ("server.routes", "routes"),
 )
@@ -74,6 +75,22 @@ def check_quant(resolution: Resolution) -> None:
             value=choice.name,
             hint="choose another method with --quantization, or an unquantized checkpoint",
         )
+
+
+def check_deterministic(resolution: Resolution) -> None:
+    """No chosen plugin may compute a request's results in a way that depends on the batch. Attention is chosen so;
+    operations are called in tiles of fixed size; what computes by itself has to say that it can."""
+    asked = [("quantization", resolution.quant, "an unquantized checkpoint")]
+    if resolution.spec.num_experts:
+        asked.append(("mixture-of-experts plugin", resolution.moe, "a model without experts"))
+    for what, choice, way_out in asked:
+        if not getattr(choice.target, "batch_invariant", False):
+            raise ConfigError(
+                f"deterministic is set, but results of {what} {choice.name!r} depend on the batch",
+                field="engine.deterministic",
+                value=True,
+                hint=f"leave --deterministic out, or use {way_out}",
+            )
 
 
 def check_device(resolution: Resolution, device: HardwareBackend) -> None:

@@ -64,8 +64,9 @@ class Resolution:
     checkpoint: folder. hf_config: config.json. arch: the architecture's class. dtype: compute type, e.g.
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
-    tool_parser, reasoning_parser: target None when off. hooks: listeners in the order they are called. routes: extra
-    routes; target None in a process that serves none. pooling: what is given beside text. spec: as the model is built.
+    tool_parser, reasoning_parser, grammar: target None when off. hooks: listeners in the order they are called.
+    routes: extra routes; target None in a process that serves none. pooling: what is given beside text. spec: as the
+    model is built.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
@@ -91,6 +92,7 @@ class Resolution:
     context_length: int
     chunk_tokens: int
     overlap: bool
+    grammar: Choice = Choice("grammar", "none", None, None, "not chosen")
     hooks: tuple[Choice, ...] = ()
     routes: tuple[Choice, ...] = ()
     decisions: tuple[Decision, ...] = ()
@@ -157,6 +159,7 @@ class Resolution:
         yield from self.ops
         yield self.tool_parser
         yield self.reasoning_parser
+        yield self.grammar
         yield from self.hooks
         yield from self.routes
 
@@ -198,6 +201,7 @@ class Resolution:
             "pooling": self.pooling.pooling or "none",
             "tool_call_parser": self.tool_parser.name,
             "reasoning_parser": self.reasoning_parser.name,
+            "grammar_backend": self.grammar.name,
             "hooks": ",".join(choice.name for choice in self.hooks) or "none",
             "routes": ",".join(choice.name for choice in self.routes) or "none",
         }
@@ -227,6 +231,7 @@ class Resolution:
                 ExplainRow("ops", "core's references", "for every operation no table offers", self.ops_rejected, "ops")
             )
         rows += [row_of("tool-call parser", self.tool_parser), row_of("reasoning parser", self.reasoning_parser)]
+        rows.append(row_of("grammar backend", self.grammar))
         rows += [row_of("hooks", choice) for choice in self.hooks]
         if self.hooks_rejected or not self.hooks:
             why = "these cannot be used" if self.hooks_rejected else "none is installed, or they are turned off"

@@ -24,13 +24,14 @@ from core.registry.checkpoint import (
     read_hf_config,
     stated_checkpoint,
 )
-from core.registry.checks import check_device, check_device_of_all, check_quant, check_requested
+from core.registry.checks import check_deterministic, check_device, check_device_of_all, check_quant, check_requested
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
 from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
 from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
+from core.registry.select_grammar import choose_grammar
 from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_model import choose_model
 from core.registry.select_others import (
@@ -93,6 +94,7 @@ class _Draft:
     overlap: Decision = field(init=False)
     tool_parser: Choice = field(init=False)
     reasoning_parser: Choice = field(init=False)
+    grammar: Choice = field(init=False)
     hooks: tuple[Choice, ...] = field(init=False)
     hooks_rejected: list[tuple[str, str]] = field(init=False)
     routes: tuple[Choice, ...] = field(init=False)
@@ -197,6 +199,7 @@ def _attention(draft: _Draft) -> Made:
         wished_page_size=wish,
         wish_reason=wish_reason,
         catalog=draft.catalog,
+        invariant=draft.settings.engine.deterministic,
     )
     return (*draft.attention, draft.page_size)
 
@@ -247,6 +250,11 @@ def _reasoning_parser(draft: _Draft) -> Made:
     return (draft.reasoning_parser,)
 
 
+def _grammar(draft: _Draft) -> Made:
+    draft.grammar = choose_grammar(draft.settings.engine.grammar_backend, draft.hardware.name, draft.catalog)
+    return (draft.grammar,)
+
+
 def _hooks(draft: _Draft) -> Made:
     draft.hooks, draft.hooks_rejected = choose_hooks(
         draft.settings.engine.hooks, draft.hardware.name, draft.catalog, warn=draft.parent
@@ -274,6 +282,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("ops", _ops),
     ("tool-call parser", _tool_parser),
     ("reasoning parser", _reasoning_parser),
+    ("grammar backend", _grammar),
     ("hooks", _hooks),
     ("routes", _routes),
 )
@@ -298,6 +307,7 @@ def _finish(draft: _Draft) -> Resolution:
         ops=draft.ops,
         tool_parser=draft.tool_parser,
         reasoning_parser=draft.reasoning_parser,
+        grammar=draft.grammar,
         hooks=draft.hooks,
         routes=draft.routes,
         dtype=draft.dtype.value,
@@ -317,6 +327,8 @@ def _finish(draft: _Draft) -> Resolution:
     resolution = resolution.with_plugin_data(draft.sections.exact(records), draft.catalog, ignored)
     check_device_of_all(resolution)
     check_quant(resolution)
+    if draft.settings.engine.deterministic:
+        check_deterministic(resolution)
     check_device(resolution, draft.device)
     check_requested(draft.settings, resolution, explicit_cache=_explicit_cache(draft))
     return resolution

@@ -20,13 +20,15 @@ KIND = "attention"
 
 @dataclass(frozen=True, slots=True)
 class GroupNeeds:
-    """What one cache group asks of a backend. page_size None: still open."""
+    """What one cache group asks of a backend. page_size None: still open. invariant: a request's results must not
+    depend on the batch."""
 
     group: CacheGroupSpec
     layers: tuple[AttentionSpec, ...]
     dtype: str
     hardware: str
     page_size: int | None
+    invariant: bool = False
 
     def rejects(self, caps: AttentionCapabilities) -> str:
         """Why a backend with these capabilities cannot serve the group, or ""."""
@@ -46,6 +48,8 @@ class GroupNeeds:
             return "has no logit soft-capping"
         if not caps.sinks and any(layer.has_sinks for layer in self.layers):
             return "has no attention sinks"
+        if self.invariant and not caps.batch_invariant:
+            return "its results depend on the batch, and deterministic is set"
         if self.page_size is not None and caps.page_sizes is not None and self.page_size not in caps.page_sizes:
             return f"page size {self.page_size} is not among {', '.join(map(str, caps.page_sizes))}"
         return ""
@@ -62,12 +66,14 @@ def choose_attention(
     wished_page_size: int,
     wish_reason: str,
     catalog: Catalog,
+    invariant: bool = False,
 ) -> tuple[tuple[Choice, ...], Decision]:
     """One choice a cache group and the page size.
 
     asked: the operator's backend, or "auto". preferred: who wishes ("the model", ...) -> names, best first; tried
     before any other installed backend. page_size: the operator's, or None; then `wished_page_size` is taken unless
-    the first group's best backend accepts only others.
+    the first group's best backend accepts only others. invariant: only backends whose results do not depend on the
+    batch.
     Raises ConfigError if the operator's backend cannot serve a group, or if none can.
     """
     ordered = _order(asked, preferred, catalog)
@@ -78,7 +84,7 @@ def choose_attention(
             layer.attention for layer in spec.layers if layer.cache_group == index and layer.attention is not None
         )
         fixed = int(decision.value) if decision is not None else None
-        needs = GroupNeeds(group, layers, dtype, hardware, fixed)
+        needs = GroupNeeds(group, layers, dtype, hardware, fixed, invariant)
         choice = _choose(asked, ordered, needs, catalog)
         choices.append(choice)
         if decision is None:
@@ -153,11 +159,15 @@ def _manifest_rejects(record: PluginRecord, needs: GroupNeeds) -> str:
     """What the manifest alone rules out, so that the plugin need not be imported. Keys it lacks rule out nothing."""
     stated = _stated(record)
     everything = AttentionCapabilities(
-        state_kinds=frozenset(type(needs.group.kind)), dtypes=(needs.dtype,), softcap=True, sinks=True
+        state_kinds=frozenset(type(needs.group.kind)),
+        dtypes=(needs.dtype,),
+        softcap=True,
+        sinks=True,
+        batch_invariant=True,
     )
     changes: dict[str, Any] = {
         key: getattr(stated, key)
-        for key in ("page_sizes", "head_dims", "dtypes", "hardware", "softcap", "sinks")
+        for key in ("page_sizes", "head_dims", "dtypes", "hardware", "softcap", "sinks", "batch_invariant")
         if getattr(stated, key) is not None
     }
     if stated.state_kinds is not None:

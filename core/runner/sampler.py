@@ -94,7 +94,7 @@ class Sampler:
         if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None:
             raw_best = logits.amax(dim=-1)  # an infinity must not hide behind a forbidden id
             work = logits.to(torch.float32, copy=True)
-            count_rows = self._edit(work, flags, slots, positions)
+            count_rows = self._edit(work, flags, slots, positions, masks)
             if masks is not None:
                 rows, words = self._transfer.upload(masks.rows.astype(np.int64), masks.words.view(np.int32))
                 work[rows] = self._mask(work[rows], words)
@@ -115,9 +115,15 @@ class Sampler:
         return Sampled(tokens, best, logprobs.LogprobTensors(*values), asking, wanted)
 
     def _edit(
-        self, work: torch.Tensor, flags: npt.NDArray[np.uint8], slots: Int32, positions: Int32
+        self,
+        work: torch.Tensor,
+        flags: npt.NDArray[np.uint8],
+        slots: Int32,
+        positions: Int32,
+        masks: TokenMasks | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Bias, penalties, min_tokens in place; for penalised rows (row in `work`, row in the counts)."""
+        """Bias, penalties, min_tokens in place; for penalised rows (row in `work`, row in the counts). min_tokens
+        yields to a mask that allows nothing but an end."""
         counted = None
         if (rows := _rows(flags, BIASED)).size:
             penalties.apply_bias(work, self.table, rows, slots[rows], self._transfer)
@@ -129,9 +135,25 @@ class Sampler:
             counted = (index, count_rows)
         if (rows := _rows(flags, MIN_TOKENS)).size:
             rows = rows[self.table.below_min_tokens(slots[rows], positions[rows])]
+            if masks is not None:
+                rows = self._with_way_on(rows, slots, masks)
             if rows.size:
                 penalties.forbid(work, self.table, rows, slots[rows], self._transfer)
         return counted
+
+    def _with_way_on(self, rows: Int32, slots: Int32, masks: TokenMasks) -> Int32:
+        """Of `rows`, those that may have another token than the ends of their texts."""
+        masked = dict(zip(masks.rows.tolist(), masks.words, strict=True))
+        kept = []
+        for row in rows.tolist():
+            words = masked.get(row)
+            if words is not None:
+                ends = self.table.forbidden[int(slots[row])]
+                words = words.copy()
+                np.bitwise_and.at(words, ends // 32, ~(np.uint32(1) << (ends % 32).astype(np.uint32)))
+            if words is None or words.any():
+                kept.append(row)
+        return np.array(kept, np.int32)
 
     def _draw(
         self,

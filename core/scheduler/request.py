@@ -23,7 +23,8 @@ class Request:
 
     The rest is the scheduler's. order: place in line. slot: -1 while waiting. cached_tokens: prompt tokens found in
     the prefix cache at first admission, -1 before it. bypasses: later requests admitted earlier. leader_id: the
-    request whose prefill it has waited for.
+    request whose prefill it has waited for. displaced: times that it gave way to a higher priority. protected: it
+    gives way to none any more.
     """
 
     id: int
@@ -47,6 +48,8 @@ class Request:
     preemptions: int = field(init=False, default=0)
     bypasses: int = field(init=False, default=0)
     leader_id: int | None = field(init=False, default=None)
+    displaced: int = field(init=False, default=0)
+    protected: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.tokens = np.ascontiguousarray(self.tokens, np.int32)

@@ -2,7 +2,8 @@
 
 One token budget a step. Running decodes come first, then chunks of prompts under way, then admissions. State is
 in RequestTable, as arrays by slot: a step of decodes alone loops over requests only where one needs a page,
-finishes or fails. `schedule` may be called before the last step is complete; nothing a step in flight touches
+finishes or fails. Before all that, requests whose time is over end, and running ones may give way to waiting ones
+of higher priority. `schedule` may be called before the last step is complete; nothing a step in flight touches
 is given to anyone else until it has completed.
 """
 
@@ -16,15 +17,18 @@ import numpy as np
 
 from core.config.sections import SchedulerSettings
 from core.interfaces.context import PluginContext
-from core.interfaces.errors import EngineError, Overloaded, RequestError
+from core.interfaces.errors import CoreError, EngineError, Overloaded, RequestError
 from core.interfaces.schedule import SchedulePolicy, StepLoad
 from core.interfaces.step import Admission, StepPlan, StepResult
 from core.memory.manager import MemoryManager
+from core.scheduler.deadlines import Deadlines, Limit, expired
 from core.scheduler.events import StepEvents
 from core.scheduler.facts import Finish, ModelFacts
+from core.scheduler.fairness import TenantShares
 from core.scheduler.plan import Flight, Int32, PlanBuilder
 from core.scheduler.policies import Fcfs
 from core.scheduler.policy import AdmissionOrder
+from core.scheduler.preemption import PriorityPreemption, least_important
 from core.scheduler.queue import WaitingQueue
 from core.scheduler.request import Request
 from core.scheduler.sharing import MAX_HELD, PromptSharing
@@ -58,21 +62,30 @@ class Scheduler:
         self.max_len = min(facts.context_length, memory.capacity * facts.page_size + 1)
         self.table = RequestTable(facts.max_running, memory.page_table, self.max_len)
         self.queue = WaitingQueue()
-        self.policy = AdmissionOrder(policy or Fcfs(PluginContext()), facts.chunk_tokens)
+        self.shares = TenantShares()
+        self.policy = AdmissionOrder(
+            policy or Fcfs(PluginContext()),
+            facts.chunk_tokens,
+            low_priority_share=settings.low_priority_share,
+            shares=self.shares,
+        )
         self.sharing = PromptSharing(facts.page_size)
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._prefilling: dict[int, None] = {}  # slots with a prompt under way, first admitted first
         self._in_flight: deque[Flight] = deque()
-        self._aborted: list[int] = []
+        self._ended: list[tuple[int, CoreError | None]] = []  # without a step; None: cancelled
+        self._deadlines = Deadlines()
+        self._preemption = PriorityPreemption(settings) if settings.priority_preemption else None
         self._step = 0
         self._passed = -1
         self._order = 0
         self._blocked: tuple[int, int, int, int] | None = None
         self._last_tokens, self._last_step_s = 0, 0.0
         self._counters = dict.fromkeys(
-            ("steps", "prompt_tokens", "hit_tokens", "generated_tokens", "preemptions", "finished", "aborted"), 0
-        )
+            ("steps", "prompt_tokens", "hit_tokens", "generated_tokens", "preemptions", "displaced", "finished",
+             "aborted", "timed_out"), 0,
+        )  # fmt: skip
 
     # ---- requests come and go
 
@@ -109,45 +122,83 @@ class Scheduler:
         request.max_len = self.max_len if max_tokens is None else min(length + max_tokens, self.max_len)
         if request.pooling is not None:
             request.max_len = length + 1
+        if self.settings.schedule_low_priority_values_first:
+            request.priority = -request.priority
         request.arrival_s = request.arrival_s or self._clock()
         request.order = self._order
         self._order += 1
         self._requests[request.id] = request
-        self.queue.push(request)
+        self.shares.arrived(request.tenant, request.weight)
+        self._enqueue(request)
+        limits = ((request.timeout_s, Limit.WHOLE), (self.settings.max_queue_s, Limit.QUEUE))
+        for seconds, limit in limits:
+            if seconds is not None:
+                self._deadlines.push(request.arrival_s + seconds, request.id, limit, self._requests)
 
     def cancel(self, request_id: int) -> bool:
         """End a request at any moment. Its one finish event, "abort", comes with `take_events` or the next
         `complete`. False if the id is unknown or has finished."""
-        request = self._requests.pop(request_id, None)
+        request = self._requests.get(request_id)
         if request is None:
             return False
-        if request.slot < 0:
-            self.queue.remove(request)
-        else:
-            self._release(request, publish=True)
-        self._aborted.append(request_id)
+        self._end(request, None)
         self._counters["aborted"] += 1
         return True
 
+    def _end(self, request: Request, error: CoreError | None) -> None:
+        """Without a step, by `error` or a cancellation."""
+        del self._requests[request.id]
+        if request.slot < 0:
+            self._dequeue(request)
+        else:
+            self._release(request, publish=True)
+        self.shares.ended(request.tenant)
+        self._ended.append((request.id, error))
+
+    def _enqueue(self, request: Request) -> None:
+        self.shares.waits(request.tenant)
+        self.queue.push(request)
+
+    def _dequeue(self, request: Request) -> None:
+        self.queue.remove(request)
+        self.shares.leaves_queue(request.tenant)
+
+    def _expire(self) -> None:
+        """End requests whose time is over."""
+        if not self._deadlines.pending:
+            return
+        now_s = self._clock()
+        for request_id, limit in self._deadlines.due(now_s):
+            request = self._requests.get(request_id)
+            error = None if request is None else expired(request, limit, now_s, self.settings.max_queue_s)
+            if request is not None and error is not None:
+                self._end(request, error)
+                self._counters["timed_out"] += 1
+
     def take_events(self) -> StepEvents | None:
-        """Events that wait for no step (cancellations); None if there are none."""
-        if not self._aborted:
+        """Events that wait for no step (cancellations, deadlines); None if there are none."""
+        self._expire()
+        if not self._ended:
             return None
-        ids, self._aborted = self._aborted, []
-        return StepEvents.aborts(ids)
+        ended, self._ended = self._ended, []
+        return StepEvents.ends([request_id for request_id, _ in ended], [error for _, error in ended])
 
     @property
     def has_work(self) -> bool:
         """Whether requests live, steps are in flight or events wait."""
-        return bool(self._requests or self._in_flight or self._aborted)
+        return bool(self._requests or self._in_flight or self._ended)
 
     # ---- plan a step
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None if nothing can run now. While requests live and nothing is in flight, something
         always can."""
+        self._expire()
         if not self._requests:
             return None
+        if self._preemption is not None and self.queue:
+            for slot in self._preemption.victims(self):
+                self._displace(slot)
         budget = self._step_tokens() if self.policy.plans_steps else self.facts.chunk_tokens
         plan = PlanBuilder(self._step, budget, self.facts.num_groups)
         self._plan_decodes(plan)
@@ -197,8 +248,7 @@ class Scheduler:
         """Pages do not suffice for every decode: preempt until they do, newest and least important first. Pages
         that only wait for a step in flight count; rows that need them sit this step out."""
         table, memory = self.table, self.memory
-        running = np.flatnonzero(table.state)
-        victims = running[np.lexsort((-table.order[running], table.priority[running]))].tolist()
+        victims = least_important(table).tolist()
         while True:
             short = memory.shortage(slots, table.seq_len[slots] + 1)
             available = memory.available
@@ -219,7 +269,15 @@ class Scheduler:
         self._release(request, publish=True)
         request.preemptions += 1
         self._counters["preemptions"] += 1
-        self.queue.push(request)
+        self._enqueue(request)
+
+    def _displace(self, slot: int) -> None:
+        """A running request gives way to a waiting one of higher priority."""
+        request = self.table.requests[slot]
+        assert request is not None
+        request.displaced += 1
+        self._counters["displaced"] += 1
+        self._preempt(slot)
 
     def _plan_chunks(self, plan: PlanBuilder) -> None:
         for slot in tuple(self._prefilling):
@@ -293,14 +351,16 @@ class Scheduler:
         )
         if lease is None:
             return False
-        self.policy.admitted(self.queue, request)
-        self.queue.remove(request)
+        request.protected |= self.policy.admitted(self.queue, request)
+        self._dequeue(request)
         request.lease = lease
         if request.cached_tokens < 0:
             request.cached_tokens = lease.cached_tokens
             self._counters["prompt_tokens"] += request.num_prompt
             self._counters["hit_tokens"] += lease.cached_tokens
+            self.shares.charge_prompt(request.tenant, request.num_prompt - lease.cached_tokens)
         slot = self.table.take(request, lease.cached_tokens, self._step)
+        self.table.tenant[slot] = self.shares.index(request.tenant)
         plan.admissions.append(
             Admission(
                 slot,
@@ -322,7 +382,7 @@ class Scheduler:
 
     def complete(self, result: StepResult) -> StepEvents:
         """What the oldest step in flight gave. Steps complete in the order they were planned. Entries are in the
-        order of the result's rows; cancellations since the last call follow."""
+        order of the result's rows; requests that ended without a step since the last call follow."""
         flight = self._in_flight.popleft() if self._in_flight else None
         if flight is None or flight.step != result.step or not np.array_equal(flight.slots, result.slots):
             raise EngineError(f"step {result.step} is complete, step {flight.step if flight else None} was expected")
@@ -334,8 +394,8 @@ class Scheduler:
         self.memory.fence_passed(result.step)
         self.table.fence_passed(result.step)
         events = self._take_tokens(flight, result)
-        aborts = self.take_events()
-        return events.followed_by(aborts) if aborts else events
+        ended = self.take_events()
+        return events.followed_by(ended) if ended else events
 
     def _take_tokens(self, flight: Flight, result: StepResult) -> StepEvents:
         table = self.table
@@ -358,6 +418,8 @@ class Scheduler:
         finish[failed] = Finish.ERROR
         events = StepEvents(table.request_id[slots], tokens, finish, rows)
         self._counters["generated_tokens"] += len(rows) - num_failed
+        if len(self.shares) > 1:
+            self.shares.charge_outputs(table.tenant[slots])
         for i in np.flatnonzero(total == table.prompt_len[slots] + 1).tolist():
             events.first[i] = self._request(slots[i]).cached_tokens
         for i in np.flatnonzero((total == table.prefill_len[slots] + 1) & (finish == Finish.NONE)).tolist():
@@ -371,6 +433,7 @@ class Scheduler:
                 events.errors[i] = NOT_FINITE
             del self._requests[request.id]
             self._release(request, publish=not failed[i])
+            self.shares.ended(request.tenant)
             self._counters["finished"] += 1
         return events
 

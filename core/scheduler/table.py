@@ -22,7 +22,8 @@ class RequestTable:
     prompt_len; prefill_len: tokens known at admission, all of which the prefill computes; total_len: tokens
     known now; seq_len: KV length once the steps scheduled so far have run; verified_len: KV length of complete,
     finite steps; max_len, min_len: total length at which the text must end / from which it may; last_step: last
-    step that touches the slot; epoch: grows when the slot is released, so late results are recognised.
+    step that touches the slot; epoch: grows when the slot is released, so late results are recognised. tenant: index
+    in `TenantShares`.
     stop_ids [S, K] int32, padded with -1.
     """
 
@@ -35,6 +36,7 @@ class RequestTable:
         self.request_id = np.full(num_slots, -1, np.int64)
         self.order = np.zeros(num_slots, np.int64)
         self.priority = np.zeros(num_slots, np.int64)
+        self.tenant = np.zeros(num_slots, np.int32)
         self.prompt_len = np.zeros(num_slots, np.int32)
         self.prefill_len = np.zeros(num_slots, np.int32)
         self.total_len = np.zeros(num_slots, np.int32)
@@ -58,6 +60,11 @@ class RequestTable:
     def num_free(self) -> int:
         """Slots that can be taken now."""
         return len(self._free)
+
+    @property
+    def num_fenced(self) -> int:
+        """Slots that are free once the steps in flight have completed."""
+        return len(self._fenced)
 
     @property
     def num_running(self) -> int:

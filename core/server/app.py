@@ -37,7 +37,7 @@ from core.server import (
 )
 from core.server.admin_access import AdminAccess
 from core.server.anthropic import routes as anthropic
-from core.server.auth import ApiKey
+from core.server.auth import ApiKeys
 from core.server.context import ServerContext
 from core.server.fields import HEADER, FieldRule
 from core.server.observed import ID_HEADER, Observed
@@ -55,7 +55,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     """The ASGI application of one server.
 
     routers: of plugins. tracer: makes spans; None makes none. Raises PluginClash or PluginLoadError if a router does
-    not fit beside the others, ConfigError if the keys do not fit together.
+    not fit beside the others.
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
@@ -80,10 +80,9 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(errors.ClientGone, _client_gone)
-    if ctx.settings.api_key:
-        app.add_middleware(ApiKey, key=ctx.settings.api_key)
+    app.add_middleware(ApiKeys, table=ctx.tenants)
     if settings.admin_routes != "off":
-        app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings))
+        app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings, len(ctx.tenants)))
     if ctx.settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,

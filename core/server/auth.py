@@ -1,44 +1,67 @@
-"""The API key: one ASGI layer before all routes."""
+"""Keys: one ASGI layer before all routes. It finds out whose request it is, and ends what the request held."""
 
 from __future__ import annotations
 
-import hmac
-
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.server import errors, families
 from core.server.admin_access import ADMITTED
 from core.server.replies import json_reply
+from core.server.tenants.table import Tenant, TenantTable
+from core.server.tenants.visit import TIMEOUT_HEADER, Visit, current_visit
 
 OPEN_PATHS = frozenset({"/", "/health", "/health_generate", "/ready", "/ping", "/metrics", "/favicon.ico"})
 OPEN_PREFIXES = ("/page/",)
+TENANT = "core.tenant"  # in the scope: the name, for logs
 
 
-class ApiKey:
-    """Lets a request through if its path is open or it carries the key, as a bearer token or in x-api-key."""
+class ApiKeys:
+    """Lets a request through if its path is open, no keys are asked for, or it carries one: as a bearer token or in
+    `x-api-key`. The tenant's name is left in the scope; the visit is the context's."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, table: TenantTable) -> None:
         self._app = app
-        self._expected = key.encode()
+        self._table = table
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._allowed(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told = "missing or wrong API key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
-        status, shape = families.shaped(scope["path"], 401, errors.body(told, 401, code="invalid_api_key"))
-        await json_reply(shape, status, {"www-authenticate": "Bearer"})(scope, receive, send)
-
-    def _allowed(self, scope: Scope) -> bool:
-        path = scope["path"]
-        if scope.get(ADMITTED):  # the admin layer has seen a better key
-            return True
-        if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES) or scope["method"] == "OPTIONS":
-            return True
         headers = Headers(scope=scope)
+        tenant = None if self._table.open else self._tenant(headers)
+        if tenant is None and not (self._table.open or _is_open(scope)):
+            told_why = "missing or wrong API key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+            status, shape = families.shaped(scope["path"], 401, errors.body(told_why, 401, code="invalid_api_key"))
+            await json_reply(shape, status, {"www-authenticate": "Bearer"})(scope, receive, send)
+            return
+        if tenant is not None:
+            scope[TENANT] = tenant.name
+        visit = Visit(tenant, headers.get(TIMEOUT_HEADER))
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start" and (found := visit.headers()):
+                MutableHeaders(scope=message).update(found)
+            await send(message)
+
+        token = current_visit.set(visit)
+        try:
+            await self._app(scope, receive, told)
+        finally:
+            current_visit.reset(token)
+            visit.end()
+
+    def _tenant(self, headers: Headers) -> Tenant | None:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
-        # Compared in constant time, both always; the key itself decides nothing before the comparison.
-        same = [hmac.compare_digest(key.strip().encode("latin-1"), self._expected) for key in given]
-        return any(same)
+        return self._table.find([key.strip().encode("latin-1") for key in given])
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"]
+    return (
+        path in OPEN_PATHS
+        or path.startswith(OPEN_PREFIXES)
+        or scope["method"] == "OPTIONS"
+        or bool(scope.get(ADMITTED))
+    )

@@ -14,6 +14,7 @@ from core.frontend.chat import ChatRequest, Prompt
 from core.frontend.output import OutputDelta, TokenLogprob
 from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
+from core.frontend.structured import with_grammar
 from core.frontend.tool_policy import ToolCallPiece
 from core.interfaces.errors import RequestError
 from core.interfaces.params import MAX_LOGPROBS
@@ -53,13 +54,14 @@ def routes(ctx: ServerContext) -> APIRouter:
 async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
     service.check_model(body.model)
     sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
+    sampling = with_grammar(sampling, body.given())
     sampling = with_prompt(body, sampling, all_vocabulary_refused(body.prompt_logprobs))
     prompt = truncated(service, body, await service.renderer.prepare(_chat_request(body)), sampling)
     answers = service.answers(
         [prompt],
         [sampling],
         param="messages",
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.salt,
         timeout_s=body.timeout,
         ids=client_ids(body, 1),

@@ -17,6 +17,7 @@ from core.frontend.infill import infill, infill_markers
 from core.frontend.output import OutputDelta
 from core.frontend.parameters import Dialect
 from core.frontend.pump import Answers
+from core.frontend.structured import with_grammar
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.server import bodies
@@ -59,7 +60,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: CompletionFie
         prompts,
         [asked.sampling] * len(prompts),
         param="prompt",
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.salt,
         timeout_s=body.timeout,
         ids=client_ids(body, len(prompts)),
@@ -88,6 +89,7 @@ def _asked(ctx: ServerContext, service: ModelService, body: CompletionFields) ->
     if prompt_only:
         given["max_tokens"] = 1
     sampling = service.sampling(given, Dialect.COMPLETIONS, max_n=ctx.settings.max_n, logprobs=body.logprobs)
+    sampling = with_grammar(sampling, given)
     num_shown, best_of = sampling.n, body.best_of
     if best_of is not None and best_of != sampling.n:
         if best_of < sampling.n:

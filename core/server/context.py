@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -26,6 +26,10 @@ from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import Namespace
 from core.metrics.prometheus import ServerMetrics
 from core.server.errors import NotReady
+from core.server.tenants.engine import TenantEngine
+from core.server.tenants.metrics import TenantMetrics
+from core.server.tenants.table import TenantTable
+from core.server.tenants.visit import default_priority
 
 
 class Phase(StrEnum):
@@ -100,7 +104,7 @@ class ModelService:
         sampling: Sequence[SamplingParams],
         *,
         param: str,
-        priority: int = 0,
+        priority: int | None = None,
         salt: str = "",
         align_logprobs: bool = True,
         timeout_s: float | None = None,
@@ -109,12 +113,17 @@ class ModelService:
         """`n` answers to each prompt, one engine request each; nothing runs until they are iterated.
 
         sampling: one per prompt, all with the same n. timeout_s: after which each ends with an error. ids: the client's
-        own, one per prompt, for cancelling. Raises RequestError if one does not fit the context.
+        own, one per prompt, for cancelling. priority: None is the key's own. Raises RequestError if one does not fit
+        the context, or is more than its key allows.
         """
+        if priority is None:
+            priority = default_priority()
         rules, namespace = self.rules, Namespace(salt=salt)
+        has_backend = self.hello.effective.get("grammar_backend", "none") != "none"
         requests, stages = [], []
         for prompt, wanted in zip(prompts, sampling, strict=True):
             rules.check_length(len(prompt.token_ids), wanted, param)
+            wanted = prompt.constrained(wanted, has_backend)
             tokens = np.asarray(prompt.token_ids, dtype=np.int32)
             for single, seed in samples(wanted):
                 requests.append(EngineRequest(tokens, single, namespace, priority, seed, timeout_s=timeout_s))
@@ -129,7 +138,8 @@ class ServerContext:
     """The server's state. `service` is set once, when the model is ready.
 
     engine: known from the start, for liveness. problem: why the start failed, in words. plugin_metrics: what hook
-    plugins add to /metrics.
+    plugins add to /metrics. tenants: made from the settings; raises ConfigError if
+    their file cannot be used.
     """
 
     settings: ServerSettings
@@ -140,11 +150,20 @@ class ServerContext:
     problem: str = ""
     plugin_metrics: PluginMetrics = field(default_factory=PluginMetrics)
     started_s: float = field(default_factory=time.monotonic)
+    tenants: TenantTable = field(init=False)
+    _limited: tuple[ModelService, ModelService] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.tenants = TenantTable(self.settings)
+        self.metrics.include(TenantMetrics(self.tenants))
 
     def ready_service(self) -> ModelService:
-        """The model. Raises NotReady while there is none that takes requests."""
+        """The model, behind its tenants' limits. Raises NotReady while there is none that takes requests."""
         if self.service is None or self.phase is Phase.STARTING:
             raise NotReady(self.problem or "the model is still loading", hint="ask /ready, and retry then")
         if self.phase is Phase.DRAINING:
             raise NotReady("the server is shutting down", hint="send the request to another server")
-        return self.service
+        if self._limited is None or self._limited[0] is not self.service:
+            engine = TenantEngine.of(self.service.engine, self.settings, self.service.name)
+            self._limited = (self.service, replace(self.service, engine=engine))
+        return self._limited[1]

@@ -82,16 +82,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "token_ids_logprob": (),
     "documents": (),
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
-    "structural_tag": (),
 }
 _INSTEAD = {
     "functions": "use tools",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from core.frontend.structured import asked_grammar
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 
@@ -17,6 +20,13 @@ def structured(
     response_format: OpenAI's object, as in {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}.
     param: what the client's protocol calls it. Raises RequestError naming it.
     """
-    if response_format is None or response_format.get("type") == "text":
+    if response_format is None:
         return sampling
-    raise RequestError("structured output is not supported yet", param=param, code="unsupported_parameter")
+    try:
+        grammar = asked_grammar({"response_format": response_format})
+    except RequestError as error:
+        message = error.message.replace("response_format", param, 1)
+        raise RequestError(message, param=param, code=error.code, hint=error.hint) from error
+    if grammar is None:
+        return sampling
+    return msgspec.structs.replace(sampling, grammar=msgspec.structs.replace(grammar, param=param))

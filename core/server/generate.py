@@ -14,6 +14,7 @@ from core.frontend.chat import Prompt
 from core.frontend.output import OutputDelta, PromptLogprob, TokenLogprob
 from core.frontend.parameters import Dialect, spellings
 from core.frontend.pump import Answers
+from core.frontend.structured import FIELDS, with_grammar
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.server import bodies
@@ -51,7 +52,7 @@ async def _answer(request: Request, ctx: ServerContext, service: ModelService, b
         prompts,
         sampling,
         param="text" if body.text is not None else "input_ids",
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.salt,
         align_logprobs=False,
         timeout_s=body.timeout,
@@ -86,7 +87,7 @@ def _sampling(
     listed = given if isinstance(given, list) else [given] * num_prompts
     if len(listed) != num_prompts:
         raise RequestError(f"sampling_params lists {len(listed)} for {num_prompts} prompts", param="sampling_params")
-    known = spellings(Dialect.NATIVE)
+    known = {**spellings(Dialect.NATIVE), **FIELDS}
     logprobs = (body.top_logprobs_num or 0) if body.return_logprob else None
     start = body.logprob_start_len if body.logprob_start_len is not None and body.return_logprob else -1
     of_prompt = logprobs if start >= 0 else None
@@ -96,6 +97,7 @@ def _sampling(
         others = {f"sampling_params.{name}": value for name, value in values.items() if name not in known}
         ignored += rule.judge(others, {f"sampling_params.{name}": None for name in known}, "/generate")
         sampling = service.sampling(values, Dialect.NATIVE, max_n=ctx.settings.max_n, logprobs=logprobs)
+        sampling = with_grammar(sampling, {**body.given(), **values})
         made.append(with_prompt(body, sampling, of_prompt, max(start, 0)))
     if len({sampling.n for sampling in made}) > 1:
         raise RequestError("n must be the same for all prompts of a request", param="n")

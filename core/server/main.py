@@ -28,6 +28,7 @@ from core.interfaces.errors import ConfigError, CoreError
 from core.metrics.loading import LoadingBar
 from core.registry import Catalog, Resolution
 from core.registry.resolve import resolve
+from core.server.tenants.table import TenantTable
 from core.tracing.log_lines import LogSink, log_to
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def serve(resolved: ResolvedSettings) -> int:
     """
     started_s = time.monotonic()
     settings = resolved.settings
+    TenantTable(settings.server)  # a file of keys that is wrong is known before anything is loaded
     sink = _log_to_stderr(settings.server)
     try:
         return _serve(resolved, started_s, sink)
@@ -249,16 +251,21 @@ class _Life:
             self._resuming = asyncio.ensure_future(self._ctx.engine.control("resume"))
         self._server.should_exit = True
 
+    def _reread_keys(self) -> None:
+        if self._ctx is not None:
+            self._ctx.tenants.reload()
+
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
             loop.add_signal_handler(number, self._signalled, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reread_keys)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in (*numbers, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
 

@@ -20,6 +20,7 @@ from core.interfaces.errors import EngineDead, EngineError, RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
 from core.server.context import ModelService
+from core.server.tenants.visit import default_priority
 
 T = TypeVar("T")
 MAX_TEXTS = 2048  # in one request, as OpenAI allows
@@ -137,9 +138,8 @@ async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]
 async def _vector(service: ModelService, job: Job, namespace: Namespace, body: PooledBody) -> tuple[Vector, int]:
     prompt = np.asarray(job.token_ids, np.int32)
     sampling = SamplingParams(max_tokens=1)
-    request = EngineRequest(
-        prompt, sampling, namespace, body.priority or 0, pooling=job.pooling, timeout_s=body.timeout
-    )
+    priority = default_priority() if body.priority is None else body.priority
+    request = EngineRequest(prompt, sampling, namespace, priority, pooling=job.pooling, timeout_s=body.timeout)
     stream = service.engine.generate(request)
     vector: Vector | None = None
     cached = 0

@@ -38,7 +38,7 @@ def answers_to(
         [prompt],
         [sampling],
         param=param,
-        priority=body.priority or 0,
+        priority=body.priority,
         salt=body.cache_salt or "",
         timeout_s=body.timeout,
         ids=[body.rid] if body.rid else [],

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from core.frontend.parameters import Dialect, spellings
+from core.server.structured import StructuredFields
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -22,7 +23,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class Body(BaseModel):
+class Body(StructuredFields):
     """What all generation requests share."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())

@@ -158,10 +158,11 @@ class MemoryServer:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="core-mock-"))
             self._resolve(Path(folder))
             settings, resolution = self.settings, self.resolution
+            tokenizer = byte_tokenizer() if self._model == MOCK else None
             self.hooks = HookManager.start(resolution.hooks, settings, "engine")
             metrics = ServerMetrics(self.model_name)
             self.engine = InlineClient(
-                lambda: build_engine(settings, resolution, hooks=self.hooks),
+                lambda: build_engine(settings, resolution, hooks=self.hooks, tokenizer=tokenizer),
                 on_fatal=self._fatal,
                 random_seed=settings.engine.random_seed,
                 observer=metrics,
@@ -170,7 +171,6 @@ class MemoryServer:
             self.context = ServerContext(settings.server, metrics, self.engine, plugin_metrics=plugin_metrics)
             access = Access(self.context, self.model_name, resolution.effective)
             self.app = build_app(self.context, make_routers(resolution.routes, settings.plugins, access))
-            tokenizer = byte_tokenizer() if self._model == MOCK else None
             service_of = load_service(settings, resolution, self.model_name, tokenizer)
             stack.push_async_callback(self.engine.stop, drain=False)
             self.context.service = service_of(self.engine, await self.engine.start())

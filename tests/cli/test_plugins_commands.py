@@ -154,7 +154,7 @@ class TestExplain:
             ("dummy:broken", "not chosen: no compiler"),
             ("unused", "not chosen: nothing asks for it"),
             ("hello", "not chosen: it is used when somebody runs `core hello`"),
-            ("future", "not chosen: grammar is a draft kind; no engine calls its plugins yet"),
+            ("future", "not chosen: speculative is a draft kind; no engine calls its plugins yet"),
             ("off", "not chosen: disable_plugins names 'off'"),
         ],
     )
@@ -167,7 +167,7 @@ class TestExplain:
             fakes.broken(fakes.record("moe", "broken"), "no compiler"),
             fakes.record("checkpoints", "unused", object()),
             fakes.record("commands", "hello", object()),
-            fakes.record("grammar", "future", object()),
+            fakes.record("speculative", "future", object()),
         )
         args = ("plugins", "explain", name, "--model", folder, "--disable-plugins", "off")
         code, out, _ = run(*args, "--json")

@@ -35,21 +35,38 @@ scheduler.schedule_policy --schedule-policy --scheduling-policy CORE_SCHEDULE_PO
 scheduler.max_running_requests --max-running-requests --max-num-seqs CORE_MAX_RUNNING_REQUESTS integer 256
 scheduler.max_queued_requests --max-queued-requests CORE_MAX_QUEUED_REQUESTS integer 1024
 scheduler.chunked_prefill_size --chunked-prefill-size --max-num-batched-tokens CORE_CHUNKED_PREFILL_SIZE integer None
+scheduler.max_queue_s --max-queue-s --max-queue-seconds CORE_MAX_QUEUE_S number None
+scheduler.priority_preemption --priority-preemption --enable-priority-scheduling CORE_PRIORITY_PREEMPTION boolean False
+scheduler.priority_preemption_threshold --priority-preemption-threshold --priority-scheduling-preemption-threshold \
+CORE_PRIORITY_PREEMPTION_THRESHOLD integer 10
+scheduler.schedule_low_priority_values_first --schedule-low-priority-values-first \
+CORE_SCHEDULE_LOW_PRIORITY_VALUES_FIRST boolean False
+scheduler.low_priority_share --low-priority-share CORE_LOW_PRIORITY_SHARE integer 32
 engine.device --device CORE_DEVICE text 'auto'
 engine.attention_backend --attention-backend CORE_ATTENTION_BACKEND text 'auto'
 engine.moe_backend --moe-backend --moe-runner-backend CORE_MOE_BACKEND text 'auto'
 engine.tensor_parallel_size --tensor-parallel-size --tp-size --tp CORE_TENSOR_PARALLEL_SIZE integer 1
 engine.overlap --overlap CORE_OVERLAP text 'auto'
 engine.cpu_threads --cpu-threads CORE_CPU_THREADS integer None
+engine.deterministic --deterministic --enable-deterministic-inference --batch-invariant CORE_DETERMINISTIC boolean False
 engine.random_seed --random-seed CORE_RANDOM_SEED integer None
 engine.on_engine_death --on-engine-death CORE_ON_ENGINE_DEATH text 'restart'
 engine.hooks --hooks CORE_HOOKS list ('auto',)
 engine.log_interval_s --log-interval-s CORE_LOG_INTERVAL_S number 10.0
+engine.grammar_backend --grammar-backend --guided-decoding-backend --structured-outputs-backend CORE_GRAMMAR_BACKEND text 'auto'
+engine.grammar_timeout_s --grammar-timeout-s CORE_GRAMMAR_TIMEOUT_S number 10.0
+engine.grammar_cache_bytes --grammar-cache-bytes CORE_GRAMMAR_CACHE_BYTES integer 67108864
+engine.max_grammar_bytes --max-grammar-bytes CORE_MAX_GRAMMAR_BYTES integer 262144
+engine.grammar_threads --grammar-threads CORE_GRAMMAR_THREADS integer 2
+engine.logit_processors --logit-processors --logits-processors CORE_LOGIT_PROCESSORS list ()
 engine.device_core_dumps --device-core-dumps CORE_DEVICE_CORE_DUMPS text None
 engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'
 server.port --port CORE_PORT integer 30000
 server.api_key --api-key CORE_API_KEY text None
+server.api_keys_file --api-keys-file CORE_API_KEYS_FILE text None
+server.cache_isolation --cache-isolation CORE_CACHE_ISOLATION text 'off'
+server.request_timeout_s --request-timeout-s CORE_REQUEST_TIMEOUT_S number None
 server.admin_api_key --admin-api-key CORE_ADMIN_API_KEY text None
 server.admin_routes --admin-routes CORE_ADMIN_ROUTES text 'auto'
 server.log_level --log-level CORE_LOG_LEVEL text 'info'
@@ -69,7 +86,7 @@ server.chat_page --chat-page CORE_CHAT_PAGE boolean True
 server.response_store --response-store CORE_RESPONSE_STORE integer 0
 server.response_store_bytes --response-store-bytes CORE_RESPONSE_STORE_BYTES integer 67108864
 server.routes --routes CORE_ROUTES list ()
-"""
+"""  # noqa: E501
 
 
 def test_frozen() -> None:

@@ -13,6 +13,7 @@ from core.testing.contracts.tool_parser import ToolParserContract, ToolSample
 Call = tuple[str, Mapping[str, Any]]
 WEATHER: Call = ("get_weather", {"city": "Köln", "days": 3})
 LONG: Call = ("get_weather", {"city": "long " * 50 + "name", "days": 3})
+LONGER: Call = ("get_weather", {"days": 3, "city": 'very long "' * 100})
 
 
 def written(form: TagFormat, *calls: Call, gap: str = "\n") -> str:
@@ -40,7 +41,8 @@ class TagSuite(ToolParserContract):
     arguments_as_they_come = True
     max_examples = 25
 
-    def __init_subclass__(cls, form: TagFormat | None = None, gap: str = "\n") -> None:
+    def __init_subclass__(cls, form: TagFormat | None = None, gap: str = "\n", again: bool = False) -> None:
+        """again: another name of what is tested more closely."""
         if form is None:
             return
         one, two = written(form, WEATHER, gap=gap), written(form, WEATHER, ("now", {}), gap=gap)
@@ -49,17 +51,18 @@ class TagSuite(ToolParserContract):
             ToolSample("No call, 1 < 2.\n", content="No call, 1 < 2.\n"),
             ToolSample(one, calls=(WEATHER,)),
             ToolSample(f"Let me look.\n\n{two}\n", content="Let me look.", calls=(WEATHER, ("now", {}))),
-            ToolSample(written(form, LONG, gap=gap), calls=(LONG,)),
+            *((ToolSample(written(form, LONG, gap=gap), calls=(LONG,)),) if not again else ()),
             ToolSample(
                 written(form, ("f", {"a": {"b": ["</b>", 1.5, None]}, "c": "x < y"}), gap=gap),
                 calls=(("f", {"a": {"b": ["</b>", 1.5, None]}, "c": "x < y"}),),
             ),
         )
+        cls.long = ToolSample(written(form, LONGER, gap=gap), calls=(LONGER,))
         opening = form.section[0] if form.section else form.open[0]
         cls.malformed = (
             opening,
             one[: one.rindex(close)],  # the parameter is not closed
-            one.replace(close, "", 1) if len(form.parameter.key_closes) > 1 else one[: one.index(close)],
+            one[: one.index(close)],
             one.replace("get_weather", "", 1),  # no name
             one.replace(form.parameter.open, f" stray {form.parameter.open}", 1),
             one.partition(form.close[-1])[0],  # the call is not closed
@@ -70,6 +73,7 @@ class TagSuite(ToolParserContract):
 
 
 def _forms() -> Mapping[str, TagFormat]:
+    from plugin_parser_deepseek import dsml_parsers as deepseek
     from plugin_parser_glm import tools as glm
     from plugin_parser_mimo import tools as mimo
     from plugin_parser_minimax import tools as minimax
@@ -84,6 +88,7 @@ def _forms() -> Mapping[str, TagFormat]:
         "glm45": glm.GLM45,
         "glm47": glm.GLM47,
         "minimax": minimax.FORMAT,
+        "deepseekv32": deepseek.V32,
     }
 
 
@@ -116,16 +121,18 @@ class TestStep3(TagSuite, form=FORMS["step3"], gap=""):
     name = "step3"
 
 
-class TestStep3p5(TagSuite, form=FORMS["step3p5"]):
+class TestStep3p5(TagSuite, form=FORMS["step3p5"], again=True):
     name = "step3p5"
+    max_examples = 5
 
 
 class TestMimo(TagSuite, form=FORMS["mimo"]):
     name = "mimo"
 
 
-class TestGlm(TagSuite, form=FORMS["glm45"]):
+class TestGlm(TagSuite, form=FORMS["glm45"], again=True):
     name = "glm"
+    max_examples = 5
 
 
 class TestGlm45(TagSuite, form=FORMS["glm45"]):
@@ -140,12 +147,22 @@ class TestMinimaxM2(TagSuite, form=FORMS["minimax"]):
     name = "minimax-m2"
 
 
-class TestMinimaxM2Alias(TagSuite, form=FORMS["minimax"]):
+class TestMinimaxM2Alias(TagSuite, form=FORMS["minimax"], again=True):
     name = "minimax_m2"
     max_examples = 5
 
 
+class TestDeepSeekV32(TagSuite, form=FORMS["deepseekv32"]):
+    name = "deepseekv32"
+
+
+class TestDeepSeekV32Alias(TagSuite, form=FORMS["deepseekv32"], again=True):
+    name = "deepseek_v32"
+    max_examples = 5
+
+
 class PythonSuite(ToolParserContract):
+    long = ToolSample(f"[get_weather(days=3, city={LONGER[1]['city']!r})]", calls=(LONGER,))
     arguments_as_they_come = True
     calls_anywhere = False
     max_examples = 40
@@ -316,4 +333,24 @@ class TestNanoV3Reasoning(ThinkSuite, also="<tool_call>"):
 
 class TestNanoV3UnderscoreReasoning(ThinkSuite, also="<tool_call>"):
     name = "nano_v3"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekR1Reasoning(ThinkSuite, always=True):
+    name = "deepseek-r1"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekR1AliasReasoning(ThinkSuite, always=True):
+    name = "deepseek_r1"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekV3Reasoning(ThinkSuite):
+    name = "deepseek-v3"
+    markers = ("<think>", "</think>")
+
+
+class TestDeepSeekV3AliasReasoning(ThinkSuite):
+    name = "deepseek_v3"
     markers = ("<think>", "</think>")

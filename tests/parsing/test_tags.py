@@ -63,6 +63,8 @@ def call(*parameters: str, name: str = "f") -> str:
         ('<parameter name="unknown" string="false">3</parameter>', {"unknown": 3}),
         ('<parameter name="unknown" string="false">{"a": 1}</parameter>', {"unknown": {"a": 1}}),
         ('<parameter name="text" string="false">3</parameter>', {"text": "3"}),
+        ('<parameter name="text" string="false">"3"</parameter>', {"text": "3"}),
+        ('<parameter name="perhaps" string="false">null</parameter>', {"perhaps": None}),
         ('<parameter name="number" string="false">True</parameter>', {"number": "True"}),
         ('<parameter name="text"> 3 </parameter>', {"text": " 3 "}),
         ('<parameter name="number"> 3 </parameter>', {"number": 3}),

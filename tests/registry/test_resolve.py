@@ -79,6 +79,7 @@ class TestWhole:
             "pooling": "none",
             "tool_call_parser": "none",
             "reasoning_parser": "none",
+            "grammar_backend": "none",
             "hooks": "none",
             "routes": "none",
         }

@@ -164,7 +164,10 @@ class Bench:
         eviction: str = "lru",
         max_queued: int = 1024,
         shuffle: int | None = None,
+        **scheduling: object,
     ) -> None:
+        """scheduling: further SchedulerSettings. The clock stands still unless `now_s` is moved."""
+        self.now_s = 1.0
         self.facts = ModelFacts(context_length, num_pages, page_size, chunk_tokens, max_running, num_groups)
         kind = {"radix": RadixCache, "none": NoCache}[cache]
         self.memory = MemoryManager(
@@ -178,9 +181,9 @@ class Bench:
         if shuffle is not None:  # groups must not happen to use the same page numbers
             for group in range(num_groups):
                 np.random.default_rng(shuffle + group).shuffle(self.memory.pool._free[group])
-        settings = SchedulerSettings(max_running_requests=max_running, max_queued_requests=max_queued)
+        settings = SchedulerSettings(max_running_requests=max_running, max_queued_requests=max_queued, **scheduling)
         made = make_policy(policy) if isinstance(policy, str) else policy
-        self.scheduler = Scheduler(settings, self.facts, self.memory, policy=made)
+        self.scheduler = Scheduler(settings, self.facts, self.memory, lambda: self.now_s, made)
         self.runner = FakeRunner(self.facts)
         self.requests: dict[int, Request] = {}
         self.prompts: dict[int, list[int]] = {}
@@ -189,7 +192,17 @@ class Bench:
         self.cached: dict[int, int] = {}
         self.plans: list[StepPlan] = []
 
-    def add(self, prompt: list[int], *, namespace: bytes = b"", priority: int = 0, **sampling: object) -> int:
+    def add(
+        self,
+        prompt: list[int],
+        *,
+        namespace: bytes = b"",
+        priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
+        timeout_s: float | None = None,
+        **sampling: object,
+    ) -> int:
         request_id = len(self.requests)
         request = Request(
             request_id,
@@ -199,6 +212,9 @@ class Bench:
             namespace=namespace,
             priority=priority,
             eos_token_ids=(EOS,),
+            tenant=tenant,
+            weight=weight,
+            timeout_s=timeout_s,
         )
         self.scheduler.add(request)
         self.runner.namespaces[request_id] = namespace

@@ -26,6 +26,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         context_length=st.sampled_from([16, 40, 80]),
         depth=st.integers(0, 2),
         shuffle=st.integers(0, 5),
+        priority_preemption=st.booleans(),
+        priority_preemption_threshold=st.integers(1, 2),
+        schedule_low_priority_values_first=st.booleans(),
+        low_priority_share=st.integers(0, 3),
+        max_queue_s=st.sampled_from([None, None, 20.0]),
     )
     def start(self, depth: int, **options: object) -> None:
         self.bench = Bench(**options)  # type: ignore[arg-type]
@@ -37,15 +42,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         length=st.integers(0, 24),
         tail=st.lists(TOKENS, max_size=6),
         namespace=st.sampled_from([b"", b"", b"a"]),
-        priority=st.sampled_from([0, 0, 0, 1]),
+        priority=st.sampled_from([0, 0, 0, 1, 3]),
+        tenant=st.sampled_from(["", "", "a", "b"]),
+        timeout_s=st.sampled_from([None, None, None, 3.0, 50.0]),
         max_tokens=st.one_of(st.none(), st.integers(1, 24)),
         min_tokens=st.integers(0, 4),
         ignore_eos=st.booleans(),
         stop=st.lists(TOKENS, max_size=1),
     )
-    def add(self, start, length, tail, namespace, priority, max_tokens, min_tokens, ignore_eos, stop) -> None:
+    def add(self, start, length, tail, namespace, max_tokens, min_tokens, ignore_eos, stop, **whose) -> None:
         prompt = [(start + i) % (VOCAB - 1) + 1 for i in range(length)] + tail
-        self._add(prompt, namespace, priority, max_tokens, min_tokens, ignore_eos, stop)
+        self._add(prompt, namespace, max_tokens, min_tokens, ignore_eos, stop, **whose)
 
     @precondition(lambda self: hasattr(self, "bench") and self.bench.finish)
     @rule(data=st.data(), tail=st.lists(TOKENS, max_size=4), max_tokens=st.integers(1, 12))
@@ -53,9 +60,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A conversation goes on from a former answer."""
         former = data.draw(st.sampled_from(sorted(self.bench.finish)))
         prompt = self.bench.prompts[former] + self.bench.output[former] + tail
-        self._add(prompt, self.bench.requests[former].namespace, 0, max_tokens, 0, False, [])
+        self._add(prompt, self.bench.requests[former].namespace, max_tokens, 0, False, [])
 
-    def _add(self, prompt, namespace, priority, max_tokens, min_tokens, ignore_eos, stop) -> None:
+    def _add(self, prompt, namespace, max_tokens, min_tokens, ignore_eos, stop, **whose) -> None:
         bench = self.bench
         if max_tokens is not None:
             min_tokens = min(min_tokens, max_tokens)
@@ -68,7 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             "stop_token_ids": tuple(stop),
         }
         try:
-            bench.add(prompt, namespace=namespace, priority=priority, **sampling)
+            bench.add(prompt, namespace=namespace, **whose, **sampling)
         except RequestError:
             assert too_long
         else:
@@ -88,6 +95,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.bench.step(self.depth)
 
+    @rule(seconds=st.floats(0.1, 30.0))
+    def time_passes(self, seconds: float) -> None:
+        self.bench.now_s += seconds
+
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
         if self.bench.requests:
@@ -102,6 +113,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def conserved(self) -> None:
         if hasattr(self, "bench"):
             self.bench.memory.check_all()
+            shares, live = self.bench.scheduler.shares, self.bench.scheduler._requests.values()
+            for tenant in shares.counters():
+                assert shares._live[shares.index(tenant)] == sum(r.tenant == tenant for r in live)
+                waiting = sum(r.tenant == tenant for r in self.bench.scheduler.queue)
+                assert shares._waiting[shares.index(tenant)] == waiting
 
     def _check_outputs(self) -> None:
         for request_id in self.bench.finish:

@@ -1,4 +1,4 @@
-"""GrammarContract: the laws of constrained decoding (draft kind).
+"""GrammarContract: the laws of structured output.
 
 Subclass it in a test module, name the plugin and give grammars:
 

@@ -77,10 +77,10 @@ class TestFindings:
             entry("needs", rest='[plugin.requires]\npackages = ["surely-not-installed>=2"]'),
             entry("wrong", rest="[plugin.capabilities]\npriority = 'high'"),
             entry("odd", rest="[plugin.capabilities]\nformat = 1"),
-            entry("next", "grammar"),
+            entry("next", "speculative"),
         )
         points = moe("old", "needs", "wrong", "odd", module="plugin_a")
-        points["core.grammar"] = {"next": "plugin_a:Nothing"}
+        points["core.speculative"] = {"next": "plugin_a:Nothing"}
         make_dist("plugin-a", points, text, RUNNER)
         found = findings(site, monkeypatch)
         api = only(found, "api")

@@ -221,8 +221,8 @@ class TestMistakes:
         assert findings(make({"pyproject.toml": data})) == []
 
     def test_draft_kind(self, make: Make) -> None:
-        text = PYPROJECT.replace("core.moe", "core.grammar")
-        draft = {"pyproject.toml": text, "src/plugin_a/core_plugin.toml": MANIFEST.replace('"moe"', '"grammar"')}
+        text = PYPROJECT.replace("core.moe", "core.speculative")
+        draft = {"pyproject.toml": text, "src/plugin_a/core_plugin.toml": MANIFEST.replace('"moe"', '"speculative"')}
         found = findings(make(draft))
         assert any(f.check == "draft" and f.severity == "info" for f in found)
 

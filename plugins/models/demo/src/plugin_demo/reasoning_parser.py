@@ -11,6 +11,8 @@ OPEN, CLOSE = "<think>", "</think>"
 class DemoReasoningParser(ReasoningParser):
     """White space next to the markers belongs to the format: it is in neither the reasoning nor the content."""
 
+    end_marker = CLOSE
+
     def stream(self, prompt_opens_reasoning: bool) -> ParserStream:
         """See the interface."""
         return _ReasoningStream(prompt_opens_reasoning)

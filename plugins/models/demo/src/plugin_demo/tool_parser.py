@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from core.interfaces.parsers import ParsedDelta, ParserStream, Tool, ToolCallDelta, ToolParser
+from core.interfaces.grammar import Structure
+from core.interfaces.parsers import ParsedDelta, ParserStream, Tool, ToolCallDelta, ToolChoice, ToolParser
 from plugin_demo.markers import held_back, trailing_space
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _SPACE = " \t\r\n"
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class DemoToolParser(ToolParser):
@@ -22,6 +24,27 @@ class DemoToolParser(ToolParser):
     def stream(self, tools: Sequence[Tool]) -> ParserStream:
         """See the interface. Undeclared names are passed on: what to do with them is the core's policy."""
         return _ToolStream()
+
+    def structure(self, tools: Sequence[Tool], choice: ToolChoice) -> Structure | None:
+        """See the interface. Calls stand one a line, as the chat template writes them."""
+        tags = [
+            {
+                "type": "tag",
+                "begin": f'{OPEN}\n{{"name": {json.dumps(tool["function"]["name"])}, "arguments": ',
+                "content": {"type": "json_schema", "json_schema": tool["function"].get("parameters") or _NO_ARGUMENTS},
+                "end": f"}}\n{CLOSE}",
+            }
+            for tool in tools
+        ]
+        if choice.mode == "auto":
+            return {
+                "type": "triggered_tags", "triggers": [OPEN], "tags": tags,
+                "at_least_one": False, "stop_after_first": not choice.parallel,
+            }  # fmt: skip
+        return {
+            "type": "tags_with_separator", "tags": tags, "separator": "\n",
+            "at_least_one": True, "stop_after_first": not choice.parallel,
+        }  # fmt: skip
 
 
 class _ToolStream(ParserStream):

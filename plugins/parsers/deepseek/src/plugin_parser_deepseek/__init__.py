@@ -1,1 +1,1 @@
-"""Tool calls of DeepSeek models, for core."""
+"""Tool calls and reasoning of DeepSeek models, for core."""
