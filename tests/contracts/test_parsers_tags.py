@@ -9,6 +9,7 @@ from typing import Any
 from core.parsing.tags import TagFormat
 from core.testing.contracts.reasoning_parser import ReasoningParserContract, ReasoningSample
 from core.testing.contracts.tool_parser import ToolParserContract, ToolSample
+from core.testing.contracts.tool_parser_streams import Parsed
 
 Call = tuple[str, Mapping[str, Any]]
 WEATHER: Call = ("get_weather", {"city": "Köln", "days": 3})
@@ -353,4 +354,23 @@ class TestDeepSeekV3Reasoning(ThinkSuite):
 
 class TestDeepSeekV3AliasReasoning(ThinkSuite):
     name = "deepseek_v3"
+    markers = ("<think>", "</think>")
+
+
+class TestGraniteReasoning(ThinkSuite):
+    name = "granite"
+    markers = (
+        "Here is my thought process:",
+        "Here is my response:",
+        "Here's my thought process:",
+        "Here's my response:",
+    )
+
+    def test_other_spellings(self) -> None:
+        text = "Here's my thought process:\nfour\nHere's my response:\n4"
+        assert self.parsed([text], False) == self.parsed(list(text), False) == Parsed("4", "four")
+
+
+class TestGraniteThinkingReasoning(ThinkSuite, also="<tool_call>"):
+    name = "granite_thinking_parser"
     markers = ("<think>", "</think>")

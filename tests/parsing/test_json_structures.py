@@ -56,6 +56,8 @@ def write(node: Structure, choose: random.Random) -> str:
         return str(choose.randrange(20))
     if kind == "sequence":
         return "".join(write(element, choose) for element in node["elements"])
+    if kind == "or":
+        return write(choose.choice(node["elements"]), choose)
     if kind == "tag":
         return f"{node['begin']}{write(node['content'], choose)}{node['end']}"
     number = 1 if node["stop_after_first"] else choose.randint(1, 3)
