@@ -16,7 +16,8 @@ SIZES = st.integers(0, 3 * TILE_ROWS + 1)
 
 
 def rows(count: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    """The first `count` rows of always the same."""
+    return torch.randn(64, *shape, generator=torch.Generator().manual_seed(seed))[:count].to(dtype)
 
 
 def arguments(name: str, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -28,13 +29,13 @@ def arguments(name: str, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     top_k = torch.tensor([0, 4, 2])[positions % 3]
     top_p = torch.tensor([0.9, 1.0], dtype=torch.float64)[positions % 2]
     made: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-        "linear": ((rows(count, 24), rows(10, 24, seed=1), rows(10, seed=2)), {}),
-        "rms_norm": ((rows(count, 24), rows(24, seed=1), 1e-5), {}),
-        "add_rms_norm": ((rows(count, 24), rows(count, 24, seed=4), rows(24, seed=1), 1e-5), {}),
-        "qk_norm": ((rows(count, 3, 8), rows(8, seed=1), 1e-5), {}),
+        "linear": ((rows(count, 24), rows(10, 24, seed=1), rows(10, 1, seed=2)[:, 0]), {}),
+        "rms_norm": ((rows(count, 24), rows(24, 1, seed=1)[:, 0], 1e-5), {}),
+        "add_rms_norm": ((rows(count, 24), rows(count, 24, seed=4), rows(24, 1, seed=1)[:, 0], 1e-5), {}),
+        "qk_norm": ((rows(count, 3, 8), rows(8, 1, seed=1)[:, 0], 1e-5), {}),
         "rope": ((rows(count, 4, 8), rows(count, 2, 8, seed=1), table, positions), {"interleaved": True}),
         "qk_norm_rope": (
-            (rows(count, 8, 8), (4, 2, 2), rows(8, seed=1), None, 1e-5, table),
+            (rows(count, 8, 8), (4, 2, 2), rows(8, 1, seed=1)[:, 0], None, 1e-5, table),
             {"positions": positions},
         ),
         "silu_and_mul": ((rows(count, 24),), {}),
