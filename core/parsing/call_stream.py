@@ -71,6 +71,7 @@ class CallStream(ParserStream):
         self._openers = re.compile("|".join(map(re.escape, self._ways)) or r"(?!)")
         self._attempt = _Attempt(tuple(starts), 0) if starts else None
         self._held: list[str] = []
+        self._shown: list[str] = []  # content of this piece of text
         self._space: list[str] = []  # white space at the end of the content: given out only if content follows
         self._after_call = False  # nothing but white space has come since the last call
         self._num_calls = 0
@@ -84,6 +85,7 @@ class CallStream(ParserStream):
         if self._attempt is None and self._held:
             delta = self._take_held() + delta
         self._run(delta, 0, 0, out)
+        out.content = self._take_shown()
         return out
 
     def finish(self) -> ParsedDelta:
@@ -97,11 +99,12 @@ class CallStream(ParserStream):
                 self._attempt = None
             else:
                 text = self._take_held()
-                self._run(text, *self._fail(attempt, text, 0, len(text), out), out)
-        self._content(self._take_held(), out)
+                self._run(text, *self._fail(attempt, text, 0, len(text)), out)
+        self._content(self._take_held())
         if not self._after_call:
-            out.content += "".join(self._space)
+            self._shown += self._space
         self._space.clear()
+        out.content = self._take_shown()
         return out
 
     def _run(self, text: str, start: int, at: int, out: ParsedDelta) -> None:
@@ -109,7 +112,7 @@ class CallStream(ParserStream):
         inside an attempt."""
         while at < len(text):
             if self._attempt is None:
-                start, at = self._outside(text, at, out)
+                start, at = self._outside(text, at)
                 continue
             attempt = self._attempt
             match = attempt.match
@@ -125,7 +128,7 @@ class CallStream(ParserStream):
                 if self._held:
                     earlier = self._take_held()
                     text, start, at = earlier + text, 0, len(earlier) + at
-                start, at = self._fail(attempt, text, start, at, out)
+                start, at = self._fail(attempt, text, start, at)
             elif match.complete:
                 self._held.clear()
                 self._complete(attempt, out)
@@ -133,15 +136,15 @@ class CallStream(ParserStream):
         if self._attempt is not None and start < len(text):
             self._held.append(text[start:])
 
-    def _outside(self, text: str, at: int, out: ParsedDelta) -> tuple[int, int]:
+    def _outside(self, text: str, at: int) -> tuple[int, int]:
         """Content up to the next opener, or to the end. Returns the next (start, at)."""
         found = self._openers.search(text, at)
         if found is not None:
-            self._content(text[at : found.start()], out)
+            self._content(text[at : found.start()])
             self._attempt = _Attempt(self._ways[found[0]], len(found[0]))
             return found.span()
         end = len(text) - self._undecided(text, at)
-        self._content(text[at:end], out)
+        self._content(text[at:end])
         if end < len(text):
             self._held.append(text[end:])
         return len(text), len(text)
@@ -186,7 +189,7 @@ class CallStream(ParserStream):
             following.append(_Way((Literal((closer,)),), layout, False, way.closers_left[place + 1 :]))
         self._attempt = _Attempt(tuple(following), 0) if following else None
 
-    def _fail(self, attempt: _Attempt, text: str, start: int, at: int, out: ParsedDelta) -> tuple[int, int]:
+    def _fail(self, attempt: _Attempt, text: str, start: int, at: int) -> tuple[int, int]:
         """What was read from `start` to `at` is not what was tried. Returns the next (start, at)."""
         if attempt.committed:
             self._attempt = None
@@ -197,22 +200,27 @@ class CallStream(ParserStream):
         self._attempt = None
         position = self._num_fed - (len(text) - at)
         if self._again > _AGAIN_FACTOR * position + _AGAIN_FREE:
-            self._content(text[start:at], out)
+            self._content(text[start:at])
             return at, at
         if attempt.skip:
-            self._content(text[start], out)
+            self._content(text[start])
             start += 1
         return start, start
 
-    def _content(self, text: str, out: ParsedDelta) -> None:
+    def _content(self, text: str) -> None:
         """Give out text, but keep the white space at its end until it is clear what follows."""
         shown = text.rstrip(WHITE_SPACE)
         if shown:
-            out.content += "".join(self._space) + shown
+            self._shown += (*self._space, shown)
             self._space.clear()
             self._after_call = False
         if len(shown) < len(text):
             self._space.append(text[len(shown) :])
+
+    def _take_shown(self) -> str:
+        shown = "".join(self._shown)
+        self._shown.clear()
+        return shown
 
     def _take_held(self) -> str:
         held = "".join(self._held)

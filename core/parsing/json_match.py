@@ -270,16 +270,17 @@ class _ObjectMatcher:
         self._state = _AFTER
         if self._role == "name":
             name = json.loads("".join(self._value))
-            self.failed = not name
-            if name:
+            self.failed = not (name and _is_text(name))
+            if not self.failed:
                 self._found.set_name(name, end)
         elif self._as_written:
             self._found.end_arguments(end)
         elif self._role == "arguments":
             inner = json.loads("".join(self._value))
-            self.failed = not _is_object(inner)
-            self._found.arguments.append(inner)
-            self._found.end_arguments(end)
+            self.failed = not (_is_text(inner) and _is_object(inner))
+            if not self.failed:
+                self._found.arguments.append(inner)
+                self._found.end_arguments(end)
 
     def _close(self) -> int:
         if "name" not in self._seen or ("arguments" not in self._seen and self._part.needs_arguments):
@@ -290,6 +291,11 @@ class _ObjectMatcher:
             self._found.end_arguments(-1)
         self.complete = True
         return 1
+
+
+def _is_text(decoded: str) -> bool:
+    """False for halves of surrogate pairs, which JSON may escape and no encoding can send."""
+    return not any("\ud800" <= character <= "\udfff" for character in decoded)
 
 
 def _is_object(text: str) -> bool:

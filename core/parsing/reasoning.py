@@ -21,6 +21,7 @@ class ReasoningFormat:
     open: opens reasoning. Where reasoning is open already (the prompt wrote the marker, or the model always reasons),
         one that the model writes itself is dropped.
     close: closes it.
+    other_opens, other_closes: other spellings of the two.
     also_close: beginnings of what may follow reasoning that was not closed, a tool call say; they stay in the content.
     prefix: what content begins with instead of reasoning: all of the text stays content, the markers too, with `prefix`
         before it where reasoning was open already. For clients that look for markers themselves; "" for all others.
@@ -28,8 +29,20 @@ class ReasoningFormat:
 
     open: str
     close: str
+    other_opens: tuple[str, ...] = ()
+    other_closes: tuple[str, ...] = ()
     also_close: tuple[str, ...] = ()
     prefix: str = ""
+
+    @property
+    def opens(self) -> tuple[str, ...]:
+        """All that opens reasoning."""
+        return (self.open, *self.other_opens)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """All that ends reasoning."""
+        return (self.close, *self.other_closes, *self.also_close)
 
 
 class MarkedReasoningParser(ReasoningParser):
@@ -44,7 +57,7 @@ class MarkedReasoningParser(ReasoningParser):
 
     def __init__(self, ctx: PluginContext | None = None) -> None:
         super().__init__(ctx)
-        self._ends = Markers(self.form.close, *self.form.also_close)
+        self._ends = Markers(*self.form.ends)
 
     def stream(self, prompt_opens_reasoning: bool) -> ParserStream:
         """See the interface."""
@@ -57,7 +70,7 @@ class ReasoningStream(ParserStream):
     def __init__(self, form: ReasoningFormat, opened: bool, ends: Markers | None = None) -> None:
         """opened: reasoning is open where the text begins. ends: the format's closing markers, made once for all."""
         self._form = form
-        self._ends = ends or Markers(form.close, *form.also_close)
+        self._ends = ends or Markers(*form.ends)
         self._reader = Reader()
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -82,7 +95,7 @@ class ReasoningStream(ParserStream):
     def _read(self, opened: bool) -> Reading[None]:
         reader, content = self._reader, self._content_piece
         space = yield from reader.space()
-        found = yield from reader.literal(self._form.open)
+        found = yield from reader.literal(*self._form.opens)
         if found is None and not opened:
             content(space)
         else:
@@ -90,16 +103,16 @@ class ReasoningStream(ParserStream):
             ended = yield from reader.until(self._ends, self._reasoning_piece)
             if ended is None:
                 return
-            if ended == self._form.close:
-                yield from reader.space()
-            else:
+            if ended in self._form.also_close:
                 content(ended)
+            else:
+                yield from reader.space()
         yield from reader.all(content)
 
     def _append(self, opened: bool) -> Reading[None]:
         reader, content = self._reader, self._content_piece
         space = yield from reader.space()
-        found = yield from reader.literal(self._form.open)
+        found = yield from reader.literal(*self._form.opens)
         content((self._form.prefix if opened and found is None else "") + space + (found or ""))
         yield from reader.all(content)
 

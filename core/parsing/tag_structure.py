@@ -94,9 +94,11 @@ def _text(form: TagFormat, head: str, members: list[Any] | None) -> Node:
     if constants:
         choice: Node = {"type": "or", "elements": constants}
         return _tag(_opening(form, head), choice, _closing(form))
-    # The text may end in a line break or not, so only the tag itself ends it.
+    # The text may end in a line break or not, so only the tag itself ends it. What follows is an expression and no
+    # constant, lest a grammar take both together for the end.
+    gap: Node = {"type": "regex", "pattern": "\\n"} if form.gap else _MAYBE_SPACE
     text = _tag(_opening(form, head), {"type": "any_text"}, tags.close)
-    return {"type": "sequence", "elements": [text, _constant(form.gap)]} if form.gap else text
+    return {"type": "sequence", "elements": [text, gap]}
 
 
 def _json(form: TagFormat, head: str, schema: Any) -> Node:

@@ -1,4 +1,4 @@
-"""Choose what makes texts fit a form: one grammar backend, and the logit processors that requests may name."""
+"""Choose the grammar backend, which makes texts fit a form."""
 
 from __future__ import annotations
 

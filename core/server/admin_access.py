@@ -21,7 +21,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.config.sections import ServerSettings
-from core.interfaces.errors import ConfigError
 from core.server import errors
 from core.server.replies import json_reply
 
@@ -42,15 +41,9 @@ class AdminAccess:
         self._anywhere = anywhere
 
     @staticmethod
-    def arguments(paths: Collection[str], settings: ServerSettings) -> dict[str, Any]:
-        """What the layer is made with. Raises ConfigError if the admin key is a user's."""
-        if settings.admin_api_key and settings.admin_api_key == settings.api_key:
-            raise ConfigError(
-                "admin_api_key is the same as api_key, so every user would be an administrator",
-                field="server.admin_api_key",
-                hint="choose two keys; without --admin-api-key the admin routes answer this machine only",
-            )
-        if settings.admin_routes == "on" and not (settings.admin_api_key or settings.api_key):
+    def arguments(paths: Collection[str], settings: ServerSettings, num_keys: int) -> dict[str, Any]:
+        """What the layer is made with. num_keys: of users."""
+        if settings.admin_routes == "on" and not (settings.admin_api_key or num_keys):
             log.warning("the admin routes are open to everybody who reaches this port; set --admin-api-key")
         return {"paths": paths, "key": settings.admin_api_key, "anywhere": settings.admin_routes == "on"}
 
@@ -61,7 +54,7 @@ class AdminAccess:
         headers = Headers(scope=scope)
         if self._expected is not None:
             if not self._has_key(headers):
-                told = "this route takes the admin key; send 'Authorization: Bearer KEY'"
+                told = "this route takes the admin key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
                 shape = errors.body(told, 401, code="invalid_admin_key")
                 await json_reply(shape, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
                 return
@@ -73,10 +66,10 @@ class AdminAccess:
         await self._app(scope, receive, send)
 
     def _has_key(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         # Of equal length, and compared in constant time.
-        same = hmac.compare_digest(_digest(given.strip().encode("latin-1")), self._expected or b"")
-        return same and scheme.lower() == "bearer"
+        return hmac.compare_digest(_digest(given.strip().encode("latin-1")), self._expected or b"")
 
 
 def is_local(scope: Scope, headers: Headers) -> bool:

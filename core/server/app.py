@@ -55,15 +55,15 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     """The ASGI application of one server.
 
     routers: of plugins. tracer: makes spans; None makes none. Raises PluginClash or PluginLoadError if a router does
-    not fit beside the others, ConfigError if the keys do not fit together.
+    not fit beside the others.
     """
     app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
-    families_of_core = (
+    own = (
         chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
         metrics_route, info, loads,
     )  # fmt: skip
-    for family in families_of_core:
+    for family in own:
         app.include_router(family.routes(ctx))
     for protocol in (responses, anthropic, ollama, cloud):
         app.include_router(protocol.routes(ctx))
@@ -82,7 +82,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     app.add_exception_handler(errors.ClientGone, _client_gone)
     app.add_middleware(ApiKeys, table=ctx.tenants)
     if settings.admin_routes != "off":
-        app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings))
+        app.add_middleware(AdminAccess, **AdminAccess.arguments(admin.ALL_PATHS, settings, len(ctx.tenants)))
     if ctx.settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,

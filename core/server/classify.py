@@ -40,7 +40,7 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 
 async def _answer(service: ModelService, body: ClassifyBody) -> Response:
-    body.check(service)
+    service.check_model(body.model)
     service.pooler.classify(())  # a model without labels says so before any text is read
     texts = await tokenized(service, body.input, "input", body.truncation)
     done = await run(

@@ -72,7 +72,7 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 
 async def _embeddings(service: ModelService, body: EmbeddingBody) -> Response:
-    body.check(service)
+    service.check_model(body.model)
     service.pooler.embed((), body.dimensions)  # a model that gives no vectors says so before any text is read
     texts = await tokenized(service, body.input, "input", body.truncation)
     done = await run(service, service.pooler.embed(texts, body.dimensions), body)
@@ -86,7 +86,7 @@ async def _embeddings(service: ModelService, body: EmbeddingBody) -> Response:
 
 async def _embed(service: ModelService, body: OllamaEmbedBody) -> Response:
     body = body.model_copy(update={"model": _untagged(service, body.model)})
-    body.check(service)
+    service.check_model(body.model)
     # Settings of a model that is loaded already: none of them reaches a vector.
     _no_options(body.options)
     service.pooler.embed((), body.dimensions)
@@ -106,7 +106,7 @@ async def _embed(service: ModelService, body: OllamaEmbedBody) -> Response:
 
 async def _old_embeddings(service: ModelService, body: OllamaEmbeddingsBody) -> Response:
     body = body.model_copy(update={"model": _untagged(service, body.model)})
-    body.check(service)
+    service.check_model(body.model)
     _no_options(body.options)
     service.pooler.embed(())
     texts = await tokenized(service, body.prompt, "prompt", Truncation(-1)) if body.prompt else []

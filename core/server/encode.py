@@ -74,7 +74,7 @@ async def _vectors(
 
 async def _encode(service: ModelService, body: EncodeBody) -> Response:
     started_s = time.perf_counter()
-    body.check(service)
+    service.check_model(body.model)
     if (body.text is None) == (body.input_ids is None):
         raise RequestError("give either text or input_ids", param="text")
     param, given = ("text", body.text) if body.text is not None else ("input_ids", body.input_ids)
@@ -96,7 +96,7 @@ async def _encode(service: ModelService, body: EncodeBody) -> Response:
 
 
 async def _pooling(service: ModelService, body: PoolingBody) -> Response:
-    body.check(service)
+    service.check_model(body.model)
     done = await _vectors(service, body.input, "input", body.dimensions, body)
     encoding = body.encoding_format or "float"
     data = [

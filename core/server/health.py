@@ -14,11 +14,12 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from core.engine.client import EngineRequest
+from core.engine.client import EngineClient, EngineRequest
+from core.engine.messages import Hello
 from core.interfaces.errors import CoreError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
-from core.server.context import ModelService, Phase, ServerContext
+from core.server.context import Phase, ServerContext
 from core.server.replies import json_reply
 
 GENERATE_TIMEOUT_S = 20.0
@@ -47,9 +48,9 @@ def routes(ctx: ServerContext) -> APIRouter:
         status = _status(ctx)
         if status == PAUSED or (_alive(ctx) and ctx.engine is not None and ctx.engine.num_requests):
             return json_reply({"status": status, "generated": False}, 200 if _alive(ctx) else 503)
-        if status != Phase.READY.value or ctx.service is None:
+        if status != Phase.READY.value or ctx.service is None or ctx.engine is None:
             return json_reply({"status": status, "generated": False}, 503)
-        problem = await prober.problem(ctx.service)
+        problem = await prober.problem(ctx.engine, ctx.service.hello)
         return json_reply({"status": status, "generated": not problem, "problem": problem}, 503 if problem else 200)
 
     return router
@@ -75,15 +76,15 @@ class Prober:
     def __init__(self) -> None:
         self._running: asyncio.Task[str | None] | None = None
 
-    async def problem(self, service: ModelService) -> str | None:
+    async def problem(self, engine: EngineClient, hello: Hello) -> str | None:
         """What is wrong, or None."""
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(_generate(service))
+            self._running = asyncio.create_task(_generate(engine, hello))
         return await asyncio.shield(self._running)
 
 
-async def _generate(service: ModelService) -> str | None:
-    token = next(iter(service.hello.eos_token_ids), 0)
+async def _generate(engine: EngineClient, hello: Hello) -> str | None:
+    token = next(iter(hello.eos_token_ids), 0)
     # A namespace of its own: nothing that clients send is answered from the memory of a probe.
     request = EngineRequest(
         np.array([token], np.int32),
@@ -91,7 +92,7 @@ async def _generate(service: ModelService) -> str | None:
         namespace=Namespace(salt="health_generate"),
         seed=0,
     )
-    chunks = service.engine.generate(request)
+    chunks = engine.generate(request)  # past the limits of tenants
     try:
         async with asyncio.timeout(GENERATE_TIMEOUT_S):
             async for chunk in chunks:

@@ -12,6 +12,11 @@ from core.interfaces.errors import EngineError
 from core.metrics.prometheus import CONTENT_TYPE, EngineFacts, EngineState
 from core.server.context import ModelService, Phase, ServerContext
 
+# What was chosen, as labels of core_info. /metrics is open: nothing that tells of this machine.
+SHOWN: tuple[str, ...] = (
+    "attention_backend", "device", "dtype", "grammar_backend", "moe_backend", "prefix_cache", "quantization",
+)  # fmt: skip
+
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
@@ -49,13 +54,16 @@ def _facts(service: ModelService) -> EngineFacts:
     hello = service.hello
     chosen: dict[str, str] = {
         name: hello.effective[name]
-        for name in ("attention_backend", "device", "dtype", "moe_backend", "prefix_cache", "quantization")
+        for name in (
+            "attention_backend",
+            "device",
+            "dtype",
+            "moe_backend",
+            "prefix_cache",
+            "quantization",
+            "grammar_backend",
+        )
         if name in hello.effective
     }
-    info: dict[str, str] = {
-        "version": version("core"),
-        "architecture": hello.architecture,
-        "path": service.path,
-        **chosen,
-    }
-    return EngineFacts(info, hello.phases, hello.load_s, hello.page_size, hello.context_length)
+    info = {"version": version("core"), "architecture": hello.architecture}
+    return EngineFacts(info | chosen, hello.phases, hello.load_s, hello.page_size, hello.context_length)

@@ -1,7 +1,8 @@
-"""/v1/models."""
+"""/v1/models, in OpenAI's shape and Anthropic's at once."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,7 +18,9 @@ def routes(ctx: ServerContext) -> APIRouter:
 
     @router.get("/v1/models", summary="The served model")
     async def models() -> Response:
-        return json_reply({"object": "list", "data": [_card(ctx.ready_service())]})
+        card = _card(ctx.ready_service())
+        pages = {"has_more": False, "first_id": card["id"], "last_id": card["id"]}
+        return json_reply({"object": "list", "data": [card], **pages})
 
     @router.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> Response:
@@ -37,4 +40,7 @@ def _card(service: ModelService) -> dict[str, Any]:
         "root": service.path,
         "parent": None,
         "max_model_len": service.hello.context_length,
+        "type": "model",
+        "display_name": service.name,
+        "created_at": datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z"),
     }

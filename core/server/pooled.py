@@ -36,6 +36,8 @@ class PooledBody(BaseModel):
     user: str | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="Higher runs earlier.")
     cache_salt: str | None = Field(None, description="Prefixes are shared only between requests of equal salt.")
+    extra_key: str | None = Field(None, description="Another name of cache_salt; both together count as one.")
+    timeout: float | None = Field(None, gt=0, description="Seconds after which the request ends with an error.")
     truncate_prompt_tokens: int | None = Field(
         None, description="Cut longer texts to so many tokens; -1: to what the model takes. Default: they are refused."
     )
@@ -43,9 +45,10 @@ class PooledBody(BaseModel):
         None, description="Which end is cut: right (default) keeps the beginning."
     )
 
-    def check(self, service: ModelService) -> None:
-        """Raises RequestError for another model's name."""
-        service.check_model(self.model)
+    @property
+    def salt(self) -> str:
+        """What cached prefixes are kept apart by, beside the model."""
+        return "\0".join(part for part in (self.cache_salt, self.extra_key) if part)
 
     @property
     def truncation(self) -> Truncation:
@@ -110,15 +113,14 @@ async def aside(make: Callable[[], T], characters: int) -> T:
 async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]:
     """The engine's answers to `jobs`, together. If one fails the others are cancelled and its error is raised."""
     started_s = time.perf_counter()
-    namespace = Namespace(salt=body.cache_salt or "")
-    priority = default_priority() if body.priority is None else body.priority
+    namespace = Namespace(salt=body.salt)
     window = asyncio.Semaphore(WINDOW)
     cached = 0
 
     async def one(job: Job) -> Vector:
         nonlocal cached
         async with window:
-            vector, hit = await _vector(service, job, namespace, priority)
+            vector, hit = await _vector(service, job, namespace, body)
         cached += hit
         return vector
 
@@ -133,9 +135,11 @@ async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]
     return Done(jobs.finish(list(vectors)), lengths, cached, time.perf_counter() - started_s)
 
 
-async def _vector(service: ModelService, job: Job, namespace: Namespace, priority: int) -> tuple[Vector, int]:
+async def _vector(service: ModelService, job: Job, namespace: Namespace, body: PooledBody) -> tuple[Vector, int]:
     prompt = np.asarray(job.token_ids, np.int32)
-    request = EngineRequest(prompt, SamplingParams(max_tokens=1), namespace, priority, pooling=job.pooling)
+    sampling = SamplingParams(max_tokens=1)
+    priority = default_priority() if body.priority is None else body.priority
+    request = EngineRequest(prompt, sampling, namespace, priority, pooling=job.pooling, timeout_s=body.timeout)
     stream = service.engine.generate(request)
     vector: Vector | None = None
     cached = 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from starlette.types import Message, Scope
 
+from core.server.auth import TENANT
 from core.tracing.record import RequestRecord
 
 CUT_BYTES = 2048
@@ -89,6 +90,8 @@ class LoggedRequest:
         told = record.generations
         first = [generation.first_s for generation in told if generation.first_s is not None]
         fields: dict[str, Any] = {**self._where(), "status": status, "seconds": round(end_s - record.start_s, 6)}
+        if tenant := self._scope.get(TENANT):
+            fields["tenant"] = tenant
         if told:
             fields |= {
                 "prompt_tokens": sum(generation.prompt_tokens for generation in told),

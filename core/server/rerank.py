@@ -52,7 +52,7 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 
 async def _answer(service: ModelService, body: RerankBody) -> Response:
-    body.check(service)
+    service.check_model(body.model)
     if not body.documents:
         raise RequestError("documents is empty", param="documents")
     if len(body.documents) > MAX_TEXTS:

@@ -49,7 +49,7 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 
 async def _answer(service: ModelService, body: ScoreBody) -> Response:
-    body.check(service)
+    service.check_model(body.model)
     if (body.text_1 is None) != (body.text_2 is None) or (body.query is None) != (body.items is None):
         raise RequestError("give text_1 and text_2, or query and items", param="text_1")
     if (body.text_1 is None) == (body.query is None):

@@ -24,7 +24,7 @@ def obj(name: str, arguments: str, key: str = "arguments") -> str:
 
 class JsonCalls(ToolParserContract):
     arguments_as_they_come = True
-    max_examples = 30
+    max_examples = 20
 
 
 class Short(ToolParserContract):
@@ -34,7 +34,8 @@ class Short(ToolParserContract):
 
     def __init_subclass__(cls) -> None:
         calls = [sample for sample in cls.samples if len(sample.calls) == 1 and sample.composable]
-        cls.samples = (PLAIN, calls[0], next(sample for sample in cls.samples if len(sample.calls) > 1))
+        several = [sample for sample in cls.samples if len(sample.calls) > 1]
+        cls.samples = (PLAIN, calls[0], min(several, key=lambda sample: len(sample.text)))
         cls.malformed = cls.malformed[:2]
 
 
@@ -77,6 +78,8 @@ class TestHermes(JsonCalls):
         '<tool_call>{"name": "f", "arguments": {}, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "f", "other": {}}</tool_call>',
         '<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>',
+        '<tool_call>{"name": "\\ud83d", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"\\udc00\\"}"}</tool_call>',
         f"<tool_call>{obj('f', CITY)}</tool>",
         f"<tool_call>{obj('f', CITY)} and more</tool_call>",
         '<tool_call>{"name": "f", "argum',
@@ -99,7 +102,7 @@ class TestQwen25(Short, TestHermes):
 class TestHermesGivenOutAtOnce(TestHermes):
     """Without holding back, all laws hold but that a call with broken arguments is text."""
 
-    samples = TestHermes.samples[:6]
+    samples = TestHermes.samples[:4]
     settings = MappingProxyType({"hold": 0})
     malformed = (
         "<tool_call>no JSON</tool_call>",
@@ -208,7 +211,7 @@ class DeepSeek(JsonCalls):
             PLAIN,
             ToolSample(SECTION.format(one), calls=(MEANT,)),
             ToolSample("Look.\n\n" + SECTION.format(f"{one}\n{two}") + " .", "Look. .", calls=(MEANT, HARD_MEANT)),
-            ToolSample(SECTION.format(one + two), calls=(MEANT, HARD_MEANT)),
+            ToolSample(SECTION.format(cls.call.format("f", "{}") * 2), calls=(("f", {}), ("f", {}))),
             ToolSample(f"<｜tool▁calls▁begin｜>{one}", calls=(MEANT,), composable=False),
             ToolSample(SECTION.format(one)[:-25], calls=(MEANT,), composable=False),
             ToolSample(SECTION.format(f"{one} x"), " x<｜tool▁calls▁end｜>", calls=(MEANT,)),
@@ -452,6 +455,7 @@ class TestOpenai(Short, TestGptOss):
 
 class TestGptOssReasoning(ReasoningParserContract):
     name = "gpt-oss"
+    max_examples = 40
     markers = MARKERS
     samples = (
         ReasoningSample(
@@ -483,4 +487,5 @@ class TestGptOssReasoning(ReasoningParserContract):
 
 class TestGptOssReasoningAlias(TestGptOssReasoning):
     name = "openai_gptoss"
-    max_examples = 10
+    samples = TestGptOssReasoning.samples[:3]
+    max_examples = 5

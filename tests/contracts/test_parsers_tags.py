@@ -9,10 +9,12 @@ from typing import Any
 from core.parsing.tags import TagFormat
 from core.testing.contracts.reasoning_parser import ReasoningParserContract, ReasoningSample
 from core.testing.contracts.tool_parser import ToolParserContract, ToolSample
+from core.testing.contracts.tool_parser_streams import Parsed
 
 Call = tuple[str, Mapping[str, Any]]
 WEATHER: Call = ("get_weather", {"city": "Köln", "days": 3})
 LONG: Call = ("get_weather", {"city": "long " * 50 + "name", "days": 3})
+LONGER: Call = ("get_weather", {"days": 3, "city": 'very long "' * 100})
 
 
 def written(form: TagFormat, *calls: Call, gap: str = "\n") -> str:
@@ -40,7 +42,8 @@ class TagSuite(ToolParserContract):
     arguments_as_they_come = True
     max_examples = 25
 
-    def __init_subclass__(cls, form: TagFormat | None = None, gap: str = "\n") -> None:
+    def __init_subclass__(cls, form: TagFormat | None = None, gap: str = "\n", again: bool = False) -> None:
+        """again: another name of what is tested more closely."""
         if form is None:
             return
         one, two = written(form, WEATHER, gap=gap), written(form, WEATHER, ("now", {}), gap=gap)
@@ -49,12 +52,13 @@ class TagSuite(ToolParserContract):
             ToolSample("No call, 1 < 2.\n", content="No call, 1 < 2.\n"),
             ToolSample(one, calls=(WEATHER,)),
             ToolSample(f"Let me look.\n\n{two}\n", content="Let me look.", calls=(WEATHER, ("now", {}))),
-            ToolSample(written(form, LONG, gap=gap), calls=(LONG,)),
+            *((ToolSample(written(form, LONG, gap=gap), calls=(LONG,)),) if not again else ()),
             ToolSample(
                 written(form, ("f", {"a": {"b": ["</b>", 1.5, None]}, "c": "x < y"}), gap=gap),
                 calls=(("f", {"a": {"b": ["</b>", 1.5, None]}, "c": "x < y"}),),
             ),
         )
+        cls.long = ToolSample(written(form, LONGER, gap=gap), calls=(LONGER,))
         opening = form.section[0] if form.section else form.open[0]
         cls.malformed = (
             opening,
@@ -118,16 +122,18 @@ class TestStep3(TagSuite, form=FORMS["step3"], gap=""):
     name = "step3"
 
 
-class TestStep3p5(TagSuite, form=FORMS["step3p5"]):
+class TestStep3p5(TagSuite, form=FORMS["step3p5"], again=True):
     name = "step3p5"
+    max_examples = 5
 
 
 class TestMimo(TagSuite, form=FORMS["mimo"]):
     name = "mimo"
 
 
-class TestGlm(TagSuite, form=FORMS["glm45"]):
+class TestGlm(TagSuite, form=FORMS["glm45"], again=True):
     name = "glm"
+    max_examples = 5
 
 
 class TestGlm45(TagSuite, form=FORMS["glm45"]):
@@ -142,7 +148,7 @@ class TestMinimaxM2(TagSuite, form=FORMS["minimax"]):
     name = "minimax-m2"
 
 
-class TestMinimaxM2Alias(TagSuite, form=FORMS["minimax"]):
+class TestMinimaxM2Alias(TagSuite, form=FORMS["minimax"], again=True):
     name = "minimax_m2"
     max_examples = 5
 
@@ -151,12 +157,13 @@ class TestDeepSeekV32(TagSuite, form=FORMS["deepseekv32"]):
     name = "deepseekv32"
 
 
-class TestDeepSeekV32Alias(TagSuite, form=FORMS["deepseekv32"]):
+class TestDeepSeekV32Alias(TagSuite, form=FORMS["deepseekv32"], again=True):
     name = "deepseek_v32"
     max_examples = 5
 
 
 class PythonSuite(ToolParserContract):
+    long = ToolSample(f"[get_weather(days=3, city={LONGER[1]['city']!r})]", calls=(LONGER,))
     arguments_as_they_come = True
     calls_anywhere = False
     max_examples = 40
@@ -347,4 +354,23 @@ class TestDeepSeekV3Reasoning(ThinkSuite):
 
 class TestDeepSeekV3AliasReasoning(ThinkSuite):
     name = "deepseek_v3"
+    markers = ("<think>", "</think>")
+
+
+class TestGraniteReasoning(ThinkSuite):
+    name = "granite"
+    markers = (
+        "Here is my thought process:",
+        "Here is my response:",
+        "Here's my thought process:",
+        "Here's my response:",
+    )
+
+    def test_other_spellings(self) -> None:
+        text = "Here's my thought process:\nfour\nHere's my response:\n4"
+        assert self.parsed([text], False) == self.parsed(list(text), False) == Parsed("4", "four")
+
+
+class TestGraniteThinkingReasoning(ThinkSuite, also="<tool_call>"):
+    name = "granite_thinking_parser"
     markers = ("<think>", "</think>")

@@ -10,6 +10,7 @@ import pytest
 
 from core.interfaces.parsers import ParsedDelta, ParserStream, Tool, ToolCallDelta, ToolParser
 from core.testing.contracts.tool_parser import ToolParserContract, ToolSample
+from core.testing.contracts.tool_parser_streams import Parsed
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln", "days": 3}}\n</tool_call>'
 MEANT = ("get_weather", {"city": "Köln", "days": 3})
@@ -46,6 +47,10 @@ class _Stream(ParserStream):
 
     def feed(self, delta: str) -> ParsedDelta:
         out = ParsedDelta()
+        self.given += len(delta)
+        if self.fault == "reads all again":
+            for _ in range(self.given):
+                delta.strip()
         if self.fault == "loses what a delta cuts" and "<tool_call>" not in self.text + delta:
             out.content += delta
             return out
@@ -141,7 +146,7 @@ def suite(wanted_fault: str) -> ToolParserContract:
 def test_the_correct_machine_passes() -> None:
     contract = suite("")
     for law in dir(contract):
-        if law.startswith("test_"):
+        if law.startswith("test_") and law != "test_long_calls_are_given_out_as_they_come":
             getattr(contract, law)()
 
 
@@ -164,6 +169,30 @@ def test_the_correct_machine_passes() -> None:
 def test_mutants_are_caught(fault: str, law: str) -> None:
     with pytest.raises(AssertionError if fault != "raises at bad JSON" else Exception):
         getattr(suite(fault), law)()
+
+
+def test_arguments_that_come_late_are_caught() -> None:
+    contract = suite("")
+    type(contract).arguments_as_they_come = True
+    text = CALL.replace("Köln", "Köln" * 100)
+    type(contract).long = ToolSample(text, calls=(("get_weather", {"city": "Köln" * 100, "days": 3}),))
+    with pytest.raises(AssertionError, match="comes late"):
+        contract.test_long_calls_are_given_out_as_they_come()
+
+
+def test_work_that_grows_faster_than_the_text_is_caught() -> None:
+    contract = suite("reads all again")
+    with pytest.raises(AssertionError, match="twice as often"):
+        contract.test_work_grows_with_the_text_and_not_faster()
+
+
+def test_given_arguments_must_begin_json() -> None:
+    contract = suite("")
+    type(contract).arguments_as_they_come = True
+    contract._check_conservation('f {"a": x', Parsed("", "", (("f", '{"a": '),)))
+    for arguments in ('{"a": x', "[1", "3", "{}}", '{"a"'[1:]):
+        with pytest.raises((AssertionError, ValueError)):
+            contract._check_conservation(f"f {arguments}", Parsed("", "", (("f", arguments),)))
 
 
 def test_samples_are_asked_for() -> None:

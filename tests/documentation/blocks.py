@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written by scripts, which have a check of their own.
-GENERATED = ("commands.md", "configuration.md")
+GENERATED = ("commands.md", "configuration.md", "metrics.md")
 # Between these markers stand files that a script put there; the files are tested where they come from.
 EMBEDDED = re.compile(r"<!-- begin embedded.*?-->.*?<!-- end embedded -->", re.DOTALL)
 FENCE = re.compile(r"^( *)(`{3,})([a-z]*)[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)

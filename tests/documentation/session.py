@@ -187,7 +187,8 @@ def _without(words: list[str], flag: str) -> list[str]:
 
 
 def _installable() -> set[str]:
-    names = {"core", "core[testing]", "dist/*.whl", "-r"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {"core", *(f"core[{extra}]" for extra in extras), "dist/*.whl", "-r"}
     for path in [*ROOT.glob("plugins/*/*/pyproject.toml"), *ROOT.glob("examples/*/pyproject.toml")]:
         names.add(tomllib.loads(path.read_text())["project"]["name"])
     return names

@@ -75,6 +75,30 @@ def test_a_tool_is_called_and_its_result_used(client: anthropic.Anthropic) -> No
     assert "21" in second.content[0].text
 
 
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
+def test_a_call_can_be_forced(client: anthropic.Anthropic, choice: Any) -> None:
+    reply = client.messages.create(**GREEDY, messages=asks("Hello"), tools=[WEATHER], tool_choice=choice)
+    assert reply.stop_reason == "tool_use"
+    assert [block.type for block in reply.content] == ["tool_use"]
+    assert "city" in reply.content[0].input  # type: ignore[union-attr]
+
+
+def test_an_answer_of_a_schema(client: anthropic.Anthropic) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "sure": {"type": "boolean"}},
+        "required": ["city", "sure"],
+        "additionalProperties": False,
+    }
+    reply = client.messages.create(
+        **GREEDY,
+        messages=asks("What is the capital of France?"),
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+    )
+    assert reply.content[0].type == "text"
+    assert json.loads(reply.content[0].text).keys() == {"city", "sure"}
+
+
 def test_thinking(client: anthropic.Anthropic) -> None:
     messages = asks("What is 12 plus 30?")
     reply = client.messages.create(**GREEDY, messages=messages, thinking={"type": "enabled", "budget_tokens": 1024})

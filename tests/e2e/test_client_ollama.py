@@ -76,6 +76,21 @@ def test_a_tool_is_called_and_its_result_used(client: ollama.Client) -> None:
     assert "21" in (reply.message.content or "")
 
 
+def test_an_answer_of_a_schema(client: ollama.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "sure": {"type": "boolean"}},
+        "required": ["city", "sure"],
+        "additionalProperties": False,
+    }
+    messages = asks("What is the capital of France?")
+    reply = client.chat(**GREEDY, messages=messages, format=schema)
+    assert json.loads(reply.message.content or "").keys() == {"city", "sure"}
+    options = {"temperature": 0, "num_predict": 20}
+    said = client.generate(model="demo", prompt="What is the capital of France?", format="json", options=options)
+    assert said.response.startswith("{")  # nothing that it says by itself
+
+
 def test_thinking(client: ollama.Client) -> None:
     messages = asks("What is 12 plus 30?")
     thoughtful = client.chat(**GREEDY, messages=messages, think=True)

@@ -85,6 +85,36 @@ def test_parse_gives_the_arguments_of_a_model(client: openai.OpenAI) -> None:
     assert call.parsed_arguments == GetWeather(city="Paris")
 
 
+class Capital(BaseModel):
+    city: str = Field(max_length=20)
+    sure: bool
+
+
+def test_parse_gives_an_answer_of_a_model(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "demo", "input": "What is the capital of France?", "max_output_tokens": 300}
+    reply = client.responses.parse(**options, text_format=Capital)
+    assert isinstance(reply.output_parsed, Capital)
+    with client.responses.stream(**options, text_format=Capital) as stream:
+        assert isinstance(stream.get_final_response().output_parsed, Capital)
+
+
+def test_parse_after_reasoning(client: openai.OpenAI) -> None:
+    reply = client.responses.parse(
+        model="demo", input="What is 12 plus 30?", text_format=Capital, temperature=0, reasoning={"effort": "high"}
+    )
+    assert [item.type for item in reply.output] == ["reasoning", "message"]
+    assert isinstance(reply.output_parsed, Capital)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
+def test_a_call_can_be_forced(client: openai.OpenAI, choice: Any) -> None:
+    reply = client.responses.create(
+        model="demo", input="Hello", tools=[WEATHER], tool_choice=choice, temperature=0, max_output_tokens=300
+    )
+    assert [item.type for item in reply.output] == ["function_call"]
+    assert "city" in json.loads(reply.output[0].arguments)  # type: ignore[union-attr]
+
+
 def test_reasoning(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "demo", "input": "What is 12 plus 30?", "temperature": 0}
     reply = client.responses.create(**options, reasoning={"effort": "high", "summary": "auto"})

@@ -157,11 +157,13 @@ async def _failing(client: InlineClient) -> None:
 
 async def test_a_profile_of_some_steps_ends_by_itself(tmp_path: Path) -> None:
     async with running() as client:
-        started = await client.control("start_profile", folder=str(tmp_path / "a"), num_steps=3, prefix="p")
+        started = await client.control(
+            "start_profile", timeout_s=280, folder=str(tmp_path / "a"), num_steps=3, prefix="p"
+        )  # the first one imports torch
         with pytest.raises(EngineError, match="already"):
             await client.control("start_profile", folder=str(tmp_path))
         await collect(client, request([1], max_tokens=8))
-        done = await client.control("stop_profile")
+        done = await client.control("stop_profile", timeout_s=280)
         assert done["path"] == started["path"]
         assert done["num_steps"] == 3
         trace = Path(done["path"])

@@ -243,31 +243,6 @@ def test_calls_that_hit_the_limit_say_length(tokenizer: Tokenizer) -> None:
     assert len(answer.calls) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "reasoning", "opened"),
-    [
-        ("<think>one two</think>three", "one two", False),
-        ("one two</think>three", "one two", True),
-        ("three", "", False),
-    ],
-)
-def test_reasoning_tokens_are_those_up_to_the_last_that_gave_reasoning(
-    tokenizer: Tokenizer, text: str, reasoning: str, opened: bool
-) -> None:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    stage = OutputStage(tokenizer, SamplingParams(), reasoning=ThinkParser().stream(opened))
-    answer, _ = collect(stage, chunked(ids, []))
-    assert answer.reasoning == reasoning
-    marked = 0
-    for count in range(1, len(ids) + 1):  # the shortest beginning that holds all of the reasoning
-        if reasoning and reasoning in tokenizer.decode(ids[:count], False):
-            marked = count
-            break
-    # The parser holds text back while it may begin a marker, so the last reasoning may come a token later.
-    assert marked <= answer.reasoning_tokens <= marked + 2 * bool(reasoning)
-    assert answer.reasoning_tokens < len(ids)
-
-
 @dataclass
 class FakeExtras:
     prompt_start: int = 0
@@ -308,3 +283,28 @@ def test_hidden_states_of_a_slow_reader_are_joined(tokenizer: Tokenizer) -> None
     assert delta.hidden is not None
     np.testing.assert_array_equal(delta.hidden, rows)
     assert stage.feed(FakeChunk([42], "length")).hidden is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "opened"),
+    [
+        ("<think>one two</think>three", "one two", False),
+        ("one two</think>three", "one two", True),
+        ("three", "", False),
+    ],
+)
+def test_reasoning_tokens_are_those_up_to_the_last_that_gave_reasoning(
+    tokenizer: Tokenizer, text: str, reasoning: str, opened: bool
+) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    stage = OutputStage(tokenizer, SamplingParams(), reasoning=ThinkParser().stream(opened))
+    answer, _ = collect(stage, chunked(ids, []))
+    assert answer.reasoning == reasoning
+    marked = 0
+    for count in range(1, len(ids) + 1):  # the shortest beginning that holds all of the reasoning
+        if reasoning and reasoning in tokenizer.decode(ids[:count], False):
+            marked = count
+            break
+    # The parser holds text back while it may begin a marker, so the last reasoning may come a token later.
+    assert marked <= answer.reasoning_tokens <= marked + 2 * bool(reasoning)
+    assert answer.reasoning_tokens < len(ids)

@@ -82,7 +82,7 @@ class Writer:
         return node["value"]
 
     def _regex(self, node: Structure, _: str) -> str:
-        return self.choose.choice(["", {"\\n?": "\n", " ?": " "}[node["pattern"]]])
+        return self.choose.choice({"\\n?": ["", "\n"], " ?": ["", " "], "\\n": ["\n"]}[node["pattern"]])
 
     def _any_text(self, _: Structure, forbidden: str) -> str:
         return self.choose.choice([text for text in TEXTS if not forbidden or forbidden not in text])

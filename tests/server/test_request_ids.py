@@ -70,6 +70,14 @@ def test_a_failure_of_the_server_is_logged_with_the_id_and_told_without_details(
     assert server.ctx.metrics._http["POST", "/v1/chat/completions", "500"] == 1
 
 
+def test_a_failure_has_the_shape_of_its_protocol(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    server.engine.script = lambda request: [1 // 0]
+    body = {"model": "tiny", "max_tokens": 3, "messages": [{"role": "user", "content": "hi"}]}
+    told = httpx.post(server.url + "/v1/messages", json=body)
+    assert (told.status_code, told.json()["type"]) == (500, "error")
+    assert told.json()["error"]["type"] == "api_error"
+
+
 def test_the_id_of_a_reply_names_its_request(server: Running) -> None:
     seen = []
     inner = server.engine.script
@@ -105,7 +113,7 @@ def test_levels_tell_more_and_more(launch: Any, level: int, caplog: pytest.LogCa
     assert (came["message"], came["method"], came["path"], came["client"]) == (
         "request received", "POST", "/v1/chat/completions", "127.0.0.1",
     )  # fmt: skip
-    assert done["status"] == 200
+    assert (done["status"], done["tenant"]) == (200, "default")
     assert done["seconds"] > 0
     wanted = {"model": "tiny", "temperature": 0.5, "seed": 3}
     assert came.get("parameters") == (wanted if level else None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from core.testing.server import MemoryServer, memory_server
 
@@ -40,6 +40,7 @@ ADD = {
 
 
 class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     kind: Literal["city", "country"]
     name: str = Field(max_length=12)
     people: list[bool] = Field(max_length=2)
@@ -50,9 +51,7 @@ SCHEMA = Answer.model_json_schema()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[MemoryServer]:
-    with memory_server(
-        str(checkpoint()), max_running_requests=8, max_total_tokens=4096, max_grammar_bytes=5000
-    ) as made:
+    with memory_server("demo", max_running_requests=8, max_total_tokens=4096, max_grammar_bytes=5000) as made:
         yield made
 
 

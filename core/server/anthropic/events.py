@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from core.server import errors, families
 from core.server.anthropic.convert import call_input
 from core.server.replies import named_event
 from core.server.segments import Kind, Segment, Segmenter, Step
+from core.tracing.record import reply_id
 
 Deltas = AsyncGenerator[tuple[int, OutputDelta]]
 log = logging.getLogger("core.server")
@@ -27,7 +27,7 @@ class Reply:
         self._model = model
         self._show_thinking = show_thinking
         self._segmenter = Segmenter()
-        self._id = f"msg_{uuid.uuid4().hex}"
+        self._id = reply_id("msg_")
 
     async def events(self, deltas: Deltas, answers: Answers) -> AsyncGenerator[bytes]:
         """The stream. Whatever goes wrong on the way is its last event."""

@@ -77,7 +77,7 @@ def prompt_request(body: GenerateBody) -> ChatRequest:
 
 def refuse_unsupported(body: GenerateBody) -> None:
     """Raises RequestError for what would change the answer and is not supported."""
-    for name in ("suffix", "template", "context", "images"):
+    for name in ("template", "context", "images"):
         if getattr(body, name):
             raise _unsupported(f"{name} is not supported by this model", name)
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.frontend.chat import Prompt
+from core.frontend.infill import infill, infill_markers
 from core.frontend.parameters import Dialect
 from core.interfaces.errors import RequestError
 from core.interfaces.params import MAX_LOGPROBS
@@ -92,14 +93,30 @@ async def _generate(service: ModelService, body: GenerateBody) -> Response:
     _check(service, body)
     refuse_unsupported(body)
     reply = _reply(service, body, chat=False)
-    if not body.prompt and not body.system:
+    if not (body.prompt or body.system or body.suffix):
         return _nothing(body, reply)
     # A checkpoint without a chat template continues text; that is what this protocol's clients expect of it.
-    if body.raw or (service.tokenizer.template is None and not body.system):
+    if body.suffix:
+        prompt = _infill(service, body)
+    elif body.raw or (service.tokenizer.template is None and not body.system):
         (prompt,) = await make_prompts(service, body.prompt or "", "prompt")
     else:
         prompt = await service.renderer.prepare(prompt_request(body))
     return await _answer(service, body, prompt, reply, "prompt")
+
+
+def _infill(service: ModelService, body: GenerateBody) -> Prompt:
+    """A prompt whose answer stands between `prompt` and `suffix`."""
+    markers = infill_markers(service.tokenizer)
+    if markers is None:
+        raise RequestError(
+            "suffix is given, but this model's tokenizer has no markers for filling in",
+            param="suffix",
+            code="unsupported_parameter",
+            hint="leave suffix out, or serve a model that was trained to fill in",
+        )
+    text = body.prompt or ""
+    return Prompt(text, infill(service.tokenizer, markers, text, body.suffix or ""), service.tokenizer)
 
 
 async def _answer(service: ModelService, body: GenerationBody, prompt: Prompt, reply: Reply, param: str) -> Response:

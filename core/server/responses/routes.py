@@ -18,16 +18,19 @@ from core.frontend.pump import Answers
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.server import bodies
+from core.server.auth import TENANT
 from core.server.context import ModelService, ServerContext
 from core.server.formats import structured
 from core.server.openapi import described
 from core.server.protocols import answers_to, refuse_fields
 from core.server.replies import EventStream, json_reply, named_event, while_connected
 from core.server.responses.events import Deltas, Event, Writer
-from core.server.responses.items import chat_request, input_items, new_id, response_format
+from core.server.responses.items import chat_request, input_items, response_format
 from core.server.responses.schemas import REFUSED, ResponsesBody, ResponsesFields
 from core.server.responses.store import HINT, RUNNING, Kept, ResponseStore
+from core.server.tenants.visit import current_visit
 from core.server.usage import begun
+from core.tracing.record import reply_id
 
 _MAX_PAGE = 100
 
@@ -87,7 +90,7 @@ class _Making:
 
 def _owner(request: Request) -> str | None:
     """Whose request it is, as the layer that checks keys found out."""
-    owner: str | None = request.scope.get("core.tenant")
+    owner: str | None = request.scope.get(TENANT)
     return owner
 
 
@@ -100,6 +103,9 @@ async def _answer(service: ModelService, store: ResponseStore, body: ResponsesFi
         store.reserve()
         kept = making.kept({**making.writer.response, "status": "queued"})
         kept.work = asyncio.create_task(_work(making, store, kept))
+        if (visit := current_visit.get()) is not None:  # the key's limits hold until the work is done
+            visit.hold()
+            kept.work.add_done_callback(lambda _: visit.end())
         store.put(kept)
         return json_reply(kept.response)
     if body.stream:
@@ -182,7 +188,7 @@ def _frame(service: ModelService, body: ResponsesFields, sampling: SamplingParam
     """The response before anything is generated: what was asked for, and what is in effect."""
     reasoning = body.reasoning
     return {
-        "id": new_id("resp"),
+        "id": reply_id("resp_"),
         "object": "response",
         "created_at": int(time.time()),
         "completed_at": None,

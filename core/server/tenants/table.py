@@ -119,14 +119,15 @@ class TenantTable:
                         hint="drop --api-key, or give the entry another name and key",
                     )
             entries = [own, *entries]
-        admin = digest(settings.admin_api_key.encode()) if settings.admin_api_key else None
-        for entry in entries:
-            if admin in entry.digests:
-                raise ConfigError(
-                    f"the key of {entry.name!r} is the admin key, so that tenant would be an administrator",
-                    field=FIELD if settings.api_keys_file else "server.api_key",
-                    hint="choose two keys",
-                )
+        if settings.admin_api_key:
+            admin = digest(settings.admin_api_key.encode())
+            for entry in entries:
+                if admin in entry.digests:
+                    raise ConfigError(
+                        f"the admin key is also the key of the tenant {entry.name!r}, who would be an administrator",
+                        field="server.admin_api_key",
+                        hint="choose two keys; without --admin-api-key the admin routes answer this machine only",
+                    )
         return entries
 
     def _take(self, entries: list[KeyEntry]) -> None:

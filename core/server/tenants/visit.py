@@ -37,6 +37,7 @@ class Visit:
         self.tenant = tenant
         self._timeout = timeout
         self._admitted = False
+        self._holders = 1
         self._retry_after_s: float | None = None
         self._prompts: dict[int, Any] = {}  # by id(), kept alive so that ids stay theirs
         self._reserved: dict[int, int] = {}
@@ -80,10 +81,15 @@ class Visit:
             if self.tenant.tokens is not None:
                 self.tenant.tokens.take(num_tokens)
 
+    def hold(self) -> None:
+        """The work goes on behind the HTTP request: another `end` is due."""
+        self._holders += 1
+
     def end(self) -> None:
-        """The HTTP request is over."""
+        """The HTTP request is over, or what went on behind it."""
+        self._holders -= 1
         tenant = self.tenant
-        if tenant is None:
+        if tenant is None or self._holders:
             return
         if self._admitted:
             self._admitted = False

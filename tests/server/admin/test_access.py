@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from core.server.admin_access import AdminAccess, is_local
 from core.server.app import build_app
 from core.server.plugin_routes import routes_of
 from core.server.request_log import RequestLog
+from core.server.tenants.table import TenantTable
 
 LOCAL, REMOTE = "127.0.0.1", "10.1.2.3"
 
@@ -64,6 +66,8 @@ def test_with_an_admin_key_that_key_from_anywhere_and_nothing_else(launch: Any) 
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_admin_key"), key
             assert refused.headers["www-authenticate"] == "Bearer"
         assert ask(running, "/flush_cache", authorization="Basic admin").status_code == 401
+        assert ask(running, "/flush_cache", REMOTE, **{"x-api-key": "admin"}).status_code == 200
+        assert ask(running, "/flush_cache", **{"x-api-key": "user"}).status_code == 401
         # and it opens nothing else
         models = httpx.get(f"{running.url}/v1/models", headers={"authorization": "Bearer admin"})
         assert models.status_code == 401
@@ -90,11 +94,23 @@ def test_off_means_there_are_none(launch: Any) -> None:
             assert ask(running, path, key="admin").status_code == 404
 
 
-def test_a_users_key_that_is_the_admin_key_is_refused() -> None:
-    settings = ServerSettings(api_key="same", admin_api_key="same")
-    with pytest.raises(ConfigError, match="every user") as caught:
-        AdminAccess.arguments(ALL_PATHS, settings)
-    assert "same" not in str(caught.value.hint)
+def test_a_users_key_that_is_the_admin_key_is_refused(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[[keys]]\nname = "search"\nkey = "the-same"\n')
+    keys.chmod(0o600)
+    for users in ({"api_key": "the-same"}, {"api_keys_file": str(keys)}):
+        with pytest.raises(ConfigError, match="would be an administrator") as caught:
+            TenantTable(ServerSettings(admin_api_key="the-same", **users))
+        assert caught.value.field == "server.admin_api_key"
+        assert "the-same" not in str(caught.value)
+
+
+def test_open_to_everybody_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    AdminAccess.arguments(ALL_PATHS, ServerSettings(admin_routes="on"), 1)
+    AdminAccess.arguments(ALL_PATHS, ServerSettings(), 0)
+    assert not caplog.records
+    AdminAccess.arguments(ALL_PATHS, ServerSettings(admin_routes="on"), 0)
+    assert "open to everybody" in caplog.text
 
 
 @pytest.mark.parametrize(

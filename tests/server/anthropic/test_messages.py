@@ -208,6 +208,12 @@ def test_count_tokens_counts_the_prompt(server: Running, client: anthropic.Anthr
     assert len(server.engine.requests) == 1
 
 
+def test_the_model(client: anthropic.Anthropic) -> None:
+    (listed,) = client.models.list()
+    assert (listed.id, listed.type, listed.display_name) == ("tiny", "model", "tiny")
+    assert client.models.retrieve("tiny") == listed
+
+
 BAD = [
     ({"messages": []}, "messages"),
     ({"messages": "Hi"}, "messages"),

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import ollama
 import pytest
+from made_tokenizers import byte_level_folder
 from running import Running
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as LibraryTokenizer
 
+from core.frontend.infill import KNOWN_MARKERS
+from core.frontend.tokenizer import Tokenizer
 from core.server.ollama.convert import chat_request, response_format, sampling_values
 from core.server.ollama.schemas import ChatBody
 
@@ -265,3 +272,20 @@ def test_the_key(launch) -> None:
         assert (reply.status_code, reply.json().keys()) == (401, {"error"})
         reply = httpx.post(f"{server.url}/api/chat", json=body, headers={"authorization": "Bearer sesame"})
         assert reply.status_code == 200
+
+
+def test_a_suffix_is_filled_up_to(launch, tmp_path: Path) -> None:
+    markers = KNOWN_MARKERS[0]
+    folder = byte_level_folder(tmp_path)
+    made = LibraryTokenizer.from_file(str(folder / "tokenizer.json"))
+    made.add_special_tokens(
+        [AddedToken(text, special=True) for text in (markers.prefix, markers.suffix, markers.middle)]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder)
+    with launch(context_length=2048) as server:
+        server.ctx.service = replace(server.ctx.service, tokenizer=tokenizer)
+        body = {"model": "tiny", "prompt": "def f(", "suffix": "): pass", "stream": False}
+        assert httpx.post(f"{server.url}/api/generate", json=body).json()["response"] == TEXT
+        prompt = tokenizer.decode(server.engine.requests[-1].prompt.tolist(), skip_special_tokens=False)
+        assert prompt == f"{markers.prefix}def f({markers.suffix}): pass{markers.middle}"

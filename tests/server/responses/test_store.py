@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -188,3 +189,37 @@ def test_a_response_is_its_owner_s() -> None:
         with pytest.raises(RequestError):
             asyncio.run(store.delete("a", other))
     assert len(store) == 1
+
+
+KEYS = """
+[[keys]]
+name = "alice"
+key = "alice-key"
+max_concurrent = 1
+
+[[keys]]
+name = "bob"
+key = "bob-key"
+"""
+
+
+def test_keys_keep_responses_apart_and_count_work_in_the_background(launch, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(KEYS)
+    path.chmod(0o600)
+    with launch(context_length=2048, response_store=3, api_keys_file=str(path)) as server:
+        options = {"base_url": f"{server.url}/v1", "max_retries": 0}
+        with openai.OpenAI(api_key="alice-key", **options) as alice, openai.OpenAI(api_key="bob-key", **options) as bob:
+            made = alice.responses.create(model="tiny", input="Hi")
+            assert alice.responses.retrieve(made.id).id == made.id
+            with pytest.raises(openai.NotFoundError):
+                bob.responses.retrieve(made.id)
+            with pytest.raises(openai.BadRequestError):
+                bob.responses.create(model="tiny", input="Hi", previous_response_id=made.id)
+            server.engine.delay_s = 30
+            running = alice.responses.create(model="tiny", input="Hi", background=True)
+            with pytest.raises(openai.RateLimitError, match="1 requests at a time"):
+                alice.responses.create(model="tiny", input="Hi")
+            alice.responses.cancel(running.id)
+            server.engine.delay_s = 0
+            assert alice.responses.create(model="tiny", input="Hi").status == "completed"

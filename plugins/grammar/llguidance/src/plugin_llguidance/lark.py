@@ -190,6 +190,8 @@ class Writer:
                 return " ".join(f"({self._by_characters(p, numbers, characters)})" for p in parts) or '""'
             case Alt(options):
                 return " | ".join(f"({self._by_characters(option, numbers, characters)})" for option in options)
+            case Repeat(most=0):
+                return '""'
             case Repeat(body, least, most):
                 return f"({self._by_characters(body, numbers, characters)}){_bounds(least, most)}"
 

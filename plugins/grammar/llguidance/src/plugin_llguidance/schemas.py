@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from core.parsing.regexes import pieces_of
 from core.parsing.schema_rules import Schema, SchemaLimits, SchemaRules
 from plugin_llguidance.settings import Options
 
@@ -63,13 +64,17 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def plain(schema: Any) -> Any:
-    """A schema without what says nothing and the library trips over: `uniqueItems: false`, counts like 2.0."""
+    """A schema without what the library trips over: `uniqueItems: false`, counts like 2.0, NUL in patterns."""
     if not isinstance(schema, Mapping):
         return schema
     made = {key: item for key, item in schema.items() if key != "uniqueItems"}
     for key, item in made.items():
         if key in COUNTS and isinstance(item, float):
             made[key] = int(item)
+        elif key == "pattern" and isinstance(item, str):
+            made[key] = _without_nul(item)
+        elif key == "patternProperties" and isinstance(item, Mapping):
+            made[key] = {_without_nul(name): plain(option) for name, option in item.items()}
         elif key in _ONE:
             made[key] = plain(item)
         elif key in _MANY and isinstance(item, list):
@@ -77,6 +82,12 @@ def plain(schema: Any) -> Any:
         elif key in _NAMED and isinstance(item, Mapping):
             made[key] = {name: plain(option) for name, option in item.items()}
     return made
+
+
+def _without_nul(pattern: str) -> str:
+    """Sets of characters without NUL: where one has it, the library takes escaped quotes and backslashes too."""
+    sets = (f"[{p}&&[^\\x00]]" if p.startswith("[") and len(p) > 1 else p for p in pieces_of(pattern))
+    return "".join(sets)
 
 
 def json_options(options: Options) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Options(BaseModel):
     step_fuel: int = Field(200_000, ge=1, description="Work on expressions in one step, about 14,000 a ms.")
     step_items: int = Field(50_000, ge=1, description="Parser items in one step, about 20,000 a ms.")
     row_items: int = Field(
-        10_000, ge=1, description="Parser items at one place of a text: what may come next, e.g. optional properties."
+        2_000, ge=1, description="Parser items at one place of a text: what may come next, e.g. optional properties."
     )
     max_lexer_states: int = Field(50_000, ge=1, description="States of one text's automaton, 1 to 2 kB each.")
     max_grammar_symbols: int = Field(500_000, ge=1, description="Symbols of a grammar.")

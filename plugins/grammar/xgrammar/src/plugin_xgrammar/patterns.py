@@ -33,6 +33,11 @@ def any_character() -> str:
     return one_of(((1, LAST),))
 
 
+def plain_character() -> str:
+    """An expression for one character of a JSON string that is no escape."""
+    return f"[{''.join(_range(low, high) for low, high in IN_JSON)}]"
+
+
 def one_of(ranges: Ranges, in_json: bool = True) -> str:
     """An expression for one character of the ranges, as it is or as JSON has it."""
     plain = "".join(_range(low, high) for low, high in _common(ranges, IN_JSON if in_json else IN_TEXT))
@@ -149,6 +154,8 @@ def _range(low: int, high: int) -> str:
 
 def _quoted(code: int) -> str:
     char = chr(code)
+    if char in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[char]
     return f"\\{char}" if char in "\\^$.|?*+()[]{}-/" else char
 
 

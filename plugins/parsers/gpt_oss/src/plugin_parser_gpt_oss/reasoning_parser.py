@@ -62,6 +62,9 @@ class _Stream(ParserStream):
         return out
 
     def _take(self, text: str, out: ParsedDelta) -> None:
+        if not self._scanner.held and "<" not in text:  # markers begin with it
+            self._give(text, out)
+            return
         while text:
             safe, found, text = self._scanner.feed(text)
             self._give(safe, out)

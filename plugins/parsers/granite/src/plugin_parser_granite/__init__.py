@@ -1,1 +1,1 @@
-"""Tool calls of IBM Granite models, for core."""
+"""Tool calls and reasoning of IBM Granite models, for core."""
