@@ -138,8 +138,7 @@ class ServerContext:
     """The server's state. `service` is set once, when the model is ready.
 
     engine: known from the start, for liveness. problem: why the start failed, in words. plugin_metrics: what hook
-    plugins add to /metrics. tenants: made from the settings; raises ConfigError if
-    their file cannot be used.
+    plugins add to /metrics. tenants: made from the settings; raises ConfigError if their file cannot be used.
     """
 
     settings: ServerSettings
