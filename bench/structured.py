@@ -2,9 +2,9 @@
 
     python bench/structured.py [--streams 32] [--tokens 128] [--rounds 5] [--model demo] [--backend auto]
 
-Every request generates the same number of tokens in both cases: the schema is a list of texts that goes on for ever,
-and without it the end of a text is ignored. Rounds of the two take turns, so that a busy machine slows both; printed are
-the medians of tokens a second and of tokens a second of processor time, the share of each that the schema costs, and
+Every request generates the same number of tokens in both cases: the schema is a list that goes on for ever, and without
+it the end of a text is ignored. Rounds of the two take turns, so that a busy machine slows both; printed are the
+medians of tokens a second and of tokens a second of processor time, the share of each that the schema costs, and
 where the time went a step. On a machine that others use too, processor time is the figure to look at.
 """
 
@@ -79,7 +79,7 @@ def main() -> None:
     for name, found in (("elapsed", speeds), ("processor", cpu_speeds)):
         plain, held = statistics.median(found[False]), statistics.median(found[True])
         print(
-            f"{name:9} without {plain:7.0f} tokens/s   with a schema {held:7.0f} tokens/s   cost {1 - held / plain:6.1%}"
+            f"{name:9} without {plain:7.0f} tokens/s, with a schema {held:7.0f} tokens/s, cost {1 - held / plain:6.1%}"
         )
     for schema in (False, True):
         steps = statistics.median(grown["steps"] for grown in spent[schema])

@@ -68,5 +68,5 @@ def _blamed(backend: GrammarBackend, params: GrammarParams, error: RequestError)
 
 def _named(error: RequestError, params: GrammarParams) -> RequestError:
     field = error.param if error.param in params.schemas else params.param or error.param
-    message = error.message if not field or field in error.message else f"{field}: {error.message}"
+    message = error.message if not field or error.message.startswith(field) else f"{field}: {error.message}"
     return RequestError(message, param=field, code=error.code, status=error.status, hint=error.hint)

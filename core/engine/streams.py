@@ -69,10 +69,13 @@ class Stream:
     def take(self) -> TokenChunk:
         """What came since the last call. Once all tokens are read: raises an error that refused the request or took
         the engine away; one that ended the text is in the last chunk."""
-        error = self.error
-        if error is not None and not self.tokens and (not self.finish or isinstance(error, Overloaded | RequestError)):
+        error, finish = self.error, self.finish
+        raised = error is not None and (not finish or isinstance(error, Overloaded | RequestError))
+        if raised and not self.tokens:
+            assert error is not None
             raise error
-        reason = FINISH_REASONS[self.finish] or None
+        # What is raised comes with the next call, so that its status and code are not lost; until then nothing ended.
+        reason = None if raised else FINISH_REASONS[finish] or None
         tokens, self.tokens = self.tokens, []
         chunk = TokenChunk(tokens, reason, cached_tokens=self.cached_tokens)
         self.cached_tokens = None
@@ -80,7 +83,7 @@ class Stream:
             chunk.logprobs, self.logprobs = self.logprobs, []
         if self.extras:
             chunk.extras, self.extras = self.extras, []
-        if error is not None:
+        if error is not None and not raised:
             chunk.error = error.message
         return chunk
 

@@ -1,7 +1,8 @@
 """Chat templates: the Jinja programs that Hugging Face tokenizers carry, run in a sandbox.
 
 Behaves as transformers' `apply_chat_template` does (the tests compare the two), without importing it. A template comes
-with a checkpoint and is not trusted: it sees plain data only, may not change it, and reaches no Python internals.
+with a checkpoint and is not trusted: it sees plain data only, may not change it, reaches no Python internals, and uses
+up no more than `core.frontend.template_limits` allows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+# Of a template, beside Jinja's own. RuntimeError: recursion without end.
+_FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, MemoryError, RuntimeError)
 _CONTINUE_MARK = "CORE_CONTINUES_HERE_9c1e "  # the blank tells whether the template trims the message
 
 
@@ -81,6 +84,9 @@ class ChatTemplate:
             content = chat[-1].get("content") or ""
             chat[-1]["content"] = content + _CONTINUE_MARK
         template = self._template(self._pick(bool(tools)))
+        from core.frontend.template_limits import Budget, budget
+
+        token = budget.set(Budget())
         try:
             text = template.render(
                 {
@@ -92,12 +98,14 @@ class ChatTemplate:
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (jinja2.TemplateError, *_FAILURES) as error:
             raise RequestError(
                 f"the chat template does not accept these messages: {error}",
                 param="messages",
                 code="chat_template_error",
             ) from error
+        finally:
+            budget.reset(token)
         return _cut(text, content) if continue_final_message else text
 
 
@@ -119,8 +127,9 @@ def _environment() -> Any:
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
+
+    from core.frontend.template_limits import LimitedEnvironment
 
     class GenerationTag(Extension):
         """`{% generation %}` marks the assistant's tokens for training; here it only shows its body."""
@@ -164,9 +173,8 @@ def _environment() -> Any:
     def strftime_now(pattern: str) -> str:
         return datetime.now().strftime(pattern)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, namespace=PlainNamespace)
+    environment.limit_filters()
     return environment

@@ -20,7 +20,8 @@ Tool = Mapping[str, Any]  # an OpenAI tool: {"type": "function", "function": {"n
 
 @dataclass(slots=True)
 class ToolCallDelta:
-    """A piece of one tool call. `name` comes whole and once, before any arguments of that call."""
+    """A piece of one tool call. `name` comes whole and once, before any arguments of that call, and all of these before
+    the next call's name."""
 
     index: int
     name: str | None = None

@@ -112,7 +112,10 @@ class RowWishes:
 
     def generating(self, slots: Int32) -> Int64 | None:
         """Which of the sampled rows [S] get a token; None if all do."""
-        pooled = self.flags[slots] & POOLED != 0
+        flags = self.flags[slots]
+        if not flags.any():  # most steps
+            return None
+        pooled = flags & POOLED != 0
         return np.flatnonzero(~pooled) if pooled.any() else None
 
     def collect(

@@ -30,6 +30,7 @@ from core.server.tenants.engine import TenantEngine
 from core.server.tenants.metrics import TenantMetrics
 from core.server.tenants.table import TenantTable
 from core.server.tenants.visit import default_priority
+from core.tracing.record import reply_id
 
 
 class Phase(StrEnum):
@@ -118,6 +119,8 @@ class ModelService:
         """
         if priority is None:
             priority = default_priority()
+        for name in ids:
+            reply_id(given=name)  # so that it can be aborted under this name
         rules, namespace = self.rules, Namespace(salt=salt)
         has_backend = self.hello.effective.get("grammar_backend", "none") != "none"
         requests, stages = [], []
@@ -138,8 +141,7 @@ class ServerContext:
     """The server's state. `service` is set once, when the model is ready.
 
     engine: known from the start, for liveness. problem: why the start failed, in words. plugin_metrics: what hook
-    plugins add to /metrics. tenants: made from the settings; raises ConfigError if
-    their file cannot be used.
+    plugins add to /metrics. tenants: made from the settings; raises ConfigError if their file cannot be used.
     """
 
     settings: ServerSettings

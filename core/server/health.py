@@ -17,7 +17,7 @@ from starlette.responses import Response
 from core.engine.client import EngineClient, EngineRequest
 from core.engine.messages import Hello
 from core.interfaces.errors import CoreError
-from core.interfaces.params import SamplingParams
+from core.interfaces.params import PoolingParams, SamplingParams
 from core.interfaces.prefix_cache import Namespace
 from core.server.context import Phase, ServerContext
 from core.server.replies import json_reply
@@ -91,6 +91,7 @@ async def _generate(engine: EngineClient, hello: Hello) -> str | None:
         SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
         namespace=Namespace(salt="health_generate"),
         seed=0,
+        pooling=_wanted(hello),
     )
     chunks = engine.generate(request)  # past the limits of tenants
     try:
@@ -108,3 +109,11 @@ async def _generate(engine: EngineClient, hello: Hello) -> str | None:
         if close is not None:
             with contextlib.suppress(CoreError):
                 await close()
+
+
+def _wanted(hello: Hello) -> PoolingParams | None:
+    """A model that generates nothing is asked for a vector."""
+    task = hello.effective.get("task")
+    if task not in ("embed", "classify"):
+        return None
+    return PoolingParams(head="scores" if task == "classify" else "none")

@@ -12,6 +12,10 @@ class TestTorchNative(AttentionContract):
     name = "torch_native"
 
 
+class TestBatchInvariant(AttentionContract):
+    name = "batch_invariant"
+
+
 class TestCpuNative(AttentionContract):
     name = "cpu_native"
 

@@ -89,6 +89,20 @@ class TestQwen3Classifier(ModelContract):
         return [{"model_type": "qwen3", **SMALL, "head_dim": 10, "architectures": [self.name], "num_labels": 1}]
 
 
+class TestQwen2Headless(ModelContract):
+    name = "Qwen2Model"
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [{"model_type": "qwen2", **SMALL, "architectures": [self.name]}]
+
+
+class TestQwen3Headless(ModelContract):
+    name = "Qwen3Model"
+
+    def configs(self) -> Sequence[Mapping[str, Any]]:
+        return [{"model_type": "qwen3", **SMALL, "head_dim": 10, "architectures": [self.name]}]
+
+
 GEMMA: dict[str, Any] = {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 6}
 # Caps low enough to be felt at the size of these logits.
 CAPPED: dict[str, Any] = {**GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}

@@ -69,6 +69,20 @@ async def test_tokens_before_a_death_are_not_lost() -> None:
         await anext(reader)
 
 
+async def test_an_error_behind_unread_tokens_keeps_its_status() -> None:
+    table = StreamTable(lambda request_id: None)
+    stream = table.open(EngineRequest(np.zeros(1, np.int32), SamplingParams()))
+    message, info = describe(RequestError("too slow", code="timeout", status=504))
+    table.feed(outputs([stream.id], [5], [0], first={0: 0}))
+    table.feed(outputs([stream.id], [-1], [4], errors={0: message}, error_info={0: info}))  # nobody has read yet
+    reader = table.read(lambda: (stream, frozenset()))
+    chunk = await anext(reader)
+    assert (chunk.tokens, chunk.finish_reason, chunk.error) == ([5], None, None)
+    with pytest.raises(RequestError, match="too slow") as caught:
+        await anext(reader)
+    assert (caught.value.status, caught.value.code) == (504, "timeout")
+
+
 async def test_cancel_only_while_it_runs() -> None:
     cancelled: list[int] = []
     table = StreamTable(cancelled.append)

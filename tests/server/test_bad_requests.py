@@ -77,7 +77,7 @@ CHAT_MISTAKES: list[tuple[dict[str, Any], str | None, str]] = [
     (chat(tools=[{"type": "magic", "function": {"name": "f"}}]), "tools[0].type", "function"),
     (chat(tool_choice="required"), "tool_choice", "no tools"),
     (chat(response_format={"type": "yaml"}), "response_format.type", "yaml"),
-    (chat(guided_json={}, regex="a"), "guided_json", "cannot be given together"),
+    (chat(guided_json={}, regex="a"), "regex", "cannot be given together"),
     (chat(use_beam_search=True), "use_beam_search", "not supported"),
     (chat(prompt_logprobs=-1), "prompt_logprobs", "whole vocabulary"),
     (chat(prompt_logprobs=65), "prompt_logprobs", "64"),

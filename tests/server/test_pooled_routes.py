@@ -206,6 +206,11 @@ class TestEmbedder:
     def test_bad_requests(self, server: MemoryServer, body: Any, param: str, told: str) -> None:
         refused(server.client.post("/v1/embeddings", json=body), 400, param, told)
 
+    def test_probes_and_facts(self, server: MemoryServer) -> None:
+        assert server.client.get("/health_generate").status_code == 200
+        info = server.client.get("/model_info").json()
+        assert (info["is_generation"], info["task"], info["pooling"]) == (False, "embed", "last")
+
     def test_unknown_models(self, server: MemoryServer) -> None:
         with pytest.raises(openai.NotFoundError):
             server.openai().embeddings.create(model="other", input="a")
@@ -277,6 +282,9 @@ class TestReward:
         values = [reward("What?" + text) for text in TEXTS]
         assert [item["index"] for item in results] == sorted(range(4), key=lambda n: -values[n])
         refused(server.client.post("/v1/rerank", json={**body, "instruct": "x"}), 400, "instruct", "scoring head")
+
+    def test_probe(self, server: MemoryServer) -> None:
+        assert server.client.get("/health_generate").status_code == 200
 
     def test_it_gives_neither_text_nor_vectors(self, server: MemoryServer) -> None:
         for path, body in (("/generate", {"text": "a"}), ("/v1/embeddings", {"input": "a"})):

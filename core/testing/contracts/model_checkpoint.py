@@ -15,13 +15,14 @@ from torch import nn
 Reference = Callable[[Sequence[int]], torch.Tensor]
 
 _CLASSIFIER = "ForSequenceClassification"
+_HEADLESS = "Model"
 _NOT_FIELDS = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 WEIGHTS = "model.safetensors"
 
 
 def write_with_transformers(config: Mapping[str, Any], folder: Path, seed: int = 0) -> None:
     """config.json and random float32 weights of the model that transformers builds for `config["model_type"]`: one that
-    generates, or a classifier where `architectures` names one."""
+    generates, or a classifier or a model without a head where `architectures` names one."""
     from transformers import AutoConfig
 
     fields = {name: value for name, value in config.items() if name not in _NOT_FIELDS}
@@ -32,7 +33,7 @@ def write_with_transformers(config: Mapping[str, Any], folder: Path, seed: int =
 
 
 def transformers_reference(folder: Path) -> Reference:
-    """Token ids -> logits [T, vocab_size or labels] float32, the whole text at once, without a cache."""
+    """Token ids -> logits [T, vocab_size, labels or hidden_size] float32, the whole text at once, without a cache."""
     auto = _auto_class(read_config(folder))
     model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
@@ -41,16 +42,19 @@ def transformers_reference(folder: Path) -> Reference:
         ids = torch.tensor([list(tokens)])
         if hasattr(model, "score"):  # its own forward scores the last token alone
             return model.score(model.base_model(ids, use_cache=False).last_hidden_state)[0].float()
-        return model(ids, use_cache=False).logits[0].float()
+        out = model(ids, use_cache=False)
+        return (out.logits if hasattr(out, "logits") else out.last_hidden_state)[0].float()
 
     return logits
 
 
 def _auto_class(config: Mapping[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    named = config.get("architectures") or [""]
-    return AutoModelForSequenceClassification if named[0].endswith(_CLASSIFIER) else AutoModelForCausalLM
+    name = (config.get("architectures") or [""])[0]
+    if name.endswith(_CLASSIFIER):
+        return AutoModelForSequenceClassification
+    return AutoModel if name.endswith(_HEADLESS) else AutoModelForCausalLM
 
 
 def randomise(model: nn.Module, seed: int) -> None:

@@ -33,7 +33,7 @@ from core.runner.runner import ModelRunner
 from core.testing.mock_hardware import MockHardware
 from core.testing.mock_runner import SingleRank
 
-_NEVER = -1e9  # logit of a token that is no label
+_NEVER = -1e9  # logit of a token that stands for no label or element
 POISON = 1e3  # what pages hold before they are written; large, and finite so that a masked key adds nothing
 
 
@@ -85,13 +85,13 @@ def run_ranks(size: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
 
 
 def num_logits(spec: ModelSpec) -> int:
-    """What the model's head gives of a hidden state."""
-    return len(spec.labels) if spec.task == "classify" else spec.vocab_size
+    """What the model's head gives of a hidden state, which without a head is the state itself."""
+    return {"classify": len(spec.labels), "embed": spec.hidden_size}.get(spec.task, spec.vocab_size)
 
 
 class _Recorder:
     """The model as the runner sees it; keeps the logits of all rows of the last step. Of a classifier these are its
-    scores, and the best label is the token that it seems to generate."""
+    scores, and without a head the hidden states; the largest is the token that the model seems to generate."""
 
     def __init__(self, model: CausalLM, spec: ModelSpec) -> None:
         self.model, self.spec = model, spec
@@ -101,21 +101,23 @@ class _Recorder:
         hidden = self.model.forward(batch)
         wanted = (len(batch.input_ids), self.spec.hidden_size)
         assert tuple(hidden.shape) == wanted, f"forward returns {tuple(hidden.shape)}, not [T, hidden_size] = {wanted}"
-        if self.spec.task == "classify":
-            self.logits = cast(ScoringModel, self.model).compute_scores(hidden)
-        else:
-            self.logits = self.model.compute_logits(hidden)
+        self.logits = self._head(hidden)
         wanted = (len(batch.input_ids), num_logits(self.spec))
         assert tuple(self.logits.shape) == wanted, (
             f"the head returns {tuple(self.logits.shape)}, not [S, vocab_size or number of labels] = {wanted}"
         )
         return hidden
 
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.spec.task == "embed":
+            return hidden
+        if self.spec.task == "classify":
+            return cast(ScoringModel, self.model).compute_scores(hidden)
+        return self.model.compute_logits(hidden)
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.spec.task != "classify":
-            return self.model.compute_logits(hidden)
-        scores = cast(ScoringModel, self.model).compute_scores(hidden)
-        return torch.nn.functional.pad(scores, (0, self.spec.vocab_size - scores.shape[1]), value=_NEVER)
+        values = self._head(hidden)[:, : self.spec.vocab_size]
+        return torch.nn.functional.pad(values, (0, self.spec.vocab_size - values.shape[1]), value=_NEVER)
 
 
 class _RecordingHardware(MockHardware):

@@ -45,7 +45,7 @@ class ModelCase:
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
 
     def reference(self, tokens: Sequence[int]) -> torch.Tensor:
-        """[T, vocab_size], or [T, number of labels] of a classifier, float32."""
+        """[T, vocab_size], [T, number of labels] of a classifier, or [T, hidden_size] without a head; float32."""
         if self._reference is None:
             self._reference = self._load()
         key = tuple(tokens)
@@ -103,7 +103,8 @@ class ModelSetup(Contract):
 
     def reference(self, config: Mapping[str, Any], folder: Path) -> Reference:
         """The same model by other means: token ids -> logits [T, vocab_size] float32, or what a classifier's head makes
-        of every position, [T, number of labels]. Here: transformers."""
+        of every position, [T, number of labels], or without a head the hidden states, [T, hidden_size]. Here:
+        transformers."""
         return transformers_reference(folder)
 
     # -- cases

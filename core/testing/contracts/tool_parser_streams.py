@@ -55,6 +55,7 @@ def _take_call(call: ToolCallDelta, calls: list[list[str]]) -> None:
         assert call.index == len(calls), f"a new call has index {call.index}; it is number {len(calls)}"
         calls.append([call.name, ""])
     assert 0 <= call.index < len(calls), f"arguments of call {call.index} come before its name"
+    assert call.index == len(calls) - 1, f"arguments of call {call.index} come after the next call has begun"
     calls[call.index][1] += call.arguments
 
 

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from core.interfaces.errors import CheckpointError
-from plugin_qwen.arch import Qwen2Arch, Qwen2ClassifierArch, Qwen3Arch, Qwen3ClassifierArch, Qwen3MoeArch
+from plugin_qwen.arch import (
+    Qwen2Arch,
+    Qwen2ClassifierArch,
+    Qwen2HeadlessArch,
+    Qwen3Arch,
+    Qwen3ClassifierArch,
+    Qwen3HeadlessArch,
+    Qwen3MoeArch,
+)
 
 # config.json of Qwen3-30B-A3B in the layout of transformers 4.
 QWEN3_30B: dict[str, Any] = {
@@ -52,6 +60,8 @@ def test_entry_points_and_manifest_name_the_same() -> None:
         "Qwen2ForCausalLM": Qwen2Arch,
         "Qwen3ForCausalLM": Qwen3Arch,
         "Qwen3MoeForCausalLM": Qwen3MoeArch,
+        "Qwen2Model": Qwen2HeadlessArch,
+        "Qwen3Model": Qwen3HeadlessArch,
         "Qwen2ForSequenceClassification": Qwen2ClassifierArch,
         "Qwen3ForSequenceClassification": Qwen3ClassifierArch,
     }

@@ -148,7 +148,9 @@ def test_logging_is_changed_in_both_processes(server: Running, caplog: pytest.Lo
         post(server, "/configure_logging", {"log_requests": False})
         caplog.clear()
         httpx.post(server.url + "/generate", json={"text": "hi"})
-        assert not caplog.records
+        # What ended a moment ago may still be told; this request is not.
+        paths = [record.fields["path"] for record in caplog.records if hasattr(record, "fields")]
+        assert "/generate" not in paths
     finally:
         logger.setLevel(before)
     assert post(server, "/configure_logging", {"log_level": "loud"}, 400)["param"] == "log_level"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from core.config.sections import ServerSettings
 from core.interfaces.errors import ConfigError
-from core.server.tenants.keys import read_keys
+from core.server.main import _Life
+from core.server.tenants.keys import digest, read_keys
 from core.server.tenants.table import DEFAULT_TENANT, TenantTable
 
 SECRET = "hush-hush-1234"
@@ -116,6 +122,28 @@ def test_keys_lead_to_tenants(tmp_path: Path) -> None:
 def test_the_single_key_does_not_clash(tmp_path: Path, entry: str) -> None:
     with pytest.raises(ConfigError, match="clashes with --api-key"):
         TenantTable(ServerSettings(api_key="root", api_keys_file=str(file(tmp_path, f"[[keys]]\n{entry}"))))
+
+
+def test_a_tenant_is_no_administrator(tmp_path: Path) -> None:
+    path = file(tmp_path, '[[keys]]\nname = "a"\nkey = "root"')
+    with pytest.raises(ConfigError, match="who would be an administrator"):
+        TenantTable(ServerSettings(admin_api_key="root", api_keys_file=str(path)))
+
+
+async def test_sighup_reads_again() -> None:
+    read = asyncio.Event()
+    life: Any = _Life.__new__(_Life)
+    life._ctx = SimpleNamespace(tenants=SimpleNamespace(reload=read.set))
+    with life._signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.wait_for(read.wait(), 5)
+
+
+def test_the_page_shows_a_file_that_can_be_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "guide" / "tenants.md").read_text()
+    search, research = read_keys(file(tmp_path, page.split("```toml\n")[1].split("```")[0]))
+    assert search.digests == (digest(b"secret"),)
+    assert len(research.digests) == 2
 
 
 def test_reading_again_keeps_what_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,11 +7,23 @@ from typing import ClassVar
 from core.interfaces.build import BuildContext
 from core.interfaces.model import CausalLM, HfConfig, ModelArch, WeightRules
 from core.interfaces.spec import ModelSpec
-from plugin_qwen.config import QWEN2, QWEN2_CLASSIFIER, QWEN3, QWEN3_CLASSIFIER, QWEN3_MOE, Family, read_config
+from plugin_qwen.config import (
+    QWEN2,
+    QWEN2_CLASSIFIER,
+    QWEN2_HEADLESS,
+    QWEN3,
+    QWEN3_CLASSIFIER,
+    QWEN3_HEADLESS,
+    QWEN3_MOE,
+    Family,
+    read_config,
+)
 from plugin_qwen.weights import (
     QWEN2_CLASSIFIER_RULES,
+    QWEN2_HEADLESS_RULES,
     QWEN2_RULES,
     QWEN3_CLASSIFIER_RULES,
+    QWEN3_HEADLESS_RULES,
     QWEN3_MOE_RULES,
     QWEN3_RULES,
 )
@@ -57,6 +69,20 @@ class Qwen3ClassifierArch(Qwen2Arch):
 
     family = QWEN3_CLASSIFIER
     rules = QWEN3_CLASSIFIER_RULES
+
+
+class Qwen2HeadlessArch(Qwen2Arch):
+    """Qwen2Model: as embedding models are saved by those who train them."""
+
+    family = QWEN2_HEADLESS
+    rules = QWEN2_HEADLESS_RULES
+
+
+class Qwen3HeadlessArch(Qwen2Arch):
+    """Qwen3Model: the same of Qwen 3."""
+
+    family = QWEN3_HEADLESS
+    rules = QWEN3_HEADLESS_RULES
 
 
 class Qwen3MoeArch(Qwen2Arch):

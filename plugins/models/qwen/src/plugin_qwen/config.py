@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.interfaces.errors import CheckpointError
-from core.interfaces.spec import AttentionSpec, ModelSpec
+from core.interfaces.spec import AttentionSpec, ModelSpec, Task
 from core.layers.config import ConfigReader, check_heads, group_layers, head_size
 from core.layers.rope_config import RopeSpec, rope_spec
 
@@ -44,7 +44,7 @@ class Family:
 
     qkv_bias: True as in Qwen 2; None reads `attention_bias`, which is then on the output projection too.
     head_dim: default where config.json has none. windows_by_layer: whether `layer_types` and `max_window_layers`
-    choose the layers with a sliding window; otherwise all layers have it or none. classifies: the head scores labels.
+    choose the layers with a sliding window; otherwise all layers have it or none. task: what the head is for, if one.
     """
 
     architecture: str
@@ -53,13 +53,15 @@ class Family:
     head_dim: int | None = None
     windows_by_layer: bool = True
     moe: bool = False
-    classifies: bool = False
+    task: Task = "generate"
 
 
 QWEN2 = Family("Qwen2ForCausalLM", qkv_bias=True, qk_norm=False)
 QWEN3 = Family("Qwen3ForCausalLM", qkv_bias=None, qk_norm=True, head_dim=128)
-QWEN2_CLASSIFIER = replace(QWEN2, architecture="Qwen2ForSequenceClassification", classifies=True)
-QWEN3_CLASSIFIER = replace(QWEN3, architecture="Qwen3ForSequenceClassification", classifies=True)
+QWEN2_CLASSIFIER = replace(QWEN2, architecture="Qwen2ForSequenceClassification", task="classify")
+QWEN3_CLASSIFIER = replace(QWEN3, architecture="Qwen3ForSequenceClassification", task="classify")
+QWEN2_HEADLESS = replace(QWEN2, architecture="Qwen2Model", task="embed")
+QWEN3_HEADLESS = replace(QWEN3, architecture="Qwen3Model", task="embed")
 QWEN3_MOE = Family("Qwen3MoeForCausalLM", qkv_bias=None, qk_norm=True, windows_by_layer=False, moe=True)
 
 
@@ -92,8 +94,8 @@ def read_config(hf_config: Mapping[str, Any], family: Family) -> ModelSpec:
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         eos_token_ids=reader.eos_token_ids(),
         num_experts=moe.num_experts if moe else 0,
-        task="classify" if family.classifies else "generate",
-        labels=reader.labels() if family.classifies else (),
+        task=family.task,
+        labels=reader.labels() if family.task == "classify" else (),
         arch=QwenConfig(
             intermediate_size=reader.size("intermediate_size"),
             norm_eps=reader.number("rms_norm_eps", 1e-6),

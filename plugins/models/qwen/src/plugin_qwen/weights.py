@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from core.interfaces.model import ModuleRule, WeightRules
 
 _LAYER = "model.layers.{layer}"
@@ -37,8 +39,16 @@ _IGNORED = {r"(.*\.)?rotary_emb\.inv_freq": "rotary frequencies are computed fro
 _LM_HEAD = (ModuleRule("lm_head", "lm_head"),)
 _SCORE = (ModuleRule("score", "score"),)
 
+
+def _bare(rules: tuple[ModuleRule, ...]) -> WeightRules:
+    """Of a decoder that is saved by itself."""
+    return WeightRules(tuple(replace(rule, source=rule.source.removeprefix("model.")) for rule in rules), _IGNORED)
+
+
 QWEN2_RULES = WeightRules(_DECODER + _LM_HEAD, _IGNORED)
 QWEN2_CLASSIFIER_RULES = WeightRules(_DECODER + _SCORE, _IGNORED)
 QWEN3_RULES = WeightRules(_DECODER + _LM_HEAD + _QK_NORM, _IGNORED)
+QWEN2_HEADLESS_RULES = _bare(_DECODER)
+QWEN3_HEADLESS_RULES = _bare(_DECODER + _QK_NORM)
 QWEN3_CLASSIFIER_RULES = WeightRules(_DECODER + _SCORE + _QK_NORM, _IGNORED)
 QWEN3_MOE_RULES = WeightRules(_DECODER + _LM_HEAD + _QK_NORM + _EXPERTS, _IGNORED)
