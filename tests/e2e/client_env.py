@@ -22,8 +22,6 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "langchain": ("langchain-openai==1.7.4",),
     "pydantic_ai": ("pydantic-ai-slim[openai]==2.68.0",),
 }
-# Clients that fit beside one another share an environment.
-SHARED = {"langchain": "agents", "pydantic_ai": "agents"}
 INSTALL_TIMEOUT_S = 280
 
 
@@ -40,10 +38,9 @@ def cache_folder() -> Path:
 
 def interpreter(client: str) -> Path:
     """The Python of the client's environment, which is made if it is not there. Raises NoEnvironmentError."""
-    place = SHARED.get(client, client)
-    wanted = sorted(r for name, r in ((n, r) for n, rs in CLIENTS.items() for r in rs) if SHARED.get(name, name) == place)
+    wanted = sorted(CLIENTS[client])
     digest = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{place}-{digest}"
+    folder = cache_folder() / f"{client}-{digest}"
     python = folder / "bin" / "python"
     complete = folder / "complete"
     if not complete.exists():

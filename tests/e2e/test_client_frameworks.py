@@ -10,7 +10,8 @@ import pytest
 from tests.e2e.client_env import CLIENTS, NoEnvironmentError, run_client
 from tests.e2e.process import ServerProcess
 
-pytestmark = [pytest.mark.clients, pytest.mark.slow]
+# The first run on a machine installs the clients.
+pytestmark = [pytest.mark.clients, pytest.mark.slow, pytest.mark.timeout(600)]
 FOUND: dict[str, type] = {"city": str, "sure": bool}
 
 
