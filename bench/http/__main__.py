@@ -53,7 +53,10 @@ def server_figures(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def table(results: dict[str, dict[str, Any]], streams: list[str]) -> str:
     """Markdown. Overhead: against the engine in process, with as many streams."""
-    lines = ["| | streams | tokens/s | overhead | first token ms (p50) | more than the engine |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | streams | tokens/s | overhead | first token ms (p50) | more than the engine |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, found in results.items():
         if "error" in found:
             lines.append(f"| {name} | | not measured: {found['error'].splitlines()[-1][:200]} | | | |")
@@ -89,8 +92,15 @@ def main() -> None:
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%MZ")
     target = args.out / f"http-{stamp}.json"
     machine = {"cpu": platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-    settings = {"input_len": args.input_len, "output_len": args.output_len, "dtype": args.dtype, "seconds": args.seconds}
-    target.write_text(json.dumps({"when": stamp, "machine": machine, "settings": settings, "results": results}, indent=1))
+    settings = {
+        "input_len": args.input_len,
+        "output_len": args.output_len,
+        "dtype": args.dtype,
+        "seconds": args.seconds,
+    }
+    target.write_text(
+        json.dumps({"when": stamp, "machine": machine, "settings": settings, "results": results}, indent=1)
+    )
     print(f"\n{table(results, args.streams.split(','))}\n\nraw figures: {target}")
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def vllm_server(args: argparse.Namespace, python: Path) -> Iterator[str]:
         "--max-num-seqs", "256",
     ]  # fmt: skip
     more = {
-        "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"
+        "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(args.model), *flags[2:]]
     with _serving(command, "/health", more) as url:
@@ -54,9 +55,7 @@ def load(url: str, args: argparse.Namespace, streams: int) -> dict[str, Any]:
     """Figures of a server with so many streams open at once."""
 
     def run(conversations: Sequence[Conversation]) -> tuple[list[RequestRecord], float]:
-        return asyncio.run(
-            run_load(url, NAME, conversations, concurrency=streams, request_rate=float("inf"), seed=0)
-        )
+        return asyncio.run(run_load(url, NAME, conversations, concurrency=streams, request_rate=float("inf"), seed=0))
 
     return measure(run, streams, args.input_len, args.output_len, args.seconds)
 
@@ -87,14 +86,10 @@ def _serving(command: list[str], ready: str, more: dict[str, str] | None = None)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(20)
-                except subprocess.TimeoutExpired:
-                    pass
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait(10)
 
 

@@ -45,9 +45,7 @@ def test_whole_and_streamed_are_the_same(client: openai.OpenAI) -> None:
     messages = asks("What is the capital of France?")
     whole = client.chat.completions.create(**GREEDY, messages=messages)
     chunks = list(
-        client.chat.completions.create(
-            **GREEDY, messages=messages, stream=True, stream_options={"include_usage": True}
-        )
+        client.chat.completions.create(**GREEDY, messages=messages, stream=True, stream_options={"include_usage": True})
     )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert "Paris" in text
