@@ -9,15 +9,16 @@ from running import Running
 
 pytest.importorskip("selenium", reason="needs selenium")
 
-from page_driver import Page  # noqa: E402
-from selenium.webdriver import Chrome  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from page_driver import Page
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.keys import Keys
 
 pytestmark = pytest.mark.browser
 CONTROLS = "button, input, textarea, select, summary, [role=option], [role=img]"
 # Pairs of text and background with a contrast below 4.5 to 1 (WCAG 2.2, 1.4.3); of what is shown.
 PALE = """
-    const luminance = ([r, g, b]) => [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => [r, g, b].map(linear)
         .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
     const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
     const over = (layers) => {
@@ -33,7 +34,7 @@ PALE = """
         for (let box = node; box; box = box.parentElement) layers.unshift(getComputedStyle(box).backgroundColor);
         const [a, b] = [luminance(over([...layers])), luminance(over([...layers, getComputedStyle(node).color]))];
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (ratio < 4.5) found.push(`${node.tagName} ${node.className} ${ratio.toFixed(2)}: ${node.textContent.slice(0, 40)}`);
+        if (ratio < 4.5) found.push(`${ratio.toFixed(2)} ${node.outerHTML.slice(0, 90)}`);
     }
     return found;
 """

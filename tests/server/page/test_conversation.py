@@ -7,8 +7,8 @@ from running import Running
 
 pytest.importorskip("selenium", reason="needs selenium")
 
-from page_driver import Page  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+from page_driver import Page
+from selenium.webdriver.common.keys import Keys
 
 pytestmark = pytest.mark.browser
 

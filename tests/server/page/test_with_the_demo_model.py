@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("selenium", reason="needs selenium")
 
-from page_driver import Page  # noqa: E402
-from selenium.webdriver import Chrome  # noqa: E402
+from page_driver import Page
+from selenium.webdriver import Chrome
 
-from tests.e2e.process import ServerProcess  # noqa: E402
+from tests.e2e.process import ServerProcess
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
