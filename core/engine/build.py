@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ from core.engine.vocabulary import Vocabularies
 from core.engine.wire_errors import describe
 from core.frontend.tokenizer import Tokenizer
 from core.hooks import HookManager
-from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
+from core.interfaces.errors import CapacityError, ConfigError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
 from core.interfaces.pooling import PoolingPlan
@@ -45,8 +45,6 @@ from core.scheduler.request import Request
 from core.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    import torch
-
     from core.engine.start import StartEngine
     from core.interfaces.context import PluginContext
     from core.runner.weights import LoadReport

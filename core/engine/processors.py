@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def make_processors(
     resolution: Resolution, tokenizer: Callable[[], Tokenizer], device: torch.device | None = None
 ) -> LogitProcessors:
-    """One instance each. tokenizer: the model's; it is read only if a processor is enabled, and then at once, as requests
-    must not wait for it. Raises PluginLoadError for one that cannot be made or is none."""
+    """One instance each. tokenizer: the model's; it is read only if a processor is enabled, and then at once, as no
+    request must wait for it. Raises PluginLoadError for one that cannot be made or is none."""
     if not resolution.logit_processors:
         return LogitProcessors()
     spec = resolution.spec

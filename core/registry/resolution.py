@@ -64,9 +64,9 @@ class Resolution:
     checkpoint: folder. hf_config: config.json. arch: the architecture's class. dtype: compute type, e.g.
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
-    tool_parser, reasoning_parser, grammar: target None when off. logit_processors: that requests may name. hooks: listeners in the order they are called.
-    routes: extra routes; target None in a process that serves none. pooling: what is given beside text. spec: as the
-    model is built.
+    tool_parser, reasoning_parser, grammar: target None when off. logit_processors: that requests may name. hooks:
+    listeners in the order they are called. routes: extra routes; target None in a process that serves none. pooling:
+    what is given beside text. spec: as the model is built.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """

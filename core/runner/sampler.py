@@ -1,8 +1,8 @@
 """Logits to tokens. Every row is drawn from its own immutable parameters; there is no shared random state.
 
 The arithmetic is that of named operations (`core.ops.sampling`), which a device may replace. Order: logit bias,
-penalties, logit processors, min_tokens, token masks, temperature, top-k, top-p, min-p, draw. A batch of plain greedy rows is one
-reduction. In a mixed batch only the rows that need a stage go through it.
+penalties, logit processors, min_tokens, token masks, temperature, top-k, top-p, min-p, draw. A batch of plain greedy
+rows is one reduction. In a mixed batch only the rows that need a stage go through it.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ class Sampler:
         masks: TokenMasks | None,
         edits: RowEdits | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Bias, penalties, logit processors, min_tokens in place; for penalised rows (row in `work`, row in the counts). min_tokens
-        yields to a mask that allows nothing but an end."""
+        """Bias, penalties, logit processors, min_tokens in place; for penalised rows (row in `work`, row in the
+        counts). min_tokens yields to a mask that allows nothing but an end."""
         counted = None
         if (rows := _rows(flags, BIASED)).size:
             penalties.apply_bias(work, self.table, rows, slots[rows], self._transfer)
