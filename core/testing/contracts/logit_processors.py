@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 
 from core.interfaces.errors import RequestError
@@ -94,12 +95,8 @@ class LogitProcessorContract(Contract):
     def test_wrong_arguments_are_refused(self) -> None:
         processor = self.processor()
         for given in self.wrong_arguments:
-            try:
+            with pytest.raises((RequestError, ValueError), match=r"."):
                 processor.open(given)
-            except (RequestError, ValueError) as error:
-                assert str(error), f"{given} is refused without a word"
-            else:
-                raise AssertionError(f"{given} was taken")
 
     def test_opening_changes_nothing(self) -> None:
         """Neither what it was given, nor other states."""
