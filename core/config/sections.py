@@ -170,6 +170,10 @@ class EngineSettings(Section):
     grammar_cache_bytes: int = Field(64 << 20, ge=0, description="Most memory of compiled grammars that are kept.")
     max_grammar_bytes: int = Field(256 << 10, ge=1, description="Largest grammar or JSON schema of a request.")
     grammar_threads: int = Field(2, ge=1, le=64, description="Threads that compile grammars.")
+    logit_processors: tuple[str, ...] = Field(
+        (), description="Logit processor plugins that requests may name. Default: none.",
+        json_schema_extra=_aka("logits-processors"),
+    )  # fmt: skip
     device_core_dumps: str | None = Field(
         None, description="Folder for core dumps of the device, where it can write them. Default: none."
     )

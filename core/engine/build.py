@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -17,11 +18,13 @@ from core.engine.environment import apply_environment, core_dump_variables, vari
 from core.engine.grammars import Backends, GrammarLimits, GrammarPool
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, Hello
+from core.engine.processors import make_processors
+from core.engine.set_up import context_of, set_up
 from core.engine.vocabulary import Vocabularies
 from core.engine.wire_errors import describe
 from core.frontend.tokenizer import Tokenizer
 from core.hooks import HookManager
-from core.interfaces.errors import CapacityError, ConfigError, CoreError, PluginLoadError, RequestError
+from core.interfaces.errors import CapacityError, ConfigError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
 from core.interfaces.pooling import PoolingPlan
@@ -35,14 +38,13 @@ from core.registry.resolve import resolve
 from core.runner.async_executor import ThreadExecutor
 from core.runner.config import RunnerConfig
 from core.runner.executor import Executor, InProcessExecutor
+from core.runner.processors import LogitProcessors
 from core.runner.runner import ModelRunner
 from core.scheduler.facts import ModelFacts
 from core.scheduler.request import Request
 from core.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    import torch
-
     from core.engine.start import StartEngine
     from core.interfaces.context import PluginContext
     from core.runner.weights import LoadReport
@@ -90,7 +92,14 @@ def _build(
     tokenizer: Tokenizer | None,
 ) -> Engine:
     timer = _PhaseTimer(progress)
-    hardware, runner = _make_runner(settings, resolution)
+
+    @cache
+    def read_tokenizer() -> Tokenizer:
+        model = settings.model
+        folder = model.tokenizer or resolution.checkpoint
+        return tokenizer or Tokenizer.load(folder, trust_remote_code=model.trust_remote_code)
+
+    hardware, runner = _make_runner(settings, resolution, read_tokenizer)
     timer.done("device")
     report = runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
     timer.done("weights")
@@ -130,12 +139,12 @@ def _build(
         scheduler,
         executor,
         hello,
-        lambda message: to_request(message, eos, vocab_size, resolution.pooling),
+        lambda message: to_request(message, eos, vocab_size, resolution.pooling, runner.processors),
         max_slots=settings.scheduler.max_running_requests,
         overlap=resolution.overlap,
         log_interval_s=settings.engine.log_interval_s,
         listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
-        grammars=make_grammars(settings, resolution, tokenizer),
+        grammars=make_grammars(settings, resolution, read_tokenizer),
     )
     if hooks.has("core_engine_started"):
         started = EngineStarted(
@@ -157,10 +166,15 @@ def _silent(phase: str, fraction: float) -> None:
 
 
 def to_request(
-    message: AddRequest, eos_token_ids: tuple[int, ...], vocab_size: int, plan: PoolingPlan | None = None
+    message: AddRequest,
+    eos_token_ids: tuple[int, ...],
+    vocab_size: int,
+    plan: PoolingPlan | None = None,
+    processors: LogitProcessors | None = None,
 ) -> Request:
-    """The scheduler's request. Raises RequestError for token ids outside the vocabulary, and for what the model was not
-    built for. plan: what it was; None is text alone."""
+    """The scheduler's request. Raises RequestError for token ids outside the vocabulary, for what the model was not
+    built for, and for logit processors that are not enabled or refuse their arguments. plan: what the model was built
+    for; None is text alone."""
     (plan or PoolingPlan()).check(message.pooling, vocab_size)
     tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
     if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
@@ -170,6 +184,8 @@ def to_request(
             param="prompt",
         )
     message.sampling.check_vocabulary(vocab_size)
+    if message.sampling.processors:
+        (processors or LogitProcessors()).open(message.sampling)
     return Request(
         id=message.id,
         tokens=tokens,
@@ -208,22 +224,19 @@ def plan_pages(settings: Settings, resolution: Resolution, hardware: HardwareBac
     return pages + 1
 
 
-def make_grammars(settings: Settings, resolution: Resolution, tokenizer: Tokenizer | None) -> GrammarPool | None:
+def make_grammars(settings: Settings, resolution: Resolution, tokenizer: Callable[[], Tokenizer]) -> GrammarPool | None:
     """What compiles grammars, None where no backend was chosen. Tokenizer and backend are made with the first one."""
     choice, engine = resolution.grammar, settings.engine
     if choice.record is None:
         return None
 
     def vocabularies() -> Vocabularies:
-        spec, model = resolution.spec, settings.model
-        found = tokenizer or Tokenizer.load(
-            model.tokenizer or resolution.checkpoint, trust_remote_code=model.trust_remote_code
-        )
-        return Vocabularies.of(found, spec.vocab_size, spec.eos_token_ids)
+        spec = resolution.spec
+        return Vocabularies.of(tokenizer(), spec.vocab_size, spec.eos_token_ids)
 
-    ctx = _context(resolution, choice)
+    ctx = context_of(resolution, choice)
     return GrammarPool(
-        Backends(vocabularies, lambda vocabulary: _set_up(choice, choice.target, vocabulary, ctx)),
+        Backends(vocabularies, lambda vocabulary: set_up(choice, choice.target, vocabulary, ctx)),
         choice.target.kinds,
         GrammarLimits(
             timeout_s=engine.grammar_timeout_s,
@@ -249,7 +262,7 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
     )
     geometry = CacheGeometry(resolution.page_size, groups, settings.cache.eviction_policy)
     choice = resolution.prefix_cache
-    cache = _set_up(choice, choice.target, geometry, _context(resolution, choice))
+    cache = set_up(choice, choice.target, geometry, context_of(resolution, choice))
     memory = MemoryManager(
         cache,
         num_pages=num_pages,
@@ -259,7 +272,7 @@ def make_scheduler(settings: Settings, resolution: Resolution, num_pages: int) -
         num_groups=groups,
     )
     choice = resolution.schedule_policy
-    policy = _set_up(choice, choice.target, _context(resolution, choice), settings.engine.random_seed or 0)
+    policy = set_up(choice, choice.target, context_of(resolution, choice), settings.engine.random_seed or 0)
     return Scheduler(settings.scheduler, facts, memory, policy=policy)
 
 
@@ -285,7 +298,9 @@ def make_hello(
     )
 
 
-def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBackend, ModelRunner]:
+def _make_runner(
+    settings: Settings, resolution: Resolution, tokenizer: Callable[[], Tokenizer]
+) -> tuple[HardwareBackend, ModelRunner]:
     import torch
 
     from core.distributed.single import SingleProcess
@@ -300,12 +315,12 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
             hint="use --tensor-parallel-size 1",
         )
     hardware = _make_hardware(settings, resolution)
-    device = _set_up(resolution.hardware, hardware.initialize, 0)
+    device = set_up(resolution.hardware, hardware.initialize, 0)
 
     def made(choice: Choice) -> PluginContext:
-        return _context(resolution, choice, device)
+        return context_of(resolution, choice, device)
 
-    tables = [_set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
+    tables = [set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
     quant, moe = resolution.quant, resolution.moe
     ops = build_ops(hardware.ops(), *tables)
     if settings.engine.deterministic:
@@ -313,8 +328,8 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
     config = RunnerConfig(
         spec=resolution.spec,
         arch=resolution.arch,
-        quant=_set_up(quant, quant.target, resolution.quant_config, made(quant)),
-        moe=_set_up(moe, moe.target, made(moe)),
+        quant=set_up(quant, quant.target, resolution.quant_config, made(quant)),
+        moe=set_up(moe, moe.target, made(moe)),
         ops=ops,
         attention=tuple(choice.target for choice in resolution.attention),
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
@@ -329,6 +344,7 @@ def _make_runner(settings: Settings, resolution: Resolution) -> tuple[HardwareBa
         load_threads=settings.model.load_threads,
         seed=settings.engine.random_seed or 0,
         facts=resolution.facts,
+        processors=make_processors(resolution, tokenizer, device),
     )
     return hardware, ModelRunner(config, hardware)
 
@@ -340,31 +356,11 @@ def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBacken
     if threads is not None and not takes_threads:
         logger.warning("cpu_threads=%d has no effect: %s does not compute on the host's threads", threads, choice.name)
     plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
-    hardware: HardwareBackend = _set_up(choice, choice.target, plugin_context(choice.record, plugins))
+    hardware: HardwareBackend = set_up(choice, choice.target, plugin_context(choice.record, plugins))
     # A process of our own has them long since; here they are for whoever embeds the engine.
     dumps = core_dump_variables(hardware, settings.engine.device_core_dumps)
     apply_environment({**variables_of(hardware), **dumps}, choice.name)
     return hardware
-
-
-def _set_up(choice: Choice, call: Callable[..., Any], *args: Any) -> Any:
-    """`call(*args)`, which is the chosen plugin's own code. Raises PluginLoadError that names it, unless the plugin
-    raises a CoreError."""
-    assert choice.record is not None
-    try:
-        return call(*args)
-    except CoreError:
-        raise
-    except Exception as error:
-        raise PluginLoadError(
-            f"{choice.record.title} could not be set up: {type(error).__name__}: {error}",
-            hint="check its settings (`core config show`), or choose another",
-        ) from error
-
-
-def _context(resolution: Resolution, choice: Choice, device: torch.device | None = None) -> PluginContext:
-    assert choice.record is not None
-    return plugin_context(choice.record, resolution.plugin_settings, device=device)
 
 
 class _PhaseTimer:

@@ -2,7 +2,8 @@
 
 A step that samples such a text is launched without sampling. The step before is completed, its tokens are accepted by
 the matchers, and only then the masks are filled and the step goes on: so it is the same with and without overlap.
-Preemption changes nothing here, as a matcher knows the text and not where it runs.
+Preemption changes nothing here, as a matcher knows the text and not where it runs. Steps of requests with logit
+processors wait in the same way; the runner has their texts, and asks their processors.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Constraints:
         self._pool = pool
         self._texts: dict[int, _Text] = {}
         self._waiting: dict[int, AddRequest] = {}
-        self._slots = np.zeros(max_slots, np.bool_)
+        self._slots = np.zeros(max_slots, np.bool_)  # whose steps wait for earlier tokens
+        self._any_processed = False
         self._words = np.zeros((0, 0), np.uint32)
         self._mask_s = 0.0
 
@@ -135,10 +137,12 @@ class Constraints:
     # Steps
 
     def plan(self, plan: StepPlan) -> None:
-        """Mark the plan if masks may be needed for it."""
+        """Mark the plan if masks may be needed for it, or the texts of requests with logit processors."""
         for admission in plan.admissions:
-            self._slots[admission.slot] = admission.request_id in self._texts
-        if self._texts and bool((self._slots[plan.slots] & plan.samples).any()):
+            processed = bool(admission.sampling.processors)
+            self._any_processed |= processed
+            self._slots[admission.slot] = processed or admission.request_id in self._texts
+        if (self._texts or self._any_processed) and bool((self._slots[plan.slots] & plan.samples).any()):
             plan.masked = True
 
     def masks(self, plan: StepPlan, ids: npt.NDArray[np.int64]) -> tuple[TokenMasks | None, Endings]:

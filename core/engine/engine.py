@@ -307,6 +307,8 @@ class Engine:
         except Exception as error:
             result, failed = self._take_down(flight, error), True
         start_s = self._clock()
+        if result.errors:
+            self._blame(flight, result)
         try:
             events = self._scheduler.complete(result)
         except Exception as error:
@@ -320,6 +322,14 @@ class Engine:
         self._end(self._constraints.accept(events))
         self._record(flight, result, events, self._clock() - start_s, failed)
         return outputs
+
+    def _blame(self, flight: _InFlight, result: StepResult) -> None:
+        """Note why rows failed; those of requests that are over say nothing."""
+        ids = dict(zip(flight.plan.slots.tolist(), flight.ids.tolist(), strict=True))
+        for slot, why in result.errors.items():
+            if (request_id := ids[slot]) in self._live and request_id not in self._outputs.stopped:
+                self._outputs.failed[request_id] = (why, ErrorInfo())
+                self._logger.error("request %d ends: %s", request_id, why)
 
     def _take_down(self, flight: _InFlight, error: Exception) -> StepResult:
         """A step raised: end its requests with the error, and make the result that frees what they hold."""

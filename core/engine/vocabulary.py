@@ -38,3 +38,24 @@ class Vocabularies:
 
 def _without(pieces: Sequence[bytes], ids: frozenset[int]) -> tuple[bytes, ...]:
     return tuple(b"" if token in ids else piece for token, piece in enumerate(pieces))
+
+
+class TokenizerVocabulary:
+    """The `TokenVocabulary` of logit processors. vocab_size: width of the model's logits. eos_token_ids: ids that end a
+    text for the engine; those that the tokenizer knows are added."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        ends = (*eos_token_ids, *tokenizer.eos_token_ids)
+        self._tokenizer = tokenizer
+        self.size = vocab_size
+        self.eos_token_ids = tuple(token for token in dict.fromkeys(ends) if token < vocab_size)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._tokenizer.bytes_of(token_id)
+
+    def id_of(self, text: str) -> int | None:
+        encoded = self.encode(text)
+        return encoded[0] if len(encoded) == 1 else None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))

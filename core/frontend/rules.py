@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from core.frontend.parameters import Dialect, build, spellings
+from core.frontend.processors import FIELDS as PROCESSORS
+from core.frontend.processors import with_processors
 from core.frontend.structured import FIELDS, with_grammar
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
@@ -45,7 +47,7 @@ class RequestRules:
         if isinstance(given, SamplingParams):
             return self.completed(given)
         table = spellings(Dialect.NATIVE)
-        known = {*table, *OWN_SHAPE, *FIELDS}
+        known = {*table, *OWN_SHAPE, *FIELDS, *PROCESSORS}
         unknown = next((name for name in given if name not in known), None)
         if unknown is not None:
             raise RequestError(
@@ -62,7 +64,8 @@ class RequestRules:
         else:
             made = self.sampling(values, Dialect.NATIVE, logprobs=logprobs)
         others = {name: given[name] for name in OWN_SHAPE if name != "logprobs" and given.get(name) is not None}
-        return with_grammar(msgspec.structs.replace(made, **others) if others else made, given)
+        made = msgspec.structs.replace(made, **others) if others else made
+        return with_processors(with_grammar(made, given), given)
 
     def completed(self, sampling: SamplingParams) -> SamplingParams:
         """`sampling`, checked against the vocabulary, with the ends of text that the engine does not know as stop

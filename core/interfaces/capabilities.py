@@ -99,6 +99,12 @@ class StatedOps(Stated, frozen=True, kw_only=True):
     dtypes: Names = None
 
 
+class StatedLogitProcessor(Stated, frozen=True, kw_only=True):
+    """As the class variables of `LogitProcessor`."""
+
+    keeps_order: Flag = None
+
+
 class StatedSchedulePolicy(Stated, frozen=True, kw_only=True):
     """As the class variables of `SchedulePolicy`."""
 

@@ -88,6 +88,12 @@ KINDS: dict[str, Kind] = {
         _kind("hooks", "listeners to what the engine does", "core.interfaces.hooks:HookPlugin"),
         _kind("grammar", "structured output", "core.interfaces.grammar:GrammarBackend", caps.StatedGrammar),
         _kind(
+            "logit_processors",
+            "editors of logits, on only if named",
+            "core.interfaces.logit_processors:LogitProcessor",
+            caps.StatedLogitProcessor,
+        ),
+        _kind(
             "speculative",
             "proposers of draft tokens",
             "core.interfaces.speculative:Speculator",

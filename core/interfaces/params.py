@@ -11,6 +11,8 @@ from core.interfaces.errors import RequestError
 
 MAX_STOP_STRINGS = 32
 MAX_LOGPROBS = 64
+MAX_PROCESSORS = 8
+MAX_ARGUMENTS_BYTES = 64 << 10  # of one processor
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is arg max
 
 
@@ -28,10 +30,12 @@ class GrammarParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class ProcessorParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One logit processor plugin by name, with the request's own arguments as JSON text."""
+    """One logit processor plugin by name, with the request's own arguments as JSON text. param: the request's field
+    that it came from, named in errors."""
 
     name: str
     arguments: str = "{}"
+    param: str = "logit_processors"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,6 +116,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         start = self.prompt_logprobs_start
         _require(start >= 0, "prompt_logprobs_start", start, "at least 0")
         _require(self.n >= 1, "n", self.n, "at least 1")
+        count = len(self.processors)
+        _require(count <= MAX_PROCESSORS, "logit_processors", count, f"at most {MAX_PROCESSORS} processors")
+        for processor in self.processors:
+            size, name = len(processor.arguments.encode()), f"{processor.param}.arguments"
+            _require(size <= MAX_ARGUMENTS_BYTES, name, f"{size} bytes", f"at most {MAX_ARGUMENTS_BYTES} bytes")
 
     @property
     def needs_prompt(self) -> bool:

@@ -44,8 +44,9 @@ class StepPlan:
     `page_table[g][page_slots, page_index] = page_ids[g]`, applied next.
     slots [N]; q_lens [N] new tokens; seq_lens [N] KV length including them. A row's new tokens are at positions
     seq_len - q_len .. seq_len - 1. samples [N] bool: the row yields a token (decode, or last prefill chunk).
-    masked: sampling waits for token masks, which depend on tokens that are not known when the step is launched: the
-    step's handle gets them by `sample`, before anything else is launched.
+    masked: sampling waits for what depends on tokens that are not known when the step is launched: token masks, and the
+    texts that logit processors look at. The step's handle gets the masks, if there are any, by `sample`, once the steps
+    before it are complete and before anything else is launched.
     """
 
     step: int
@@ -109,7 +110,8 @@ class StepResult:
     for speculative steps). failed [S] bool: non-finite logits; such a request ends with an error.
     error: why the whole step failed (then every row of `failed` is True, and requests whose rows yield no token
     in this step have failed as well), or None.
-    extras: slot -> RowExtras, of any rows of the plan (chunks of prompts too); empty for most steps."""
+    extras: slot -> RowExtras, of any rows of the plan (chunks of prompts too); empty for most steps.
+    errors: slot -> why, of failed rows where it is more than non-finite logits of the model."""
 
     step: int
     slots: Int32
@@ -120,3 +122,4 @@ class StepResult:
     device_time_s: float = 0.0
     error: str | None = None
     extras: dict[int, RowExtras] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)

@@ -27,6 +27,7 @@ _PLUGINS = (
     ("model.tool_call_parser", "tool_parser"),
     ("model.reasoning_parser", "reasoning_parser"),
     ("engine.grammar_backend", "grammar"),
+    ("engine.logit_processors", "logit_processors"),
     ("engine.hooks", "hooks"),
     ("server.routes", "routes"),
 )

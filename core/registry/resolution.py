@@ -64,9 +64,9 @@ class Resolution:
     checkpoint: folder. hf_config: config.json. arch: the architecture's class. dtype: compute type, e.g.
     "bfloat16". attention: one choice a cache group, in the spec's order. ops: tables in merge order, a later one
     wins. chunk_tokens: token budget of a step. overlap: whether step n+1 is scheduled while n runs.
-    tool_parser, reasoning_parser, grammar: target None when off. hooks: listeners in the order they are called.
-    routes: extra routes; target None in a process that serves none. pooling: what is given beside text. spec: as the
-    model is built.
+    tool_parser, reasoning_parser, grammar: target None when off. logit_processors: that requests may name. hooks:
+    listeners in the order they are called. routes: extra routes; target None in a process that serves none. pooling:
+    what is given beside text. spec: as the model is built.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
@@ -93,6 +93,7 @@ class Resolution:
     chunk_tokens: int
     overlap: bool
     grammar: Choice = Choice("grammar", "none", None, None, "not chosen")
+    logit_processors: tuple[Choice, ...] = ()
     hooks: tuple[Choice, ...] = ()
     routes: tuple[Choice, ...] = ()
     decisions: tuple[Decision, ...] = ()
@@ -160,6 +161,7 @@ class Resolution:
         yield self.tool_parser
         yield self.reasoning_parser
         yield self.grammar
+        yield from self.logit_processors
         yield from self.hooks
         yield from self.routes
 
@@ -202,6 +204,7 @@ class Resolution:
             "tool_call_parser": self.tool_parser.name,
             "reasoning_parser": self.reasoning_parser.name,
             "grammar_backend": self.grammar.name,
+            "logit_processors": ",".join(choice.name for choice in self.logit_processors) or "none",
             "hooks": ",".join(choice.name for choice in self.hooks) or "none",
             "routes": ",".join(choice.name for choice in self.routes) or "none",
         }
@@ -232,6 +235,7 @@ class Resolution:
             )
         rows += [row_of("tool-call parser", self.tool_parser), row_of("reasoning parser", self.reasoning_parser)]
         rows.append(row_of("grammar backend", self.grammar))
+        rows += [row_of("logit processors", choice) for choice in self.logit_processors]
         rows += [row_of("hooks", choice) for choice in self.hooks]
         if self.hooks_rejected or not self.hooks:
             why = "these cannot be used" if self.hooks_rejected else "none is installed, or they are turned off"

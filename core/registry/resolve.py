@@ -43,6 +43,7 @@ from core.registry.select_others import (
     choose_quant,
     choose_schedule_policy,
 )
+from core.registry.select_processors import choose_logit_processors
 from core.registry.select_task import choose_task
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class _Draft:
     tool_parser: Choice = field(init=False)
     reasoning_parser: Choice = field(init=False)
     grammar: Choice = field(init=False)
+    logit_processors: tuple[Choice, ...] = field(init=False)
     hooks: tuple[Choice, ...] = field(init=False)
     hooks_rejected: list[tuple[str, str]] = field(init=False)
     routes: tuple[Choice, ...] = field(init=False)
@@ -255,6 +257,11 @@ def _grammar(draft: _Draft) -> Made:
     return (draft.grammar,)
 
 
+def _logit_processors(draft: _Draft) -> Made:
+    draft.logit_processors = choose_logit_processors(draft.settings.engine.logit_processors, draft.catalog)
+    return draft.logit_processors
+
+
 def _hooks(draft: _Draft) -> Made:
     draft.hooks, draft.hooks_rejected = choose_hooks(
         draft.settings.engine.hooks, draft.hardware.name, draft.catalog, warn=draft.parent
@@ -283,6 +290,7 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
     ("tool-call parser", _tool_parser),
     ("reasoning parser", _reasoning_parser),
     ("grammar backend", _grammar),
+    ("logit processors", _logit_processors),
     ("hooks", _hooks),
     ("routes", _routes),
 )
@@ -308,6 +316,7 @@ def _finish(draft: _Draft) -> Resolution:
         tool_parser=draft.tool_parser,
         reasoning_parser=draft.reasoning_parser,
         grammar=draft.grammar,
+        logit_processors=draft.logit_processors,
         hooks=draft.hooks,
         routes=draft.routes,
         dtype=draft.dtype.value,

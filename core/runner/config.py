@@ -20,6 +20,8 @@ from core.interfaces.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
+    from core.runner.processors import LogitProcessors
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
@@ -30,7 +32,7 @@ class RunnerConfig:
     dtype: compute and KV type. page_size: tokens a KV page. max_running: slots. chunk_tokens: token budget of a step.
     context_length: most tokens of a sequence. checkpoint: folder, None with load_format "dummy" (random weights from
     `seed`). load_threads: readers of weight files. tp: communicator of the ranks that share each layer. facts: what the
-    device's plugin is told; None makes them from the rest.
+    device's plugin is told; None makes them from the rest. processors: logit processors that requests may name.
     """
 
     spec: ModelSpec
@@ -51,6 +53,7 @@ class RunnerConfig:
     seed: int = 0
     attention_contexts: tuple[PluginContext, ...] = field(default=())
     facts: EngineFacts | None = None
+    processors: LogitProcessors | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_running", "chunk_tokens", "context_length", "load_threads"):

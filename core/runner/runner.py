@@ -23,6 +23,7 @@ from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
 from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
+from core.runner.processors import LogitProcessors, ProcessedRows
 from core.runner.running_step import Computed, Pending, RunningStep
 from core.runner.sampler import Sampler
 from core.runner.state import RunnerState
@@ -52,12 +53,13 @@ class RunnerStats:
 class ModelRunner:
     """Life: construct, `load`, `allocate`, `warm_up`, then `launch` for each step, from one thread at a time.
 
-    device: torch device of this rank, prepared by hardware.initialize.
+    device: torch device of this rank, prepared by hardware.initialize. processors: that requests may name.
     """
 
     def __init__(self, config: RunnerConfig, hardware: HardwareBackend) -> None:
         self.config = config
         self.stats = RunnerStats()
+        self.processors = config.processors or LogitProcessors()
         self._hardware = hardware
         self.device = hardware.initialize(config.tp.rank)
         self._transfer = Transfer(self.device, hardware, direct=hardware.shares_host_memory(self.device))
@@ -241,7 +243,10 @@ class ModelRunner:
         sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
         groups = len(config.spec.cache_groups)
         wishes = RowWishes(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
-        return RunnerState(groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer, wishes)
+        processed = ProcessedRows(config.max_running, self.processors, self._transfer)
+        return RunnerState(
+            groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer, wishes, processed
+        )
 
     def compute(self, plan: StepPlan) -> Computed:
         """Queue a step up to the hidden states of the rows that get a token. Called by the step's handle."""
@@ -291,12 +296,16 @@ class ModelRunner:
             if masks is not None:
                 masks = TokenMasks(np.searchsorted(generating, masks.rows).astype(np.int32), masks.words)
         logits = self.model.compute_logits(computed.hidden)
-        sampled = self._state.sampler.sample(logits, slots, positions, masks)
+        edits = self._state.processed.of(slots)
+        sampled = self._state.sampler.sample(logits, slots, positions, masks, edits)
         self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
             tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
-        return Pending(step.slots, sampled, self._transfer.download([*tensors, *given]), generating, extras)
+        if edits is not None:
+            tensors += edits.tensors
+        host = self._transfer.download([*tensors, *given])
+        return Pending(step.slots, sampled, host, generating, extras, edits=edits)
 
     def count_failure(self) -> None:
         """A step went wrong."""
@@ -319,15 +328,19 @@ class ModelRunner:
         self.stats.device_time_s += elapsed_s
         num_rows, generating, sampled = len(pending.slots), pending.generating, pending.sampled
         tokens, failed = np.zeros((num_rows, 1), np.int32), np.zeros(num_rows, np.bool_)
-        host, values = list(pending.host), None
+        host, values, errors = list(pending.host), None, dict[int, str]()
         if sampled is not None:
             mine = slice(None) if generating is None else generating
-            tokens[mine, 0] = host.pop(0).numpy()
-            failed[mine] = ~np.isfinite(host.pop(0).numpy())
+            drawn, best = host.pop(0).numpy(), host.pop(0).numpy()
+            tokens[mine, 0] = drawn
+            failed[mine] = ~np.isfinite(best)
             if sampled.asking is not None and sampled.wanted is not None:
                 asking = sampled.asking if generating is None else generating[sampled.asking]
                 asked = logprobs.LogprobTensors(host.pop(0), host.pop(0), host.pop(0))
                 values = logprobs.spread(asked, asking, sampled.wanted, num_rows)
+            if pending.edits is not None:
+                errors = pending.edits.read(host, drawn, best)
+                failed |= np.isin(pending.slots, list(errors))
         extras = pending.extras.read(host) if pending.extras is not None else {}
         if generating is not None:
             for row in np.setdiff1d(np.arange(num_rows), generating).tolist():
@@ -342,6 +355,7 @@ class ModelRunner:
             logprobs=values,
             device_time_s=elapsed_s,
             extras=extras,
+            errors=errors,
         )
 
 

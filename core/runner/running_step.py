@@ -13,6 +13,7 @@ import torch
 from core.interfaces.step import Int32, StepPlan, StepResult, TokenMasks
 from core.runner.extras import Int64, StepExtras
 from core.runner.inputs import StepInputs
+from core.runner.processors import RowEdits
 from core.runner.sampler import Sampled
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Computed:
 @dataclass(slots=True)
 class Pending:
     """A queued step: its sampled rows [S] and the host tensors that hold its output after its event, those of the
-    extras last. sampled: None if no row gets a token. generating: as in Computed."""
+    extras last. sampled: None if no row gets a token. generating: as in Computed. edits: rows with processors."""
 
     slots: Int32
     sampled: Sampled | None
@@ -42,6 +43,7 @@ class Pending:
     generating: Int64 | None = None
     extras: StepExtras | None = None
     event: Any = None
+    edits: RowEdits | None = None
 
 
 class _Runner(Protocol):

@@ -1,8 +1,8 @@
 """Logits to tokens. Every row is drawn from its own immutable parameters; there is no shared random state.
 
 The arithmetic is that of named operations (`core.ops.sampling`), which a device may replace. Order: logit bias,
-penalties, min_tokens, token masks, temperature, top-k, top-p, min-p, draw. A batch of plain greedy rows is one
-reduction. In a mixed batch only the rows that need a stage go through it.
+penalties, logit processors, min_tokens, token masks, temperature, top-k, top-p, min-p, draw. A batch of plain greedy
+rows is one reduction. In a mixed batch only the rows that need a stage go through it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from core.interfaces.step import Admission, Int32, TokenMasks
 from core.ops import sampling
 from core.ops.reference import REFERENCES
 from core.runner import logprobs, noise, penalties
+from core.runner.processors import RowEdits
 from core.runner.sampling_table import (
     BIASED,
     FILTERED,
@@ -82,20 +83,28 @@ class Sampler:
         if self.table.flags[admission.slot] & PENALISED:
             self._counts.admit(admission)
 
-    def sample(self, logits: torch.Tensor, slots: Int32, positions: Int32, masks: TokenMasks | None = None) -> Sampled:
+    def sample(
+        self,
+        logits: torch.Tensor,
+        slots: Int32,
+        positions: Int32,
+        masks: TokenMasks | None = None,
+        edits: RowEdits | None = None,
+    ) -> Sampled:
         """One token per row. logits [S, V] any float dtype, not changed; slots [S]; positions [S]: where in its
-        sequence the token will stand; masks: what some rows may have. Tokens of penalised rows are counted."""
+        sequence the token will stand; masks: what some rows may have; edits: rows with logit processors. Tokens of
+        penalised rows are counted."""
         flags = self.table.flags[slots]
         union = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
-        if not union and masks is None:
+        if not union and masks is None and edits is None:
             best, tokens = logits.max(dim=-1)
             return Sampled(tokens, best)
 
         work, raw_best, count_rows = logits, None, None
-        if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None:
+        if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None or edits is not None:
             raw_best = logits.amax(dim=-1)  # an infinity must not hide behind a forbidden id
             work = logits.to(torch.float32, copy=True)
-            count_rows = self._edit(work, flags, slots, positions, masks)
+            count_rows = self._edit(work, flags, slots, positions, masks, edits)
             if masks is not None:
                 work = self._masked(work, masks)
         best, tokens = work.max(dim=-1)
@@ -104,7 +113,8 @@ class Sampler:
             self._draw(work, best, tokens, drawn, flags[drawn], slots[drawn], positions[drawn])
         if count_rows is not None:
             self._counts.add(count_rows[1], tokens[count_rows[0]])
-        best = best if raw_best is None else raw_best
+        if raw_best is not None:
+            best = raw_best if edits is None else self._usable(raw_best, best, edits)
         if not union & LOGPROBS:
             return Sampled(tokens, best)
 
@@ -113,6 +123,12 @@ class Sampler:
         (rows,) = self._transfer.upload(asking.astype(np.int64))
         values = self._token_logprobs(logits[rows], tokens[rows], int(wanted.max()))
         return Sampled(tokens, best, logprobs.LogprobTensors(*values), asking, wanted)
+
+    def _usable(self, raw_best: torch.Tensor, best: torch.Tensor, edits: RowEdits) -> torch.Tensor:
+        """raw_best [S] of the model's logits, but for edited rows that were fine: of those they were drawn with."""
+        (index,) = self._transfer.upload(edits.rows)
+        raw, drawn = raw_best.float(), best[index].float()
+        return raw.index_copy(0, index, torch.where(raw[index].isfinite(), drawn, raw[index]))
 
     def _masked(self, work: torch.Tensor, masks: TokenMasks) -> torch.Tensor:
         """work [S, V] float32 (used up), with what the masks forbid at -inf."""
@@ -138,9 +154,10 @@ class Sampler:
         slots: Int32,
         positions: Int32,
         masks: TokenMasks | None,
+        edits: RowEdits | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Bias, penalties, min_tokens in place; for penalised rows (row in `work`, row in the counts). min_tokens
-        yields to a mask that allows nothing but an end."""
+        """Bias, penalties, logit processors, min_tokens in place; for penalised rows (row in `work`, row in the
+        counts). min_tokens yields to a mask that allows nothing but an end."""
         counted = None
         if (rows := _rows(flags, BIASED)).size:
             penalties.apply_bias(work, self.table, rows, slots[rows], self._transfer)
@@ -150,6 +167,8 @@ class Sampler:
             )
             (index,) = self._transfer.upload(rows.astype(np.int64))
             counted = (index, count_rows)
+        if edits is not None:
+            edits.apply(work)
         if (rows := _rows(flags, MIN_TOKENS)).size:
             rows = rows[self.table.below_min_tokens(slots[rows], positions[rows])]
             if masks is not None:

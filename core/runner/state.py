@@ -11,6 +11,7 @@ import torch
 
 from core.interfaces.step import Int32, StepPlan
 from core.runner.extras import RowWishes
+from core.runner.processors import ProcessedRows
 from core.runner.sampler import Sampler
 from core.runner.transfer import Transfer
 
@@ -21,7 +22,7 @@ class RunnerState:
     page_table [G, S, P] int32. tokens: what each slot was admitted with, the ids that prefill chunks read (host).
     last_tokens [S] int64 on the device: newest token of each slot, the ids that decodes read; written by the sampler
     without passing the host, so the next step can be launched before this one's tokens are known. wishes: what requests
-    ask for beside tokens.
+    ask for beside tokens. processed: requests with logit processors.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class RunnerState:
         sampler: Sampler,
         transfer: Transfer,
         wishes: RowWishes,
+        processed: ProcessedRows,
     ) -> None:
         self.page_table = np.zeros((num_groups, num_slots, max_pages), np.int32)
         self.tokens: list[Int32] = [np.empty(0, np.int32)] * num_slots
         self.last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=transfer.device)
         self.sampler = sampler
         self.wishes = wishes
+        self.processed = processed
         self._transfer = transfer
 
     def apply(self, plan: StepPlan) -> None:
@@ -48,6 +51,7 @@ class RunnerState:
                 self.tokens[admission.slot] = np.array(admission.token_ids, np.int32)  # a copy: the mirror's own
                 self.sampler.admit(admission)
                 self.wishes.admit(admission)
+                self.processed.admit(admission)
             # So that even a slot whose first step is a decode (all but the last token cached) reads its own token.
             slots, last = self._transfer.upload(
                 np.array([admission.slot for admission in plan.admissions], np.int64),

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from core.frontend.chat import ChatRequest, Prompt
 from core.frontend.output import OutputDelta, TokenLogprob
 from core.frontend.parameters import Dialect
+from core.frontend.processors import with_processors
 from core.frontend.pump import Answers
 from core.frontend.structured import with_grammar
 from core.frontend.tool_policy import ToolCallPiece
@@ -54,7 +55,7 @@ def routes(ctx: ServerContext) -> APIRouter:
 async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
     service.check_model(body.model)
     sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
-    sampling = with_grammar(sampling, body.given())
+    sampling = with_processors(with_grammar(sampling, body.given()), body.given())
     sampling = with_prompt(body, sampling, all_vocabulary_refused(body.prompt_logprobs))
     prompt = truncated(service, body, await service.renderer.prepare(_chat_request(body)), sampling)
     answers = service.answers(

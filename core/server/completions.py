@@ -16,6 +16,7 @@ from core.frontend.chat import Prompt
 from core.frontend.infill import infill, infill_markers
 from core.frontend.output import OutputDelta
 from core.frontend.parameters import Dialect
+from core.frontend.processors import with_processors
 from core.frontend.pump import Answers
 from core.frontend.structured import with_grammar
 from core.interfaces.errors import RequestError
@@ -89,7 +90,7 @@ def _asked(ctx: ServerContext, service: ModelService, body: CompletionFields) ->
     if prompt_only:
         given["max_tokens"] = 1
     sampling = service.sampling(given, Dialect.COMPLETIONS, max_n=ctx.settings.max_n, logprobs=body.logprobs)
-    sampling = with_grammar(sampling, given)
+    sampling = with_processors(with_grammar(sampling, given), given)
     num_shown, best_of = sampling.n, body.best_of
     if best_of is not None and best_of != sampling.n:
         if best_of < sampling.n:

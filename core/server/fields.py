@@ -61,6 +61,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "logits_processors": (),
     "custom_logit_processor": (),
+    "custom_params": (),
     "watermark": (),
     "lora_path": (),
     "lora_id": (),
@@ -83,11 +84,17 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "documents": (),
     "repetition_detection": (),
 }
+_PROCESSORS = (
+    "code does not come with a request; use logit_processors, which names processors that the operator has enabled"
+)
 _INSTEAD = {
     "functions": "use tools",
     "function_call": "use tool_choice",
     "chat_template": "templates come from the operator; chat_template_kwargs sets their variables",
     "stop_regex": "use stop, or a grammar",
+    "logits_processors": _PROCESSORS,
+    "custom_logit_processor": _PROCESSORS,
+    "custom_params": "give a processor its arguments with it, in logit_processors",
 }
 
 

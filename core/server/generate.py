@@ -13,6 +13,8 @@ from starlette.responses import Response
 from core.frontend.chat import Prompt
 from core.frontend.output import OutputDelta, PromptLogprob, TokenLogprob
 from core.frontend.parameters import Dialect, spellings
+from core.frontend.processors import FIELDS as PROCESSORS
+from core.frontend.processors import with_processors
 from core.frontend.pump import Answers
 from core.frontend.structured import FIELDS, with_grammar
 from core.interfaces.errors import RequestError
@@ -87,7 +89,7 @@ def _sampling(
     listed = given if isinstance(given, list) else [given] * num_prompts
     if len(listed) != num_prompts:
         raise RequestError(f"sampling_params lists {len(listed)} for {num_prompts} prompts", param="sampling_params")
-    known = {**spellings(Dialect.NATIVE), **FIELDS}
+    known = {**spellings(Dialect.NATIVE), **FIELDS, **dict.fromkeys(PROCESSORS)}
     logprobs = (body.top_logprobs_num or 0) if body.return_logprob else None
     start = body.logprob_start_len if body.logprob_start_len is not None and body.return_logprob else -1
     of_prompt = logprobs if start >= 0 else None
@@ -97,7 +99,8 @@ def _sampling(
         others = {f"sampling_params.{name}": value for name, value in values.items() if name not in known}
         ignored += rule.judge(others, {f"sampling_params.{name}": None for name in known}, "/generate")
         sampling = service.sampling(values, Dialect.NATIVE, max_n=ctx.settings.max_n, logprobs=logprobs)
-        sampling = with_grammar(sampling, {**body.given(), **values})
+        every = {**body.given(), **values}
+        sampling = with_processors(with_grammar(sampling, every), every)
         made.append(with_prompt(body, sampling, of_prompt, max(start, 0)))
     if len({sampling.n for sampling in made}) > 1:
         raise RequestError("n must be the same for all prompts of a request", param="n")

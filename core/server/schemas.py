@@ -41,6 +41,14 @@ class Body(StructuredFields):
         None, description="The final hidden state of each generated token, with true of the prompt's tokens too."
     )
 
+    logit_processors: list[dict[str, Any] | str] | None = Field(
+        None, description="Plugins that edit logits, in order: name and arguments of each; the operator enables them."
+    )
+    thinking_token_budget: int | None = Field(
+        None, ge=0, description="Most tokens of reasoning; needs the logit processor thinking_budget."
+    )
+    max_thinking_tokens: int | None = Field(None, ge=0, description="Another name of thinking_token_budget.")
+
     @property
     def salt(self) -> str:
         """What cached prefixes are kept apart by, beside the model."""

@@ -58,6 +58,7 @@ engine.grammar_timeout_s --grammar-timeout-s CORE_GRAMMAR_TIMEOUT_S number 10.0
 engine.grammar_cache_bytes --grammar-cache-bytes CORE_GRAMMAR_CACHE_BYTES integer 67108864
 engine.max_grammar_bytes --max-grammar-bytes CORE_MAX_GRAMMAR_BYTES integer 262144
 engine.grammar_threads --grammar-threads CORE_GRAMMAR_THREADS integer 2
+engine.logit_processors --logit-processors --logits-processors CORE_LOGIT_PROCESSORS list ()
 engine.device_core_dumps --device-core-dumps CORE_DEVICE_CORE_DUMPS text None
 engine.disable_plugins --disable-plugins CORE_DISABLE_PLUGINS list ()
 server.host --host CORE_HOST text '127.0.0.1'

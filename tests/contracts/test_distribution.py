@@ -48,6 +48,10 @@ class TestLlguidance(DistributionContract):
     package = "plugin_llguidance"
 
 
+class TestThinkingBudget(DistributionContract):
+    package = "plugin_thinking_budget"
+
+
 class TestXgrammar(DistributionContract):
     package = "plugin_xgrammar"
 

@@ -80,6 +80,7 @@ class TestWhole:
             "tool_call_parser": "none",
             "reasoning_parser": "none",
             "grammar_backend": "none",
+            "logit_processors": "none",
             "hooks": "none",
             "routes": "none",
         }

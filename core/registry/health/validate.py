@@ -37,6 +37,7 @@ SUITES = {
     "routes": ("routes", "RoutesContract"),
     "hooks": ("hooks", "HooksContract"),
     "grammar": ("grammar", "GrammarContract"),
+    "logit_processors": ("logit_processors", "LogitProcessorContract"),
     "speculative": ("speculative", "SpeculativeContract"),
     "kv_transport": ("kv_transport", "KvTransportContract"),
     "kv_store": ("kv_store", "KvStoreContract"),
