@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).resolve().parent / "clients"
 # Name -> what pip installs. Tested versions: what is new upstream is looked at when these are raised.
 CLIENTS: dict[str, tuple[str, ...]] = {
     "litellm": ("litellm==1.102.0",),
-    "langchain": ("langchain-openai==1.7.4",),
+    "langchain": ("langchain-openai==1.7.3", "langchain-core==1.7.0"),
     "pydantic_ai": ("pydantic-ai-slim[openai]==2.68.0",),
 }
 INSTALL_TIMEOUT_S = 280
