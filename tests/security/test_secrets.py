@@ -55,12 +55,9 @@ def test_no_other_comparison_of_keys_in_the_source() -> None:
             text = ast.unparse(node)
             if any(name in text.lower() for name in ("key", "digest", "secret", "bearer", "given")):
                 found.append(f"{path.name}:{node.lineno}: {text}")
-    assert found == ["admin_access.py:%d: scheme.lower() == 'bearer'" % _line(SERVER / "admin_access.py"),
-                     ] + [] or all("scheme.lower() == 'bearer'" in one for one in found)  # fmt: skip
-
-
-def _line(path: Path) -> int:
-    return next(at for at, line in enumerate(path.read_text().splitlines(), 1) if "== \"bearer\"" in line)
+    # The name of the scheme, and of a way to isolate caches.
+    harmless = ("scheme.lower() == 'bearer'", "self._settings.cache_isolation == 'key'", "scheme.lower() != 'bearer'")
+    assert not [one for one in found if not one.endswith(harmless)]
 
 
 @pytest.mark.parametrize("authorization", [KEY, f"Bearer {KEY}", "Bearer wrong", f"Basic {KEY}", "Bearer", "", "Bearer \xff"])
