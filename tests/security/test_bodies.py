@@ -37,10 +37,15 @@ def test_depth(server: MemoryServer, route: str, depth: int) -> None:
         refused(post(server, route, body), 400)
 
 
-@pytest.mark.parametrize("field", ["json_schema", "tools", "chat_template_kwargs", "response_format", "stream_options", "new"])
+@pytest.mark.parametrize(
+    "field", ["json_schema", "tools", "chat_template_kwargs", "response_format", "stream_options", "new"]
+)
 @pytest.mark.parametrize("depth", [150, 190, 600])
 def test_depth_inside_of_a_good_request(server: MemoryServer, field: str, depth: int) -> None:
-    raw = b'{"messages":[{"role":"user","content":"a"}],"max_tokens":1,"%s":%s}' % (field.encode(), DEEP[150][:5] * depth)
+    raw = b'{"messages":[{"role":"user","content":"a"}],"max_tokens":1,"%s":%s}' % (
+        field.encode(),
+        DEEP[150][:5] * depth,
+    )
     raw = raw[:-1] + b"1" + b"}" * depth + b"}"
     reply = post(server, "/v1/chat/completions", raw)
     assert reply.status_code in (200, 400), reply.text[:300]
@@ -48,7 +53,8 @@ def test_depth_inside_of_a_good_request(server: MemoryServer, field: str, depth:
 
 
 @pytest.mark.parametrize(
-    "number", [b"9" * 5000, b"-" + b"9" * 4000, b"1e999", b"-1e999", b"NaN", b"Infinity", b"1" * 100_000, b"0." + b"1" * 100_000]
+    "number",
+    [b"9" * 5000, b"-" + b"9" * 4000, b"1e999", b"-1e999", b"NaN", b"Infinity", b"1" * 100_000, b"0." + b"1" * 100_000],
 )
 @pytest.mark.parametrize("field", ["max_tokens", "temperature", "seed", "priority", "top_k", "timeout", "n"])
 def test_numbers(server: MemoryServer, field: str, number: bytes) -> None:
@@ -83,7 +89,9 @@ def test_size_that_is_not_told(server: MemoryServer) -> None:
     refused(server.client.post("/v1/completions", content=iter([b'{"prompt":"', *[b"x" * (1 << 18)] * 8, b'"}'])), 413)
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xff", b"\x00", b"{", b"nul", b'"', b'{"prompt":"\\ud800"}', b'{"prompt":"\xed\xa0\x80"}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"\xff", b"\x00", b"{", b"nul", b'"', b'{"prompt":"\\ud800"}', b'{"prompt":"\xed\xa0\x80"}']
+)
 @pytest.mark.parametrize("route", ROUTES)
 def test_no_json(server: MemoryServer, route: str, raw: bytes) -> None:
     refused(post(server, route, raw), 400)

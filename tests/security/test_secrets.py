@@ -60,7 +60,9 @@ def test_no_other_comparison_of_keys_in_the_source() -> None:
     assert not [one for one in found if not one.endswith(harmless)]
 
 
-@pytest.mark.parametrize("authorization", [KEY, f"Bearer {KEY}", "Bearer wrong", f"Basic {KEY}", "Bearer", "", "Bearer \xff"])
+@pytest.mark.parametrize(
+    "authorization", [KEY, f"Bearer {KEY}", "Bearer wrong", f"Basic {KEY}", "Bearer", "", "Bearer \xff"]
+)
 @pytest.mark.parametrize("path", GETS)
 def test_replies_hold_no_key(server: MemoryServer, path: str, authorization: str) -> None:
     reply = server.client.get(path, headers={"authorization": authorization.encode("latin-1")})
@@ -80,7 +82,9 @@ def test_logs_of_whole_bodies_hold_no_key(server: MemoryServer, caplog: pytest.L
         server.client.post("/v1/chat/completions", json=body, params={"api_key": KEY})
         server.client.post("/flush_cache", headers={"authorization": f"Bearer {ADMIN_KEY}"})
         server.client.get(f"/v1/models/{KEY}")
-    told = "".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name.startswith("core"))
+    told = "".join(
+        f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name.startswith("core")
+    )
     assert "request received" in told
     for secret in (*SECRETS, "abc-1", "salt-7781", "pw-5512", "at-9913"):
         assert secret not in told

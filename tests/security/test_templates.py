@@ -145,7 +145,9 @@ def test_variables_of_a_request_take_no_reserved_name(name: str) -> None:
     assert caught.value.param == "chat_template_kwargs"
 
 
-@pytest.mark.parametrize("name", ["raise_exception", "strftime_now", "namespace", "self", "range", "context", "environment"])
+@pytest.mark.parametrize(
+    "name", ["raise_exception", "strftime_now", "namespace", "self", "range", "context", "environment"]
+)
 def test_names_of_the_environment_give_a_request_no_power(name: str) -> None:
     """A request's variables are plain JSON; shadowing a function makes the template fail, and nothing more."""
     template = ChatTemplate({"default": "{{ raise_exception('no') }}{{ range(3)|list }}{{ self }}"}, {})
