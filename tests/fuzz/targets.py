@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 
@@ -31,10 +32,8 @@ def request_body(raw: bytes) -> None:
 
 def template(raw: bytes) -> None:
     """Any text as a checkpoint's chat template."""
-    try:
+    with contextlib.suppress(CheckpointError, RequestError):
         ChatTemplate({"default": raw.decode(errors="replace")}, {}).render(CHAT)
-    except (CheckpointError, RequestError):
-        pass
 
 
 def template_input(raw: bytes) -> None:
@@ -43,10 +42,8 @@ def template_input(raw: bytes) -> None:
         value = json.loads(raw)
     except (ValueError, RecursionError):
         value = raw.decode(errors="surrogateescape")
-    try:
+    with contextlib.suppress(RequestError):
         ChatTemplate({"default": CONTENTS}, {}).render([{"role": "user", "content": value}], variables={"extra": value})
-    except RequestError:
-        pass
 
 
 def logged(raw: bytes) -> None:

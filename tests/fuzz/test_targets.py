@@ -17,8 +17,8 @@ JSON = st.recursive(
 ).map(lambda value: json.dumps(value).encode())
 FIELDS = st.sampled_from(["messages", "prompt", "text", "max_tokens", "stop", "tools", "stream", "logit_bias", "seed"])
 BODIES = st.dictionaries(FIELDS, JSON.map(json.loads), max_size=5).map(lambda body: json.dumps(body).encode())
-PIECES = st.sampled_from(["{{", "}}", "{%", "%}", "for m in ", "messages", "endfor", "if", "endif", "|", "tojson", ".", "a", "'",
-                          "[0]", "~", " ", "set x = ", "loop", "(", ")", "namespace", "macro f", "endmacro", "1", "*", "#}"])  # fmt: skip
+PIECES = st.sampled_from(["{{", "}}", "{%", "%}", "for m in ", "messages", "endfor", "if", "endif", "|", "tojson", ".", "a", "'",  # noqa: E501
+                          "[0]", "~", " ", "set x = ", "loop", "(", ")", "namespace", "macro f", "endmacro", "1", "*", "#}"])  # fmt: skip  # noqa: E501
 TEMPLATES = st.lists(PIECES, max_size=14).map(lambda pieces: "".join(pieces).encode())
 
 

@@ -10,7 +10,7 @@ import pytest
 from core.testing.server import MemoryServer
 
 ROUTES = (
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/generate",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/generate",  # noqa: E501
     "/api/chat", "/api/generate", "/api/embed", "/v1/embeddings", "/v1/rerank", "/v1/score", "/classify", "/encode",
     "/tokenize", "/detokenize",
 )  # fmt: skip

@@ -74,7 +74,7 @@ def test_replies_hold_no_key(server: MemoryServer, path: str, authorization: str
 
 def test_logs_of_whole_bodies_hold_no_key(server: MemoryServer, caplog: pytest.LogCaptureFixture) -> None:
     body = {
-        "messages": [{"role": "user", "content": f"my key is {KEY} and {ADMIN_KEY}"}], "max_tokens": 1, "api_key": "abc-1",
+        "messages": [{"role": "user", "content": f"my key is {KEY} and {ADMIN_KEY}"}], "max_tokens": 1, "api_key": "abc-1",  # noqa: E501
         "cache_salt": "salt-7781", "metadata": {"deep": [{"password": "pw-5512", "access_token": "at-9913"}]},
     }  # fmt: skip
     with caplog.at_level(logging.DEBUG):
