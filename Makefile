@@ -9,7 +9,7 @@ PLUGINS := $(wildcard plugins/*/*/pyproject.toml)
 BARE := plugins/grammar/xgrammar/pyproject.toml
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test lint format bench bench-cpu bench-http wheels docs docs-serve docs-markdown browser clean
+.PHONY: setup serve test soak fuzz lint format bench bench-cpu bench-http wheels docs docs-serve docs-markdown browser clean
 
 setup: $(STAMP)  ## create .venv with core, every plugin of this repository and the tools
 
@@ -26,6 +26,13 @@ serve: setup  ## serve the bundled demo model and print its URL (ARGS="--port 80
 
 test: setup browser  ## the whole test suite (ARGS="tests/memory -k radix" for a part)
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: setup  ## a real server under mixed load and faults, for five minutes (ARGS="--minutes 30 --seed 3 --json soak.json")
+	$(BIN)/python -m tests.soak $(ARGS)
+
+fuzz: setup  ## atheris on what reads bytes of strangers, SECONDS (60) for each target
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	for t in request_body template template_input logged; do $(BIN)/python -m tests.fuzz $$t $(or $(SECONDS),60) || exit 1; done
 
 browser:  ## a headless Chromium for the chat page's tests, where the system package manager can install one
 	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || scripts/install-browser

@@ -119,15 +119,18 @@ class LoggedRequest:
             raw = b"".join(self._body)
             self._body = []
             try:
-                body = json.loads(raw)
-            except (ValueError, RecursionError):
+                fields |= self._shown(json.loads(raw))
+            except (ValueError, RecursionError):  # or nested deeper than it can be masked
                 fields["body"] = "no JSON"  # whatever it is, what is secret in it is not known
-            else:
-                fields["parameters"] = parameters(body)
-                if self._level >= 2:
-                    shown = json.dumps(masked(body), ensure_ascii=False).encode(errors="replace")
-                    fields["body"] = self._text(shown, len(shown))
         log.info("request received", extra={"fields": fields})
+
+    def _shown(self, body: Any) -> dict[str, Any]:
+        """What is told of a body. Raises RecursionError."""
+        fields: dict[str, Any] = {"parameters": parameters(body)}
+        if self._level >= 2:
+            shown = json.dumps(masked(body), ensure_ascii=False).encode(errors="replace")
+            fields["body"] = self._text(shown, len(shown))
+        return fields
 
     def _text(self, raw: bytes, size: int) -> str:
         limit = len(raw) if self._level == MAX_LEVEL else CUT_BYTES

@@ -31,7 +31,7 @@ class Body(StructuredFields):
     priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="Higher runs earlier.")
     cache_salt: str | None = Field(None, description="Prefixes are shared only between requests of equal salt.")
     extra_key: str | None = Field(None, description="Another name of cache_salt; both together count as one.")
-    timeout: float | None = Field(None, gt=0, description="Seconds after which the request ends with an error.")
+    timeout: float | None = Field(None, gt=0, lt=1e9, description="Seconds after which the request ends with an error.")
     rid: str | list[str] | None = Field(None, description="The client's own id, for /abort_request; one per prompt.")
     request_id: str | None = Field(None, description="Another name of rid.")
     truncate_prompt_tokens: int | None = Field(

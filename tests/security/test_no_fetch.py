@@ -74,7 +74,7 @@ def bodies(place: str) -> dict[str, list[dict[str, Any]]]:
     chats = [{"messages": [{"role": "user", "content": [part]}], "max_tokens": 1} for part in parts]
     hi = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
     chats += [hi | {"json_schema": {"$ref": place}}, hi | {"tools": [{"type": "mcp", "server_url": place}]},
-              hi | {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": place}}}},
+              hi | {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": place}}}},  # noqa: E501
               hi | {"chat_template": place}]  # fmt: skip
     return {
         "/v1/chat/completions": chats,
@@ -120,7 +120,7 @@ def test_the_watch_sees(watched: Watched, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [
-    "/page/../../../etc/passwd", "/page/..%2f..%2fetc%2fpasswd", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/app.py",
+    "/page/../../../etc/passwd", "/page/..%2f..%2fetc%2fpasswd", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/app.py",  # noqa: E501
     "/page/index.html%00.js", "/v1/models/..%2f..%2fetc%2fpasswd", "//etc/passwd", "/%2e%2e/%2e%2e/etc/passwd",
 ])  # fmt: skip
 def test_paths_lead_nowhere(server: MemoryServer, path: str) -> None:

@@ -55,15 +55,14 @@ def test_no_other_comparison_of_keys_in_the_source() -> None:
             text = ast.unparse(node)
             if any(name in text.lower() for name in ("key", "digest", "secret", "bearer", "given")):
                 found.append(f"{path.name}:{node.lineno}: {text}")
-    assert found == ["admin_access.py:%d: scheme.lower() == 'bearer'" % _line(SERVER / "admin_access.py"),
-                     ] + [] or all("scheme.lower() == 'bearer'" in one for one in found)  # fmt: skip
+    # The name of the scheme, and of a way to isolate caches.
+    harmless = ("scheme.lower() == 'bearer'", "self._settings.cache_isolation == 'key'", "scheme.lower() != 'bearer'")
+    assert not [one for one in found if not one.endswith(harmless)]
 
 
-def _line(path: Path) -> int:
-    return next(at for at, line in enumerate(path.read_text().splitlines(), 1) if "== \"bearer\"" in line)
-
-
-@pytest.mark.parametrize("authorization", [KEY, f"Bearer {KEY}", "Bearer wrong", f"Basic {KEY}", "Bearer", "", "Bearer \xff"])
+@pytest.mark.parametrize(
+    "authorization", [KEY, f"Bearer {KEY}", "Bearer wrong", f"Basic {KEY}", "Bearer", "", "Bearer \xff"]
+)
 @pytest.mark.parametrize("path", GETS)
 def test_replies_hold_no_key(server: MemoryServer, path: str, authorization: str) -> None:
     reply = server.client.get(path, headers={"authorization": authorization.encode("latin-1")})
@@ -75,7 +74,7 @@ def test_replies_hold_no_key(server: MemoryServer, path: str, authorization: str
 
 def test_logs_of_whole_bodies_hold_no_key(server: MemoryServer, caplog: pytest.LogCaptureFixture) -> None:
     body = {
-        "messages": [{"role": "user", "content": f"my key is {KEY} and {ADMIN_KEY}"}], "max_tokens": 1, "api_key": "abc-1",
+        "messages": [{"role": "user", "content": f"my key is {KEY} and {ADMIN_KEY}"}], "max_tokens": 1, "api_key": "abc-1",  # noqa: E501
         "cache_salt": "salt-7781", "metadata": {"deep": [{"password": "pw-5512", "access_token": "at-9913"}]},
     }  # fmt: skip
     with caplog.at_level(logging.DEBUG):
@@ -83,7 +82,9 @@ def test_logs_of_whole_bodies_hold_no_key(server: MemoryServer, caplog: pytest.L
         server.client.post("/v1/chat/completions", json=body, params={"api_key": KEY})
         server.client.post("/flush_cache", headers={"authorization": f"Bearer {ADMIN_KEY}"})
         server.client.get(f"/v1/models/{KEY}")
-    told = "".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name.startswith("core"))
+    told = "".join(
+        f"{record.getMessage()} {vars(record)}" for record in caplog.records if record.name.startswith("core")
+    )
     assert "request received" in told
     for secret in (*SECRETS, "abc-1", "salt-7781", "pw-5512", "at-9913"):
         assert secret not in told

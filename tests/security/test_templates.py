@@ -75,7 +75,7 @@ def test_no_way_to_the_internals(source: str) -> None:
         "{% set x = 'a' * 1000000 %}{{ ([x] * 1000)|join }}",
         "{% set x = 'a' * 1000000 %}{{ ''.join([x] * 1000) }}",
         "{% set x = 'a' * 1000000 %}{% for i in range(1000) %}{{ x }}{% endfor %}",
-        "{% set x = 'a' * 1000000 %}{% macro m() %}{% for i in range(1000) %}{{ x }}{% endfor %}{% endmacro %}{{ m()|length }}",
+        "{% set x = 'a' * 1000000 %}{% macro m() %}{% for i in range(1000) %}{{ x }}{% endfor %}{% endmacro %}{{ m()|length }}",  # noqa: E501
         "{{ 'a'|center(10**9) }}",
         "{{ 'a'.center(10**9) }}",
         "{{ 'a'.ljust(10**9) }}",
@@ -106,17 +106,17 @@ def test_the_clock_ends_a_template_too() -> None:
     budget = Budget(clock=lambda: float(next(now)) * 6)
     from jinja2.exceptions import SecurityError
 
-    with pytest.raises(SecurityError, match="longer than"):
+    with pytest.raises(SecurityError, match="longer than"):  # noqa: PT012
         for _ in range(100_000):
             budget.spend()
 
 
 def test_what_templates_do_is_allowed() -> None:
     source = (
-        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ m.role ~ ': ' ~ m['content'] }}{% endfor %}"
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ m.role ~ ': ' ~ m['content'] }}{% endfor %}"  # noqa: E501
         "{{ 'x' * 3 }}{{ 2 ** 10 }}{{ '%s-%d' % ('a', 3) }}{{ '%5s'|format('b') }}{{ '{:>4}'.format('c') }}"
         "{{ ['a', 'b']|join(', ') }}{{ 'aXb'.replace('X', '--') }}{{ 'l1\\nl2'|indent(2) }}{{ [3, 1]|sort }}"
-        "{{ {'a': [1]}|tojson(indent=1) }}{{ range(3)|list }}{% for k, v in {'z': 1}|dictsort %}{{ k }}{{ v }}{% endfor %}"
+        "{{ {'a': [1]}|tojson(indent=1) }}{{ range(3)|list }}{% for k, v in {'z': 1}|dictsort %}{{ k }}{{ v }}{% endfor %}"  # noqa: E501
         "{% for x in [1, [2]] recursive %}{{ x if x is number else loop(x) }}{% endfor %}"
     )
     assert render(source) == (
@@ -145,7 +145,9 @@ def test_variables_of_a_request_take_no_reserved_name(name: str) -> None:
     assert caught.value.param == "chat_template_kwargs"
 
 
-@pytest.mark.parametrize("name", ["raise_exception", "strftime_now", "namespace", "self", "range", "context", "environment"])
+@pytest.mark.parametrize(
+    "name", ["raise_exception", "strftime_now", "namespace", "self", "range", "context", "environment"]
+)
 def test_names_of_the_environment_give_a_request_no_power(name: str) -> None:
     """A request's variables are plain JSON; shadowing a function makes the template fail, and nothing more."""
     template = ChatTemplate({"default": "{{ raise_exception('no') }}{{ range(3)|list }}{{ self }}"}, {})
@@ -153,7 +155,7 @@ def test_names_of_the_environment_give_a_request_no_power(name: str) -> None:
     try:
         text = template.render(HI, variables={name: {"a": 1}})
     except RequestError as error:
-        assert error.status == 400
+        assert error.status == 400  # noqa: PT017
     else:
         assert "object" not in text.replace("TemplateReference", "")
     assert time.process_time() - started < 60

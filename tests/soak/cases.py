@@ -27,7 +27,17 @@ SCHEMAS: tuple[Any, ...] = (
     {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
     {"type": "nothing"}, {"pattern": "(a+)+$", "type": "string"}, {"minimum": 5, "maximum": 1}, True, False, 7, "no",
 )  # fmt: skip
-REGEXES = ("[a-z]{1,8}", "(a|b)+", "(", "(a{1,1000}){1,1000}", "(?<=x)y", "\\p{L}+", "(x+x+)+y", "[^\\x00-\\x7f]{2}", "")
+REGEXES = (
+    "[a-z]{1,8}",
+    "(a|b)+",
+    "(",
+    "(a{1,1000}){1,1000}",
+    "(?<=x)y",
+    "\\p{L}+",
+    "(x+x+)+y",
+    "[^\\x00-\\x7f]{2}",
+    "",
+)
 GRAMMARS = (
     'root ::= "yes" | "no"', "root ::= root", 'root ::= "a" root | "b"', "nothing", 'root ::= [a-z]+ "' + "x" * 5000,
     "root ::= " + "(" * 400 + '"a"' + ")" * 400, 'root ::= ("a"*)*',
@@ -113,8 +123,22 @@ def draw(rng: random.Random, keys: tuple[str, ...]) -> Case:
     if roll < 0.08:
         return _bad(rng, keys)
     if roll < 0.14:
-        path = rng.choice(("/v1/models", "/health", "/ready", "/metrics", "/server_info", "/v1/loads", "/nowhere",
-                           "/openapi.json", "/api/tags", "/", "/v1/responses/resp_none", "/v1/chat/completions"))
+        path = rng.choice(
+            (
+                "/v1/models",
+                "/health",
+                "/ready",
+                "/metrics",
+                "/server_info",
+                "/v1/loads",
+                "/nowhere",
+                "/openapi.json",
+                "/api/tags",
+                "/",
+                "/v1/responses/resp_none",
+                "/v1/chat/completions",
+            )
+        )
         return Case(path, method="GET", headers=_key(rng, keys))  # fmt: skip
     route, body = rng.choice(MAKERS)(rng)
     streams = route not in ("/v1/embeddings", "/tokenize", "/detokenize", "/v1/messages/count_tokens")
@@ -158,14 +182,24 @@ def _bad(rng: random.Random, keys: tuple[str, ...]) -> Case:
 
 
 def _text(rng: random.Random) -> str:
-    return rng.choice(HOSTILE_TEXTS) if rng.random() < 0.4 else rng.choice(("Hello", "Count to ten.", "A poem, please."))
+    return (
+        rng.choice(HOSTILE_TEXTS) if rng.random() < 0.4 else rng.choice(("Hello", "Count to ten.", "A poem, please."))
+    )
 
 
 def _sampling(rng: random.Random) -> dict[str, Any]:
     made: dict[str, Any] = {"max_tokens": rng.choice((1, 4, 8, 16, 40)), "temperature": rng.choice((0, 0.7, 1.5))}
-    for name, values in (("n", (1, 2)), ("seed", (0, 2**40)), ("top_k", (1, 40)), ("top_p", (0.1, 0.9)),
-                         ("stop", ("e", ["the", "\u00e9\u00e9"], "\U0001f600")), ("priority", (0, 5, -5)),
-                         ("timeout", (0.05, 2.0)), ("cache_salt", ("a", "b\x00")), ("ignore_eos", (True,))):
+    for name, values in (
+        ("n", (1, 2)),
+        ("seed", (0, 2**40)),
+        ("top_k", (1, 40)),
+        ("top_p", (0.1, 0.9)),
+        ("stop", ("e", ["the", "\u00e9\u00e9"], "\U0001f600")),
+        ("priority", (0, 5, -5)),
+        ("timeout", (0.05, 2.0)),
+        ("cache_salt", ("a", "b\x00")),
+        ("ignore_eos", (True,)),
+    ):
         if rng.random() < 0.15:
             made[name] = rng.choice(values)  # fmt: skip
     return made

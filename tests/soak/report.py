@@ -53,7 +53,9 @@ class Report:
             times = [f"{told[name] * 1000:.0f}" if told else "" for name in ("p50_s", "p95_s", "max_s")]
             rows.append((route, *times, "  ".join(f"{status}: {count}" for status, count in told["statuses"].items())))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4])) for row in rows]
+        lines = [
+            "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4])) for row in rows
+        ]
         lines += ["", "clients: " + "  ".join(f"{name}: {count}" for name, count in sorted(self.manners.items()))]
         lines += [f"{name}: " + "  ".join(f"{k}: {v}" for k, v in told.items()) for name, told in self.phases.items()]
         lines.append(f"\nseed {self.seed}, {self.num_requests} requests, {len(self.problems)} problems")

@@ -26,9 +26,9 @@ MAX_QUEUED = 64
 ANSWER_S = 90.0  # a request without an answer after so long has none
 FLAGS = (
     "--served-model-name", "soak", "--cpu-threads", "1", "--max-running-requests", "24", "--max-queued-requests",
-    str(MAX_QUEUED), "--max-total-tokens", "8192", "--pooling", "mean", "--grammar-timeout-s", "3", "--grammar-cache-bytes",
+    str(MAX_QUEUED), "--max-total-tokens", "8192", "--pooling", "mean", "--grammar-timeout-s", "3", "--grammar-cache-bytes",  # noqa: E501
     str(8 << 20), "--response-store", "32", "--response-store-bytes", str(4 << 20), "--max-body-bytes", str(2 << 20),
-    "--max-n", "4", "--priority-preemption", "--admin-api-key", ADMIN_KEY, "--log-requests", "--log-requests-level", "3",
+    "--max-n", "4", "--priority-preemption", "--admin-api-key", ADMIN_KEY, "--log-requests", "--log-requests-level", "3",  # noqa: E501
     "--log-format", "json",
 )  # fmt: skip
 
