@@ -214,7 +214,7 @@ class TestThinkingBudget:
     @pytest.fixture(scope="class")
     def demo(self) -> Iterator[MemoryServer]:
         with memory_server(
-            "demo", distributions=["plugin-thinking-budget"], logit_processors=("thinking_budget",),
+            "demo", logit_processors=("thinking_budget",),
             max_running_requests=4, max_total_tokens=4096,
         ) as made:  # fmt: skip
             yield made
