@@ -210,15 +210,14 @@ def test_overlap_and_preemption_change_nothing(monkeypatch: pytest.MonkeyPatch) 
         assert preemptions > 0
 
 
-class TestThinkingBudget:
-    @pytest.fixture(scope="class")
-    def demo(self) -> Iterator[MemoryServer]:
-        with memory_server(
-            "demo", distributions=["plugin-thinking-budget"], logit_processors=("thinking_budget",),
-            max_running_requests=4, max_total_tokens=4096,
-        ) as made:  # fmt: skip
-            yield made
+@pytest.fixture(scope="module")
+def demo() -> Iterator[MemoryServer]:
+    settings = {"max_running_requests": 4, "max_total_tokens": 4096}
+    with memory_server("demo", logit_processors=("thinking_budget",), **settings) as made:
+        yield made
 
+
+class TestThinkingBudget:
     def chat(self, demo: MemoryServer, **fields: Any) -> Any:
         body = {
             "messages": [{"role": "user", "content": "What is the capital of France?"}],

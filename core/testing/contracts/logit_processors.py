@@ -81,7 +81,7 @@ class LogitProcessorContract(Contract):
     def run_alone(self, processor: LogitProcessor, request: Any, state: Any = None, first: int = 0) -> list[Any]:
         """What it makes of one request's logits, step by step from step `first` on."""
         given, prompt, answer = request
-        state = processor.open(given) if state is None else state
+        state = processor.open(dict(given)) if state is None else state
         made = []
         for step in range(first, STEPS):
             logits = self.logits(1, step)
@@ -102,10 +102,9 @@ class LogitProcessorContract(Contract):
         """Neither what it was given, nor other states."""
         processor = self.processor()
         for request in self.requests():
-            before = dict(request[0])
-            wanted = self.run_alone(processor, request)
-            processor.open(request[0])
-            assert dict(request[0]) == before, "open() changed its arguments"
+            wanted, given = self.run_alone(processor, request), dict(request[0])
+            processor.open(given)
+            assert given == dict(request[0]), "open() changed its arguments"
             same(wanted, self.run_alone(processor, request), "a second request with the same arguments")
 
     # Rows
@@ -134,7 +133,7 @@ class LogitProcessorContract(Contract):
         alone = [self.run_alone(self.processor(), request) for request in requests]
         for order in (range(len(requests)), range(len(requests) - 1, -1, -1)):
             processor = self.processor()
-            states = [processor.open(given) for given, _, _ in requests]
+            states = [processor.open(dict(given)) for given, _, _ in requests]
             for step in range(STEPS):
                 one = self.logits(1, step)
                 logits = one.repeat(len(requests), 1)
@@ -163,7 +162,7 @@ class LogitProcessorContract(Contract):
         processor = self.processor()
         ends = np.array(ByteVocabulary().eos_token_ids[:1], np.int32)
         for given, prompt, answer in self.requests():
-            state, logits = processor.open(given), self.logits(1)
+            state, logits = processor.open(dict(given)), self.logits(1)
             processor.apply([RowState(frozen(prompt), frozen(np.concatenate([answer, ends])), state)], logits)
 
     def test_ids_that_stand_for_nothing(self) -> None:
@@ -171,7 +170,7 @@ class LogitProcessorContract(Contract):
         processor, last = self.processor(), ByteVocabulary().size - 1
         for given, _, _ in self.requests():
             tokens = np.array([last, last - 1], np.int32)
-            processor.apply([RowState(frozen(tokens), frozen(tokens), processor.open(given))], self.logits(1))
+            processor.apply([RowState(frozen(tokens), frozen(tokens), processor.open(dict(given)))], self.logits(1))
 
     def test_the_order_is_kept_where_it_is_claimed(self) -> None:
         processor = self.processor()
