@@ -1,7 +1,8 @@
 """What a chat template may use up: loop rounds, calls, characters, seconds. A template comes with a checkpoint, its
 input with a request; neither may hold up the server, which renders between two answers.
 
-Jinja's sandbox keeps a template from Python's internals. It does not keep it from `'a' * 10**9`, nor from loops in loops.
+Jinja's sandbox keeps a template from Python's internals. It does not keep it from `'a' * 10**9`, nor from loops in
+loops.
 Strings are measured before they are made where an operand alone could make them huge, else right after.
 """
 
@@ -152,7 +153,8 @@ class _Limiting(NodeTransformer):
         return _filter(_BOUNDED, node)
 
 
-def _filter(name: str, node: nodes.Expr) -> nodes.Filter:
+def _filter(name: str, node: nodes.Node) -> nodes.Filter:
+    assert isinstance(node, nodes.Expr)
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -160,7 +162,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     """The sandbox, with limits. They count where `budget` is set; those of sizes always."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
-    concat = staticmethod(_concat)  # type: ignore[assignment]
+    concat = staticmethod(_concat)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -20,7 +20,8 @@ def taken(name: str, value: Any) -> bool:
     try:
         build({name: value}, Dialect.CHAT)
     except RequestError as error:
-        assert error.param == name
+        if error.param != name:
+            raise
         return False
     return True
 

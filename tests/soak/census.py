@@ -19,8 +19,8 @@ ZERO_AT_REST = (
 MAX_MORE_DESCRIPTORS = 8
 MAX_MORE_THREADS = 6
 # Resident memory after a warm-up with the same mix. Allowed is what is bounded and fills up late: the grammar cache (8
-# MiB here) in the engine, kept responses (4 MiB) and metrics in the server, and for both the arenas of the allocator, one a
-# thread. A leak of 16 KiB a request, one prompt or one reply, passes this within 4000 requests.
+# MiB here) in the engine, kept responses (4 MiB) and metrics in the server, and for both the arenas of the allocator,
+# one a thread. A leak of 16 KiB a request, one prompt or one reply, passes this within 4000 requests.
 MAX_GROWTH_BYTES = 64 << 20
 
 
