@@ -21,7 +21,7 @@ class ProtocolBody(BaseModel):
     stream: bool | None = Field(None, description="Answer with a stream.")
     priority: int | None = Field(None, ge=-(2**31), lt=2**31, description="Higher runs earlier.")
     cache_salt: str | None = Field(None, description="Prefixes are shared only between requests of equal salt.")
-    timeout: float | None = Field(None, gt=0, description="Seconds after which the request ends with an error.")
+    timeout: float | None = Field(None, gt=0, lt=1e9, description="Seconds after which the request ends with an error.")
     rid: str | None = Field(None, description="The client's own id, for /abort_request.")
 
     def given(self) -> dict[str, Any]:
