@@ -17,8 +17,8 @@ $(STAMP): pyproject.toml requirements/dev.txt requirements/bare.txt $(PLUGINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . $(foreach p,$(filter-out $(BARE),$(PLUGINS)),--editable $(dir $(p)))
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bare.txt $(foreach p,$(BARE),--editable $(dir $(p)))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable . $(foreach p,$(filter-out $(BARE),$(PLUGINS)),--editable $(dir $(p)))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements/bare.txt $(foreach p,$(BARE),--editable $(dir $(p)))
 	touch $@
 
 serve: setup  ## serve the bundled demo model and print its URL (ARGS="--port 8000" for more)
