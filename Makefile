@@ -25,7 +25,7 @@ serve: setup  ## serve the bundled demo model and print its URL (ARGS="--port 80
 	$(BIN)/core serve $(ARGS)
 
 test: setup browser  ## the whole test suite (ARGS="tests/memory -k radix" for a part)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical $(ARGS)
 
 soak: setup  ## a real server under mixed load and faults, for five minutes (ARGS="--minutes 30 --seed 3 --json soak.json")
 	$(BIN)/python -m tests.soak $(ARGS)
