@@ -15,7 +15,7 @@ from torch import nn
 Reference = Callable[[Sequence[int]], torch.Tensor]
 
 _CLASSIFIER = "ForSequenceClassification"
-_HEADLESS = "Model"
+_HEADLESS = re.compile(r"(?<!Head)Model$")  # older classes with a head are called "…LMHeadModel"
 _NOT_FIELDS = ("architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 WEIGHTS = "model.safetensors"
 
@@ -54,7 +54,7 @@ def _auto_class(config: Mapping[str, Any]) -> Any:
     name = (config.get("architectures") or [""])[0]
     if name.endswith(_CLASSIFIER):
         return AutoModelForSequenceClassification
-    return AutoModel if name.endswith(_HEADLESS) else AutoModelForCausalLM
+    return AutoModel if _HEADLESS.search(name) else AutoModelForCausalLM
 
 
 def randomise(model: nn.Module, seed: int) -> None:

@@ -1,0 +1,1 @@
+"""FlashAttention-3 for core, through whichever build of it is installed."""

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs for core: memory, streams, recorded steps, collectives."""

@@ -1,0 +1,1 @@
+"""8-bit floating point weights for core: checkpoints, or while loading."""
