@@ -52,22 +52,30 @@ def server_figures(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]], streams: list[str]) -> str:
-    """Markdown. Overhead: against the engine in process, with as many streams."""
+    """Markdown. Overhead: against the engine in process, with as many streams. Processor time: of the server's main
+    process, of the processes behind it, and of the client, in milliseconds for 1000 tokens."""
     lines = [
-        "| | streams | tokens/s | overhead | first token ms (p50) | more than the engine |",
-        "|---|---|---|---|---|---|",
+        "| | streams | tokens/s | overhead | first token ms (p50) | more than the engine | "
+        "CPU ms per 1000 tokens: server | engine | client |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
         if "error" in found:
-            lines.append(f"| {name} | | not measured: {found['error'].splitlines()[-1][:200]} | | | |")
+            lines.append(f"| {name} | | not measured: {found['error'].splitlines()[-1][:200]} | | | | | | |")
             continue
         for count in streams:
             row, base = found[count], results.get("engine", {}).get(count)
             rate, first = row["output_tokens_per_s"], row["ttft_ms"]["p50"]
             over = f"{1 - rate / base['output_tokens_per_s']:.1%}" if base else "–"
             later = f"{first - base['ttft_ms']['p50']:+.2f} ms" if base else "–"
-            lines.append(f"| {name} | {count} | {rate:.0f} | {over} | {first:.2f} | {later} |")
+            cpu = " | ".join(_cpu(row, process) for process in ("server", "engine", "client"))
+            lines.append(f"| {name} | {count} | {rate:.0f} | {over} | {first:.2f} | {later} | {cpu} |")
     return "\n".join(lines)
+
+
+def _cpu(row: dict[str, Any], process: str) -> str:
+    spent_s: float | None = row["cpu_s"].get(process)
+    return "–" if spent_s is None else f"{spent_s / row['output_tokens'] * 1e6:.0f}"
 
 
 def main() -> None:

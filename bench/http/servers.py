@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import json
 import os
 import signal
 import socket
@@ -11,33 +11,49 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-
-from bench.http.rounds import measure
-from core.bench.datasets import Conversation
-from core.bench.http_load import run_load
-from core.bench.report import RequestRecord
+import psutil
 
 READY_S = 300.0
 NAME = "demo"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that runs here. pid: of its main process."""
+
+    port: int
+    pid: int
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds so far."""
+        main = psutil.Process(self.pid)
+        others = [child.cpu_times() for child in main.children(recursive=True)]
+        times = main.cpu_times()
+        return {
+            "server": times.user + times.system,
+            "engine": sum(other.user + other.system for other in others),
+        }
 
 
 @contextmanager
-def core_server(args: argparse.Namespace) -> Iterator[str]:
-    """Our server; gives its URL."""
+def core_server(args: argparse.Namespace) -> Iterator[Server]:
+    """Our server."""
     flags = ["--model", str(args.model), "--served-model-name", NAME, "--dtype", args.dtype, "--log-interval-s", "0"]
-    with _serving([sys.executable, "-m", "core.cli.main", "serve", *flags], "/ready") as url:
-        yield url
+    with _serving([sys.executable, "-m", "core.cli.main", "serve", *flags], "/ready") as server:
+        yield server
 
 
 @contextmanager
-def vllm_server(args: argparse.Namespace, python: Path) -> Iterator[str]:
-    """vLLM's server; gives its URL. As it is by default, but for the context, the memory and the number of streams."""
+def vllm_server(args: argparse.Namespace, python: Path) -> Iterator[Server]:
+    """vLLM's server. As it is by default, but for the context, the memory and the number of streams."""
     flags = [
         "--model", str(args.model), "--served-model-name", NAME, "--dtype", args.dtype, "--max-model-len", "4096",
         "--max-num-seqs", "256",
@@ -47,21 +63,38 @@ def vllm_server(args: argparse.Namespace, python: Path) -> Iterator[str]:
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(args.model), *flags[2:]]
-    with _serving(command, "/health", more) as url:
-        yield url
+    with _serving(command, "/health", more) as server:
+        yield server
 
 
-def load(url: str, args: argparse.Namespace, streams: int) -> dict[str, Any]:
-    """Figures of a server with so many streams open at once."""
+def load(server: Server, args: argparse.Namespace, streams: int) -> dict[str, Any]:
+    """Figures of a server with so many streams open at once; cpu_s: processor seconds of its main process, of all
+    others that it started (the engine's among them), and of the client.
 
-    def run(conversations: Sequence[Conversation]) -> tuple[list[RequestRecord], float]:
-        return asyncio.run(run_load(url, NAME, conversations, concurrency=streams, request_rate=float("inf"), seed=0))
-
-    return measure(run, streams, args.input_len, args.output_len, args.seconds)
+    Raises RuntimeError if a request goes wrong.
+    """
+    command = [
+        sys.executable, "-m", "bench.http.client", "--port", str(server.port), "--model", NAME,
+        "--streams", str(streams), "--seconds", str(args.seconds), "--input-len", str(args.input_len),
+        "--output-len", str(args.output_len),
+    ]  # fmt: skip
+    began: dict[str, float] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as client:
+        assert client.stdout is not None
+        assert client.stderr is not None
+        for line in client.stdout:
+            if line == "BEGIN\n":
+                began = server.cpu_s()
+            elif line.startswith("RESULT "):
+                ended = server.cpu_s()
+                found: dict[str, Any] = json.loads(line[7:])
+                own = {"client": found.pop("own_cpu_s")}
+                return found | {"cpu_s": {name: ended[name] - began[name] for name in ended} | own}
+        raise RuntimeError(f"the client left: {client.stderr.read()[-600:]}")
 
 
 @contextmanager
-def _serving(command: list[str], ready: str, more: dict[str, str] | None = None) -> Iterator[str]:
+def _serving(command: list[str], ready: str, more: dict[str, str] | None = None) -> Iterator[Server]:
     """The command with a free port, until it answers `ready`; ended with all its children. Raises RuntimeError with the
     end of its log if it leaves first."""
     with socket.socket() as probe:
@@ -82,7 +115,7 @@ def _serving(command: list[str], ready: str, more: dict[str, str] | None = None)
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"{command[2]} did not start: {log.read_text(errors='replace')[-600:]}")
                 time.sleep(0.2)
-            yield url
+            yield Server(port, process.pid)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
