@@ -121,7 +121,7 @@ def record_of(start_s: float, pieces: Sequence[bytes], times_s: Sequence[float])
                 record.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         record.end_s = times_s[-1] if times_s else start_s
     except ValueError as error:
-        record.error = str(error)
+        record.error = str(error) or "the connection was closed"
     return record
 
 

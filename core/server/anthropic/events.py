@@ -13,9 +13,10 @@ from core.server import errors, families
 from core.server.anthropic.convert import call_input
 from core.server.replies import named_event
 from core.server.segments import Kind, Segment, Segmenter, Step
+from core.server.usage import Source
 from core.tracing.record import reply_id
 
-Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+Deltas = Source[tuple[int, OutputDelta]]
 log = logging.getLogger("core.server")
 PATH = "/v1/messages"
 

@@ -16,9 +16,9 @@ from core.interfaces.errors import CoreError
 from core.server import errors, families
 from core.server.replies import line
 from core.server.segments import Kind, Segment, Segmenter
-from core.server.usage import chat_logprobs
+from core.server.usage import Source, chat_logprobs
 
-Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+Deltas = Source[tuple[int, OutputDelta]]
 log = logging.getLogger("core.server")
 PATH = "/api/"
 

@@ -14,9 +14,9 @@ from core.interfaces.errors import CoreError
 from core.server import errors
 from core.server.responses.items import new_id
 from core.server.segments import Kind, Segment, Segmenter, Step
-from core.server.usage import chat_logprobs
+from core.server.usage import Source, chat_logprobs
 
-Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+Deltas = Source[tuple[int, OutputDelta]]
 Event = dict[str, Any]
 log = logging.getLogger("core.server")
 
