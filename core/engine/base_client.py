@@ -28,7 +28,7 @@ from core.engine.messages import (
 )
 from core.engine.streams import RequestObserver, Stream, StreamTable
 from core.engine.wire_errors import restore
-from core.interfaces.errors import EngineDead, EngineError, RequestError
+from core.interfaces.errors import EngineDead, EngineError
 
 DEFAULT_LIVENESS_TIMEOUT_S = 300.0
 CONTROL_TIMEOUT_S = 30.0
@@ -200,7 +200,7 @@ class BaseClient:
 
     def abort(self, names: Collection[str] | None = None) -> int:
         """See EngineClient."""
-        return self._streams.abort(names, lambda: RequestError("the request was aborted", code="aborted", status=499))
+        return self._streams.abort(names)
 
     @property
     def num_requests(self) -> int:

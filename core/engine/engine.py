@@ -105,7 +105,7 @@ class Engine:
         self._slot_ids = np.full(max_slots, -1, np.int64)
         self._arrival_s: dict[int, float] = {}
         self._outputs = OutputBuilder()
-        self._constraints = Constraints(grammars, max_slots)
+        self._constraints = Constraints(grammars, max_slots, hello.vocab_size)
         self._live: set[int] = set()
         self._failing_steps = 0
         self._last_end_s: float | None = None

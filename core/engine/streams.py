@@ -18,7 +18,7 @@ import numpy as np
 from core.engine.client import EngineRequest, TokenChunk
 from core.engine.messages import FINISH_REASONS, Extras, StepOutputs, TopLogprobs
 from core.engine.wire_errors import restore
-from core.interfaces.errors import CoreError, Overloaded, RequestError
+from core.interfaces.errors import CoreError, EngineDead, Overloaded, RequestError
 from core.tracing.record import Generation, RequestRecord, current_request
 
 ABORT = FINISH_REASONS.index("abort")
@@ -158,9 +158,9 @@ class StreamTable:
             self._cancel(stream.id)
             self._ended(stream, "stop" if stream.request.ended_by_text else "abort", self._clock())
 
-    def abort(self, names: Collection[str] | None, error: Callable[[], CoreError]) -> int:
-        """End those requests whose record is known by one of the names (None: all) with an exception of their own;
-        returns how many."""
+    def abort(self, names: Collection[str] | None) -> int:
+        """End those requests whose record is known by one of the names (None: all) with what they have, and finish
+        reason "abort"; returns how many."""
         chosen = [
             stream
             for stream in self._streams.values()
@@ -169,7 +169,7 @@ class StreamTable:
         now_s = self._clock()
         for stream in chosen:
             del self._streams[stream.id]
-            stream.error, stream.finish = error(), ABORT
+            stream.finish = ABORT
             self._cancel(stream.id)
             self._ended(stream, "abort", now_s)
             stream.wake()
@@ -223,6 +223,8 @@ class StreamTable:
             if finish:
                 if index in outputs.errors:
                     stream.error = restore(outputs.errors[index], outputs.error_info.get(index))
+                elif finish == ABORT:  # nobody here has asked for it
+                    stream.error = EngineDead("the engine gave this request up because it is stopping")
                 stream.finish = finish
                 del streams[request_id]
                 self._ended(stream, FINISH_REASONS[finish], now_s)

@@ -58,7 +58,8 @@ class Answers:
     def deltas(self) -> AsyncGenerator[tuple[int, OutputDelta]]:
         """(index of the answer, delta), each answer's last with a finish_reason; empty deltas are left out.
 
-        Raises what the engine raises, EngineError if it reports an error for a request, EngineDead if it gave one up.
+        A request that somebody aborted ends with what it has. Raises what the engine raises, EngineError if it reports
+        an error for a request, EngineDead if it gave one up.
         """
         return self._one(0) if len(self._streams) == 1 else self._merged()
 
@@ -78,8 +79,8 @@ class Answers:
                         self._requests[index].ended_by_text = True
                     if finish == "error":
                         raise EngineError(delta.error or "the engine could not go on with this request")
-                    if finish == "abort":
-                        raise EngineDead(delta.error or "the engine gave this request up because it is stopping")
+                    if finish == "abort" and delta.error is not None:
+                        raise EngineDead(delta.error)
                 if delta.token_ids or not delta.empty:
                     yield index, delta
                 if finish is not None:

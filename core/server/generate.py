@@ -161,6 +161,8 @@ class _Result:
             self._cached = delta.cached_tokens
         if delta.finish_reason == "length":
             self._finish = {"type": "length", "length": len(self._token_ids)}
+        elif delta.finish_reason == "abort":
+            self._finish = {"type": "abort", "message": "the request was aborted"}
         elif delta.finish_reason is not None:
             self._finish = {"type": delta.finish_reason, "matched": delta.matched_stop}
 

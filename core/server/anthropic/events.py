@@ -90,6 +90,8 @@ class Reply:
             return {"stop_reason": "tool_use", "stop_sequence": None}
         if reason == "length":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if reason == "abort":
+            return {"stop_reason": "abort", "stop_sequence": None}
         if isinstance(matched, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": matched}
         return {"stop_reason": "end_turn", "stop_sequence": None}

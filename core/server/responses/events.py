@@ -70,11 +70,12 @@ class Writer:
 
     def _end(self, answers: Answers) -> Event:
         usage = answers.usage
-        cut = self._segmenter.finish_reason == "length"
+        reason = {"length": "max_output_tokens", "abort": "aborted"}.get(self._segmenter.finish_reason or "")
+        cut = reason is not None
         self.response |= {
             "status": "incomplete" if cut else "completed",
             "completed_at": None if cut else int(time.time()),
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": reason} if cut else None,
             "usage": {
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
