@@ -62,7 +62,8 @@ def vllm_server(args: argparse.Namespace, python: Path) -> Iterator[Server]:
         "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(args.model), *flags[2:]]
+    # Not `vllm serve`: it asks for the version of a distribution called vllm, and this one is vllm-cpu.
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", *flags]
     with _serving(command, "/health", more) as server:
         yield server
 
