@@ -151,9 +151,8 @@ class Constraints:
             self._any_processed |= processed
             limited = admission.request_id in self._limits
             self._slots[admission.slot] = processed or limited or admission.request_id in self._texts
-        if (self._texts or self._limits or self._any_processed) and bool(
-            (self._slots[plan.slots] & plan.samples).any()
-        ):
+        any_wait = self._texts or self._limits or self._any_processed
+        if any_wait and bool((self._slots[plan.slots] & plan.samples).any()):
             plan.masked = True
 
     def masks(self, plan: StepPlan, ids: npt.NDArray[np.int64]) -> tuple[TokenMasks | None, Endings]:
