@@ -27,7 +27,7 @@ from core.frontend.tokenizer import Tokenizer  # noqa: E402
 from core.metrics.prometheus import ServerMetrics  # noqa: E402
 from core.server.app import build_app  # noqa: E402
 from core.server.context import ModelService, Phase, ServerContext  # noqa: E402
-from core.server.main import _http_protocol
+from core.server.main import _http_protocol  # noqa: E402
 
 Launch = Callable[..., AbstractContextManager[Running]]
 
