@@ -13,6 +13,8 @@ Kernels that know nothing of this start when the one before has ended, as ever.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -33,8 +35,9 @@ def release(PDL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
         gdc_launch_dependents()
 
 
-def has_dependent_launch(device: torch.device) -> bool:
-    """Whether kernels on `device` may be launched that way."""
+@functools.cache
+def dependent(device: torch.device) -> bool:
+    """Whether kernels on `device` are launched that way."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= (9, 0)

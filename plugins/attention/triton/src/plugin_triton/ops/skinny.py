@@ -25,7 +25,7 @@ def _prefetch(base, k, K: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def skinny_kernel(  # type: ignore[no-untyped-def]
     x, weight, bias, y, parts, arrived, T,
     N: tl.constexpr, K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
