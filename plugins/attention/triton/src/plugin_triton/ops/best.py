@@ -89,9 +89,7 @@ def _takes(x: torch.Tensor) -> bool:
     return x.dim() == 2 and x.stride(1) == 1 and x.shape[1] > 0 and x.dtype in FLOATS
 
 
-def _best(
-    x: torch.Tensor, spread: torch.Tensor | None, keys: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _best(x: torch.Tensor, spread: torch.Tensor | None, keys: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     num_rows, size = x.shape
     device = x.device
     best = torch.empty(num_rows, dtype=x.dtype, device=device)

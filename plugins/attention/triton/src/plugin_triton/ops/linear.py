@@ -54,7 +54,7 @@ def fused_linear(
     num_rows = x.shape[0]
     if num_rows == 1 and norm_weight is not None and norm_weight.dtype is x.dtype:
         plan = _plan_for(x, weight, bias, activation)
-        if isinstance(plan, _Gemv) and (residual is None or _beside(x, residual)):
+        if isinstance(plan, Gemv) and (residual is None or _beside(x, residual)):
             return plan.fused(x, weight, bias, residual, norm_weight, eps, keep_normed)
     total, normed = None, x
     if norm_weight is not None:
@@ -76,7 +76,7 @@ def _beside(x: torch.Tensor, residual: torch.Tensor) -> bool:
 
 def _plan_for(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
-) -> _Gemv | _Skinny | None:
+) -> Gemv | Skinny | None:
     """How this call is computed; None leaves it to the library."""
     dtype = x.dtype
     if (
@@ -96,20 +96,26 @@ def _plan_for(
 @functools.cache
 def _plan(
     device: torch.device, dtype: torch.dtype, num_out: int, size: int, rows: int, activation: str | None, bias: bool
-) -> _Gemv | _Skinny | None:
+) -> Gemv | Skinny | None:
     gated = activation is not None
     if not num_out or not size or (size * dtype.itemsize) % _VECTOR_BYTES or (gated and num_out % 2):
         return None
     n = num_out // 2 if gated else num_out
     config = choose(device, n, size, gated, rows)
-    if config.kind == "gemv":
-        return _Gemv(device, dtype, n, size, activation, bias, config)
-    if config.kind == "skinny" and dtype in _HALVES:
-        return _Skinny(device, n, size, activation, bias, config)
-    return None
+    if config.kind == "library" or (config.kind == "skinny" and dtype not in _HALVES):
+        return None
+    return make_plan(config, device, dtype, n, size, activation, bias)
 
 
-class _Gemv:
+def make_plan(
+    config: Config, device: torch.device, dtype: torch.dtype, n: int, k: int, activation: str | None, bias: bool
+) -> Gemv | Skinny:
+    """What computes y [rows, n] by a configuration of kind "gemv" or "skinny"."""
+    make = Gemv if config.kind == "gemv" else Skinny
+    return make(device, dtype, n, k, activation, bias, config)
+
+
+class Gemv:
     """One row times a weight of one shape."""
 
     def __init__(
@@ -150,17 +156,15 @@ class _Gemv:
         total = torch.empty(x.shape, dtype=self.dtype, device=self.device) if add else None
         normed = torch.empty(x.shape, dtype=self.dtype, device=self.device) if keep else None
         grid = (self.blocks + (1 if add or keep else 0), 1, 1)
-        self.launches[True, add, keep](
-            self.number, grid, x, weight, bias, y, residual, norm_weight, total, normed, eps
-        )
+        self.launches[True, add, keep](self.number, grid, x, weight, bias, y, residual, norm_weight, total, normed, eps)
         return y, total if add else x, normed
 
 
-class _Skinny:
+class Skinny:
     """Up to MAX_ROWS rows times a weight of one shape."""
 
     def __init__(
-        self, device: torch.device, n: int, k: int, activation: str | None, bias: bool, how: Config
+        self, device: torch.device, dtype: torch.dtype, n: int, k: int, activation: str | None, bias: bool, how: Config
     ) -> None:
         self.n = n
         self.grid = (-(-n // how.block_n), how.split_k, 1)
@@ -170,9 +174,7 @@ class _Skinny:
         constants = (
             n, k, MAX_ROWS, how.block_n, how.block_k, how.split_k, how.ahead, bias, activation or "none", pdl
         )  # fmt: skip
-        self.launch = Launch(
-            skinny_kernel, constants, num_warps=how.num_warps, num_stages=how.num_stages, pdl=pdl
-        )
+        self.launch = Launch(skinny_kernel, constants, num_warps=how.num_warps, num_stages=how.num_stages, pdl=pdl)
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         num_rows = x.shape[0]

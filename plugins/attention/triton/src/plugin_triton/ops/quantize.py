@@ -43,7 +43,9 @@ def group_kernel(  # type: ignore[no-untyped-def]
     wait(PDL)
     v = tl.load(x + rows[:, None] * STRIDE + cols[None, :], mask=ok, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.div_rn(tl.max(tl.abs(v), axis=1), _MAX), _MIN_SCALE)
-    tl.store(q + rows[:, None] * SIZE + cols[None, :], to_float8(_quotient(v, scale[:, None]), q.dtype.element_ty), mask=ok)
+    tl.store(
+        q + rows[:, None] * SIZE + cols[None, :], to_float8(_quotient(v, scale[:, None]), q.dtype.element_ty), mask=ok
+    )
     tl.store(scales + rows * NUM_GROUPS + group, scale, mask=rows_ok)
 
 

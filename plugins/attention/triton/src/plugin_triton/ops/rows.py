@@ -89,9 +89,7 @@ def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _embedding_plan(
-    device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int
-) -> tuple[Launch, int]:
+def _embedding_plan(device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int) -> tuple[Launch, int]:
     block = min(2048, triton.next_power_of_2(size))
     pdl = dependent(device)
     launch = Launch(embedding_kernel, (stride, size, block, pdl), num_warps=max(1, min(8, block // 256)), pdl=pdl)

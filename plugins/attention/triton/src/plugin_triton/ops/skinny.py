@@ -89,9 +89,7 @@ def skinny_kernel(  # type: ignore[no-untyped-def]
                 theirs = parts + other * (halves * N * BLOCK_T)
                 acc += tl.load(theirs + place, mask=rows_ok[:, None], other=0.0, cache_modifier=".cg")
                 if ACT != "none":
-                    up += tl.load(
-                        theirs + N * BLOCK_T + place, mask=rows_ok[:, None], other=0.0, cache_modifier=".cg"
-                    )
+                    up += tl.load(theirs + N * BLOCK_T + place, mask=rows_ok[:, None], other=0.0, cache_modifier=".cg")
             tl.store(arrived + block, 0)
     if last:
         if BIAS:
