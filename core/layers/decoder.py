@@ -21,7 +21,8 @@ class DecoderLayer(Layer):
     """x += attention(norm(x)); x += mlp(norm(x)).
 
     The two sums are carried as (x, residual), both [T, hidden_size], so that each is one fused operation with the
-    norm that follows it, and with the product behind that where the device has it (`after_norm`). norm_offset: as in RmsNorm.
+    norm that follows it, and with the product behind that where the device has it (`after_norm`). norm_offset: as in
+    RmsNorm.
     """
 
     def __init__(

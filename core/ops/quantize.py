@@ -1,9 +1,9 @@
 """References of the operations that quantize activations to 8-bit floating point: one scale for a tensor, for each
 token, or for each group of neighbouring columns.
 
-q = round(x / scale) in `torch.float8_e4m3fn`, clamped to its range; x is about q * scale. A dynamic scale is the largest
-magnitude over 448, the format's largest number, so that nothing is clamped (Micikevicius et al. 2022, arXiv:2209.05433);
-rows of zeros have the smallest scale there is. Everything is computed in float32.
+q = round(x / scale) in `torch.float8_e4m3fn`, clamped to its range; x is about q * scale. A dynamic scale is the
+largest magnitude over 448, the format's largest number, so that nothing is clamped (Micikevicius et al. 2022,
+arXiv:2209.05433); rows of zeros have the smallest scale there is. Everything is computed in float32.
 """
 
 from __future__ import annotations

@@ -237,8 +237,8 @@ def store_kv(
 ) -> None:
     """Write k [T, H, D] and v [T, H, Dv] into rows `slots` [T] of k_cache [S, H, D] and v_cache [S, H, Dv].
 
-    Slots are int64 or int32, as the attention backend asked for. Those of padding rows may repeat; which of them is kept
-    is not defined.
+    Slots are int64 or int32, as the attention backend asked for. Those of padding rows may repeat; which of them is
+    kept is not defined.
     """
     slots = slots.long()
     k_cache.index_copy_(0, slots, k.to(k_cache.dtype))

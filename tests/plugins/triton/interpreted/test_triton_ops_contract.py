@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
-import torch
+import pytest
 
 from core.testing.contracts.ops import OpsContract
 from plugin_triton.ops.table import TritonOps
 
+# The interpreter's numpy warns of numbers that overflow to what they should be, infinity.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -6,8 +6,8 @@ Rules that every kernel here keeps, with `PDL` a tl.constexpr that is true only 
   ends only when all of its programs did, and each waits for the grid before, so what was written two kernels ago is
   complete too, and a buffer that the allocator gave again is not overwritten while it is still read.
 - Before it only constants may be read: weights.
-- `release(PDL)` lets the next kernel's programs take what is free on the chip. They wait for this grid themselves, so it
-  may come at any time; early is good.
+- `release(PDL)` lets the next kernel's programs take what is free on the chip. They wait for this grid themselves, so
+  it may come at any time; early is good.
 Kernels that know nothing of this start when the one before has ended, as ever.
 """
 

@@ -32,7 +32,7 @@ class Launch:
         self.constants = constants
         if options.pop("pdl", False):
             options["launch_pdl"] = True
-        names = [name for name in kernel.arg_names][-len(constants) :] if constants else []
+        names = kernel.arg_names[-len(constants) :] if constants else []
         self._keywords = dict(zip(names, constants, strict=True)) | options
         self._compiled: dict[int, tuple[Any, Any, Any]] = {}  # by device
 

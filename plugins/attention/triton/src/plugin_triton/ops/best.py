@@ -56,7 +56,9 @@ def best_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def pick_kernel(part_best, part_columns, best, columns, SPLITS: tl.constexpr, PDL: tl.constexpr):  # type: ignore[no-untyped-def]
+def pick_kernel(  # type: ignore[no-untyped-def]
+    part_best, part_columns, best, columns, SPLITS: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
     """best and columns [R] out of the parts of each row [R, SPLITS]. Grid (R,)."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, SPLITS)

@@ -1,7 +1,7 @@
 """Which kernel computes a product and how it is cut up: measured per device and shape, with a rule for all others.
 
-`configs/DEVICE.json`, written by `python -m plugin_triton.ops.tune`: shape -> rows -> configuration. A shape is "NxK", or
-"NxK gated" where the weight is [2N, K] and an activation joins both halves.
+`configs/DEVICE.json`, written by `python -m plugin_triton.ops.tune`: shape -> rows -> configuration. A shape is "NxK",
+or "NxK gated" where the weight is [2N, K] and an activation joins both halves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MIN_PROGRAMS = 256
 @dataclass(frozen=True, slots=True)
 class Config:
     """kind: "gemv" (one row), "skinny" (few rows) or "library" (torch). block_n, block_k: of a tile of the weight.
-    split_k, num_stages, ahead: of "skinny"; ahead is how many tiles are asked for before the kernel before has ended."""
+    split_k, num_stages, ahead: of "skinny"; ahead: tiles that are asked for before the kernel before has ended."""
 
     kind: str
     block_n: int = 0

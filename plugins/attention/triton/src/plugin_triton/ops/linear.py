@@ -11,7 +11,6 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from core.ops import reference
 from plugin_triton.dependent import dependent
 from plugin_triton.launch import FLOATS, Launch
 from plugin_triton.ops.activation import activate

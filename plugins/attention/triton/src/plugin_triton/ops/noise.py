@@ -9,7 +9,6 @@ from triton.language.extra import libdevice
 from core.ops import sampling
 from plugin_triton.interpreter import INTERPRETED
 
-# ruff: noqa: N803
 _MURMUR_A = tl.constexpr(sampling._MURMUR_A & 0xFFFFFFFF)
 _MURMUR_B = tl.constexpr(sampling._MURMUR_B & 0xFFFFFFFF)
 _SCALE = tl.constexpr(sampling._SCALE)

@@ -1,4 +1,4 @@
-"""Quantization of activations to 8-bit floats, with a scale for a tensor, for each token, or for each group of columns."""
+"""Quantization of activations to 8-bit floats: one scale for a tensor, for each token, or for each group of columns."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def skinny_kernel(  # type: ignore[no-untyped-def]
     wait(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     up = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         k = first + step * BLOCK_K
         at = k + cols
         v = tl.load(x + tokens[None, :] * K + at[:, None], mask=tokens_ok[None, :] & (at < K)[:, None], other=0.0)

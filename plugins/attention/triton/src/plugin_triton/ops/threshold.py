@@ -38,7 +38,9 @@ def _value(order):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _search(row, low, high, enough, best, SIZE: tl.constexpr, BLOCK: tl.constexpr, MASS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _search(  # type: ignore[no-untyped-def]
+    row, low, high, enough, best, SIZE: tl.constexpr, BLOCK: tl.constexpr, MASS: tl.constexpr
+):  # fmt: skip
     """The largest v in [low, high] (orders, int64) such that the tokens at or above v are at least `enough` (float32),
     or their probabilities sum to it (MASS, in units of the most likely token's); `low` if there is none."""
     while low < high:
@@ -86,7 +88,9 @@ def _mass(row, low, best, SIZE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.cons
 
 
 @triton.jit
-def _nucleus(row, low, high, share, mass, best, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _nucleus(  # type: ignore[no-untyped-def]
+    row, low, high, share, mass, best, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """The order of the smallest value among those from `low` on such that less than share * mass lies above it."""
     enough = share * mass
     found = _search(row, low, high, enough.to(tl.float32), best, SIZE, BLOCK, True)

@@ -2,7 +2,8 @@
 
     python -m plugin_triton.ops.tune 6144x4096 "14336x4096 gated" [--rows 1 2 4 8 16] [--folder DIR]
 
-Each candidate computes with many weights in turn, more than the caches hold, in one recorded graph, as in a decode step.
+Each candidate computes with many weights in turn, more than the caches hold, in one recorded graph, as in a decode
+step.
 A candidate whose result is wrong is reported and left out.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,6 +56,10 @@ def runner(config: Config, device: torch.device, n: int, k: int, gated: bool) ->
     return (lambda x, weight: silu_and_mul(F.linear(x, weight))) if gated else F.linear
 
 
+def _turn(run: Callable[..., object], x: torch.Tensor, weights: list[torch.Tensor], index: int) -> None:
+    run(x, weights[index])
+
+
 def measure(run: Callable[[int], object], count: int) -> float:
     """Microseconds of run(i), i < count, in one recorded graph; the best of several replays."""
     stream = torch.cuda.Stream()
@@ -95,7 +101,8 @@ def tune(n: int, k: int, gated: bool, all_rows: list[int]) -> dict[int, Config]:
                 if error > _TOLERANCE:
                     print(f"  {config}: wrong by {error:.2g}", file=sys.stderr)
                     continue
-                times.append((measure(lambda index, run=run: run(x, weights[index]), count), config))
+                turns = partial(_turn, run, x, weights)
+                times.append((measure(turns, count), config))
             except triton.runtime.errors.OutOfResources as error:
                 print(f"  {config}: {error}", file=sys.stderr)
         times.sort(key=lambda pair: pair[0])
