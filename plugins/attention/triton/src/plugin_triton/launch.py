@@ -32,6 +32,7 @@ class Launch:
         self.constants = constants
         if options.pop("pdl", False):
             options["launch_pdl"] = True
+        options.setdefault("enable_fp_fusion", True)  # what Triton does unasked changes with its versions
         names = kernel.arg_names[-len(constants) :] if constants else []
         self._keywords = dict(zip(names, constants, strict=True)) | options
         self._compiled: dict[int, tuple[Any, Any, Any]] = {}  # by device

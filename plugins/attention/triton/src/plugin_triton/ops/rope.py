@@ -58,8 +58,8 @@ def rope_kernel(  # type: ignore[no-untyped-def]
     Q_STRIDE: tl.constexpr, K_STRIDE: tl.constexpr, V_STRIDE: tl.constexpr,
     Q_HEAD: tl.constexpr, K_HEAD: tl.constexpr, V_HEAD: tl.constexpr,
     Q_OUT_STRIDE: tl.constexpr, K_OUT_STRIDE: tl.constexpr, V_OUT_STRIDE: tl.constexpr, TABLE_STRIDE: tl.constexpr,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, INTERLEAVED: tl.constexpr,
-    Q_NORM: tl.constexpr, K_NORM: tl.constexpr, COPY: tl.constexpr, PDL: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr, V_BLOCK: tl.constexpr, HEADS: tl.constexpr,
+    INTERLEAVED: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, COPY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (tokens, groups of HEADS query, then key, then value heads). Tokens and heads of the inputs lie *_STRIDE and
     *_HEAD apart, those of the outputs *_OUT_STRIDE and DIM. Where `slots` is given, keys and values go to its rows of
@@ -85,9 +85,9 @@ def rope_kernel(  # type: ignore[no-untyped-def]
         heads += (group - q_groups) * HEADS
         _turn(k, k_out, k_weight, token * K_STRIDE + heads * K_HEAD, row * K_OUT_STRIDE + heads * DIM, heads < NUM_K,
               cos, sin, eps, DIM, HALF, BLOCK, REST, INTERLEAVED, K_NORM, COPY or slots is not None)  # fmt: skip
-    else:
+    elif NUM_V > 0:
         heads += (group - q_groups - k_groups) * HEADS
-        cols = tl.arange(0, triton.next_power_of_2(V_DIM))
+        cols = tl.arange(0, V_BLOCK)
         ok = (heads < NUM_V)[:, None] & (cols < V_DIM)[None, :]
         value = tl.load(v + token * V_STRIDE + heads[:, None] * V_HEAD + cols[None, :], mask=ok)
         at = row * V_OUT_STRIDE + heads[:, None] * V_DIM + cols[None, :]
@@ -224,7 +224,8 @@ def _plan(
     heads = min(_HEADS, triton.next_power_of_2(max(num_k, 1)))
     pdl = dependent(device)
     constants = (
-        *shapes, half, triton.next_power_of_2(half), triton.next_power_of_2(rest) if rest else 0, heads, *flags, pdl
+        *shapes, half, triton.next_power_of_2(half), triton.next_power_of_2(rest) if rest else 0,
+        triton.next_power_of_2(shapes[4]), heads, *flags, pdl,
     )  # fmt: skip
     warps = max(1, min(4, heads * dim // 512))
     groups = sum(-(-num // heads) for num in (num_q, num_k, num_v))
