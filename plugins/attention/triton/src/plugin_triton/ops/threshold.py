@@ -187,13 +187,14 @@ def sampling_threshold(
         )
     limits = torch.empty(scaled.shape[0], dtype=torch.float32, device=scaled.device)
     if scaled.shape[0]:
-        launch = _plan(scaled.device, scaled.shape[1], scaled.stride(0))
+        types = (top_k.dtype, top_p.dtype, min_p.dtype)
+        launch = _plan(scaled.device, types, scaled.shape[1], scaled.stride(0))
         launch(scaled.get_device(), (scaled.shape[0], 1, 1), scaled, top_k, top_p, min_p, limits)
     return limits
 
 
 @functools.cache
-def _plan(device: torch.device, size: int, stride: int) -> Launch:
+def _plan(device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int) -> Launch:
     pdl = dependent(device)
     block = min(_BLOCK, triton.next_power_of_2(size))
     return Launch(threshold_kernel, (stride, size, block, pdl), num_warps=max(1, min(32, block // 512)), pdl=pdl)
