@@ -153,9 +153,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()
-    monkeypatch.setattr(configs, "_measured", lambda device: {
-        "1024x4096": {8: Config("skinny", 64, 128, 4, 4, 4, 2)}, "512x4096 gated": {8: Config("skinny", 64, 64, 4, 2, 3, 1)}
-    })  # fmt: skip
+    few = {
+        "1024x4096": {8: Config("skinny", 64, 128, 4, 4, 4, 2)},
+        "512x4096 gated": {8: Config("skinny", 64, 64, 4, 2, 3, 1)},
+    }
+    monkeypatch.setattr(configs, "_measured", lambda device: few)
     configs.choose.cache_clear()
     yield done
     for module in (*MODULES, configs, dependent):
