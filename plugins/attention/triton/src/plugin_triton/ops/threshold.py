@@ -2,8 +2,10 @@
 
 Both the k-th largest logit and the edge of the nucleus are "the largest value v such that what lies at or above v is
 enough": k tokens, or the share top_p of the probability. So each is a search over the values, that is over the 2^32
-patterns of float32 in their order, which takes two bits at a time: one pass over the row counts what lies above three
-values. Sums of probabilities are taken in float32 while searching; the value found is then put right in float64.
+patterns of float32 in their order. A pass over the rows adds up what lies above each of 15 values between two bounds,
+so eight passes find the one. Rows are split over many programs; each program of the next pass adds their sums in the
+same order and narrows the bounds by itself. Probabilities are summed in float32 while searching; the value found is put
+right in float64, where it can be off by a value or two.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ from plugin_triton.launch import Launch
 from plugin_triton.ops.noise import log
 
 # ruff: noqa: N803
-_BLOCK = 8192
-_LANES = tl.constexpr(4)  # elements that one thread adds up before others: as many as it loads at once
-_MAX_STEPS = tl.constexpr(64)  # of putting right; float32 sums are off by a value or two
+_BLOCK = 1024
+_PROGRAMS = 512
+_MAX_SPLITS = 64
+_PASSES = 8  # of 4 bits each
+_EDGES = 2
+_LANES = tl.constexpr(16)
+_LEAST, _MOST = tl.constexpr(-2147483648), tl.constexpr(2147483647)
 
 
 @triton.jit
@@ -39,135 +45,211 @@ def _value(order):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _lane_sums(x, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """[BLOCK] -> [BLOCK / _LANES], sums of neighbours."""
-    return tl.sum(tl.reshape(x, (BLOCK // _LANES, _LANES)), axis=1)
+def _bound(low, high, number):  # type: ignore[no-untyped-def]
+    """The value `number` of 16 from `low` up, none above `high`; orders as int64."""
+    return tl.minimum(low + number * ((high - low + 15) // 16), high)
 
 
 @triton.jit
-def _search(  # type: ignore[no-untyped-def]
-    row, low, high, enough, best, SIZE: tl.constexpr, BLOCK: tl.constexpr, MASS: tl.constexpr
+def _sums(parts, number, row, num_rows, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What pass `number` found at or above each of its 16 values, [16] float64."""
+    places = tl.arange(0, SPLITS)[:, None] * _LANES + tl.arange(0, _LANES)[None, :]
+    return tl.sum(tl.load(parts + (number * num_rows + row) * (SPLITS * _LANES) + places), axis=0)
+
+
+@triton.jit
+def _narrowed(bounds, number, row, num_rows, sums, enough):  # type: ignore[no-untyped-def]
+    """The bounds of pass `number` after it: the largest value that had enough, and the last before one that had not."""
+    at = bounds + (number * num_rows + row) * 2
+    low, high = tl.load(at), tl.load(at + 1)
+    lanes = tl.arange(0, _LANES)
+    count = tl.sum(((sums >= enough) & (lanes > 0)).to(tl.int64), axis=0)
+    new_low = tl.where(count > 0, _bound(low, high, count), low)
+    new_high = tl.where(count < 15, _bound(low, high, count + 1) - 1, high)
+    return new_low, tl.maximum(new_low, new_high)
+
+
+@triton.jit
+def _range(extremes, row, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(lowest, highest) order of a row, int64."""
+    places = (row * SPLITS + tl.arange(0, SPLITS)) * 2
+    low, high = tl.load(extremes + places), tl.load(extremes + places + 1)
+    return tl.min(low, axis=0).to(tl.int64), tl.max(high, axis=0).to(tl.int64)
+
+
+@triton.jit
+def extremes_kernel(  # type: ignore[no-untyped-def]
+    scaled, extremes, STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """The largest v in [low, high] (orders, int64) such that the tokens at or above v are at least `enough` (float32),
-    or their probabilities sum to it (MASS, in units of the most likely token's); `low` if there is none."""
-    while low < high:
-        step = (high - low + 3) // 4
-        one, two, three = low + step, tl.minimum(low + 2 * step, high), tl.minimum(low + 3 * step, high)
-        # As int32 a bound may lie one above the highest order, which nothing reaches: that of a NaN.
-        at_one, at_two, at_three = one.to(tl.int32), two.to(tl.int32), three.to(tl.int32)
-        # Counts stay below 2^24, where float32 still counts by ones.
-        above_one = tl.zeros([BLOCK // _LANES], tl.float32)
-        above_two = tl.zeros([BLOCK // _LANES], tl.float32)
-        above_three = tl.zeros([BLOCK // _LANES], tl.float32)
-        for start in range(0, SIZE, BLOCK):
-            cols = start + tl.arange(0, BLOCK)
-            x = tl.load(row + cols, mask=cols < SIZE, other=float("-inf"))
-            order = _order(x)
-            weight = tl.where(cols < SIZE, 1.0, 0.0)
-            if MASS:
-                weight = tl.where(cols < SIZE, tl.exp(x - best), 0.0)
-            above_one += _lane_sums(tl.where(order >= at_one, weight, 0.0), BLOCK)
-            above_two += _lane_sums(tl.where(order >= at_two, weight, 0.0), BLOCK)
-            above_three += _lane_sums(tl.where(order >= at_three, weight, 0.0), BLOCK)
-        if tl.sum(above_three, axis=0) >= enough:
-            low = three
-        elif tl.sum(above_two, axis=0) >= enough:
-            low = two
-            high = three - 1
-        elif tl.sum(above_one, axis=0) >= enough:
-            low = one
-            high = two - 1
-        else:
-            high = one - 1
-    return low
-
-
-@triton.jit
-def _mass(row, low, best, SIZE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum of exp(x - best) over the tokens at or above `low` (an order), added in float64. WIDE: exponentials too."""
-    total = tl.zeros([BLOCK // _LANES], tl.float64)
-    at = low.to(tl.int32)
-    for start in range(0, SIZE, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        x = tl.load(row + cols, mask=cols < SIZE, other=float("-inf"))
-        kept = (_order(x) >= at) & (cols < SIZE)
-        if tl.max(kept.to(tl.int32), axis=0) > 0:
-            weight = tl.exp((x - best).to(tl.float64)) if WIDE else tl.exp(x - best).to(tl.float64)
-            total += _lane_sums(tl.where(kept, weight, 0.0), BLOCK)
-    return tl.sum(total, axis=0)
-
-
-@triton.jit
-def _nucleus(  # type: ignore[no-untyped-def]
-    row, low, high, share, mass, best, SIZE: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """The order of the smallest value among those from `low` on such that less than share * mass lies above it."""
-    enough = share * mass
-    found = _search(row, low, high, enough.to(tl.float32), best, SIZE, BLOCK, True).to(tl.int32)
-    steps = 0
-    while steps < _MAX_STEPS:
-        above = tl.zeros([BLOCK // _LANES], tl.float64)
-        equal = tl.zeros([BLOCK // _LANES], tl.float64)
-        up = tl.full([], 2147483647, tl.int32)
-        down = tl.full([], -2147483648, tl.int32)
-        for start in range(0, SIZE, BLOCK):
-            cols = start + tl.arange(0, BLOCK)
-            ok = cols < SIZE
-            x = tl.load(row + cols, mask=ok, other=float("-inf"))
-            order = _order(x)
-            up = tl.minimum(up, tl.min(tl.where(ok & (order > found), order, 2147483647), axis=0))
-            down = tl.maximum(down, tl.max(tl.where(ok & (order < found), order, -2147483648), axis=0))
-            kept = ok & (order >= found)
-            if tl.max(kept.to(tl.int32), axis=0) > 0:
-                weight = tl.exp((x - best).to(tl.float64))
-                above += _lane_sums(tl.where(kept & (order > found), weight, 0.0), BLOCK)
-                equal += _lane_sums(tl.where(kept & (order == found), weight, 0.0), BLOCK)
-        over = tl.sum(above, axis=0)
-        steps += 1
-        if (over >= enough) & (up.to(tl.int64) <= high):
-            found = up
-        elif (over + tl.sum(equal, axis=0) < enough) & (down.to(tl.int64) >= low):
-            found = down
-        else:
-            steps = _MAX_STEPS
-    return found
-
-
-@triton.jit
-def threshold_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_k, top_p, min_p, limits,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """limits [R] float32; a row of scaled [R, SIZE] float32 is one program's."""
-    number = tl.program_id(0).to(tl.int64)
-    row = scaled + number * STRIDE
+    """extremes [R, SPLITS, 2] int32: lowest and highest order of each part of a row. Grid (R, SPLITS), as all here."""
+    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
+    lowest = tl.full([BLOCK], _MOST, tl.int32)
+    highest = tl.full([BLOCK], _LEAST, tl.int32)
     release(PDL)
     wait(PDL)
-    k, share, floor = tl.load(top_k + number), tl.load(top_p + number), tl.load(min_p + number)
-    largest = tl.full([BLOCK], float("-inf"), tl.float32)
-    smallest = tl.full([BLOCK], float("inf"), tl.float32)
-    for start in range(0, SIZE, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
+    for start in range(0, span, BLOCK):
+        cols = split * span + start + tl.arange(0, BLOCK)
         ok = cols < SIZE
-        largest = tl.maximum(largest, tl.load(row + cols, mask=ok, other=float("-inf")))
-        smallest = tl.minimum(smallest, tl.load(row + cols, mask=ok, other=float("inf")))
-    best = tl.max(largest, axis=0)
-    high = _order(best).to(tl.int64)
-    low = _order(tl.min(smallest, axis=0)).to(tl.int64)
-    limit = tl.where(floor > 0, best + log(tl.where(floor > 0, floor, 1.0)), float("-inf"))
-    if k > 0:
-        low = _search(row, low, high, tl.minimum(k, SIZE).to(tl.float32), best, SIZE, BLOCK, False)
-        limit = tl.maximum(limit, _value(low.to(tl.int32)))
-    if share < 1.0:
-        if k > 0:
-            mass = _mass(row, low, best, SIZE, BLOCK, True)
+        order = _order(tl.load(scaled + row * STRIDE + cols, mask=ok, other=0.0))
+        lowest = tl.minimum(lowest, tl.where(ok, order, _MOST))
+        highest = tl.maximum(highest, tl.where(ok, order, _LEAST))
+    at = extremes + (row * SPLITS + split) * 2
+    tl.store(at, tl.min(lowest, axis=0))
+    tl.store(at + 1, tl.max(highest, axis=0))
+
+
+@triton.jit(do_not_specialize=["number", "num_rows"])
+def search_kernel(  # type: ignore[no-untyped-def]
+    scaled, top_k, top_p, extremes, bounds, parts, masses, floors, number, num_rows,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, MASS: tl.constexpr,
+    STEP: tl.constexpr, AFTER_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Pass `number`: bounds [passes, R, 2] int64 before it, and parts [passes, R, SPLITS, 16] float64, what lies at or
+    above each of 16 values between them: tokens, or with MASS probabilities in units of the most likely one's.
+
+    STEP: 0, 1 or 2 for the first, second and later passes of a search. AFTER_K: the first pass for top-p follows a
+    search for top-k, whose result is the lowest value to look at, floors [R]; masses [R]: what lies above it.
+    """
+    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
+    release(PDL)
+    wait(PDL)
+    least, most = _range(extremes, row, SPLITS)
+    low, high = least, most
+    if STEP == 0:
+        if AFTER_K:
+            k = tl.load(top_k + row)
+            sums = _sums(parts, number - 1, row, num_rows, SPLITS)
+            kth, _ = _narrowed(bounds, number - 1, row, num_rows, sums, tl.minimum(k, SIZE).to(tl.float64))
+            low = tl.where(k > 0, kth, least)
+        if MASS and split == 0:
+            tl.store(floors + row, low)
+    else:
+        sums = _sums(parts, number - 1, row, num_rows, SPLITS)
+        if MASS:
+            if STEP == 1:
+                mass = tl.sum(tl.where(tl.arange(0, _LANES) == 0, sums, 0.0), axis=0)
+                if split == 0:
+                    tl.store(masses + row, mass)
+            else:
+                mass = tl.load(masses + row)
+            enough = tl.load(top_p + row) * mass
         else:
-            mass = _mass(row, low, best, SIZE, BLOCK, False)
-        edge = best
-        if share > 0.0:
-            edge = _value(_nucleus(row, low, high, share, mass, best, SIZE, BLOCK))
-        limit = tl.maximum(limit, edge)
-    tl.store(limits + number, limit)
+            enough = tl.minimum(tl.load(top_k + row), SIZE).to(tl.float64)
+        low, high = _narrowed(bounds, number - 1, row, num_rows, sums, enough)
+    if split == 0:
+        at = bounds + (number * num_rows + row) * 2
+        tl.store(at, low)
+        tl.store(at + 1, high)
+    lanes = tl.arange(0, _LANES)
+    limits = _bound(low, high, lanes.to(tl.int64)).to(tl.int32)
+    best = _value(most.to(tl.int32))
+    above = tl.zeros([_LANES], tl.float32)
+    for start in range(0, span, BLOCK):
+        cols = split * span + start + tl.arange(0, BLOCK)
+        ok = cols < SIZE
+        x = tl.load(scaled + row * STRIDE + cols, mask=ok, other=0.0)
+        weight = tl.where(ok, tl.exp(x - best), 0.0) if MASS else tl.where(ok, 1.0, 0.0)
+        above += tl.sum(tl.where(_order(x)[:, None] >= limits[None, :], weight[:, None], 0.0), axis=0)
+    tl.store(parts + ((number * num_rows + row) * SPLITS + split) * _LANES + lanes, above.to(tl.float64))
+
+
+@triton.jit
+def _moved(edge_parts, edges, number, row, num_rows, share, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The edge of the nucleus after look `number` at it, int64: one value up or down, or where it was."""
+    places = tl.arange(0, SPLITS)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    field = tl.arange(0, 4)
+    sums = tl.sum(tl.load(edge_parts + (number * num_rows + row) * (SPLITS * 4) + places), axis=0)
+    over = tl.sum(tl.where(field == 0, sums, 0.0), axis=0)
+    equal = tl.sum(tl.where(field == 1, sums, 0.0), axis=0)
+    enough = share * tl.sum(tl.where(field == 2, sums, 0.0), axis=0)
+    near = edges + ((number * num_rows + row) * SPLITS + tl.arange(0, SPLITS)) * 4
+    found = tl.max(tl.load(near), axis=0)
+    up, down = tl.min(tl.load(near + 1), axis=0), tl.max(tl.load(near + 2), axis=0)
+    found = tl.where((over >= enough) & (up < 1 << 40), up, found)
+    return tl.where((over + equal < enough) & (down > -(1 << 40)), down, found)
+
+
+@triton.jit(do_not_specialize=["last_pass", "number", "num_rows"])
+def edge_kernel(  # type: ignore[no-untyped-def]
+    scaled, top_k, top_p, extremes, bounds, parts, masses, floors, edge_parts, edges, last_pass, number, num_rows,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Look `number` at the edge of the nucleus: edge_parts [looks, R, SPLITS, 4] float64, what lies above it, at it,
+    and in all; edges [looks, R, SPLITS, 4] int64, itself and the next values above and below it in the part."""
+    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
+    release(PDL)
+    wait(PDL)
+    _, most = _range(extremes, row, SPLITS)
+    share = tl.load(top_p + row)
+    floor = tl.load(floors + row)
+    if FIRST:
+        sums = _sums(parts, last_pass, row, num_rows, SPLITS)
+        found, _ = _narrowed(bounds, last_pass, row, num_rows, sums, share * tl.load(masses + row))
+    else:
+        found = _moved(edge_parts, edges, number - 1, row, num_rows, share, SPLITS)
+    best = _value(most.to(tl.int32))
+    with_k = tl.load(top_k + row) > 0
+    over = tl.zeros([BLOCK], tl.float64)
+    equal = tl.zeros([BLOCK], tl.float64)
+    mass = tl.zeros([BLOCK], tl.float64)
+    up = tl.full([BLOCK], 1 << 40, tl.int64)
+    down = tl.full([BLOCK], -(1 << 40), tl.int64)
+    for start in range(0, span, BLOCK):
+        cols = split * span + start + tl.arange(0, BLOCK)
+        ok = cols < SIZE
+        x = tl.load(scaled + row * STRIDE + cols, mask=ok, other=0.0)
+        order = _order(x).to(tl.int64)
+        kept = ok & (order >= floor)
+        if tl.max(kept.to(tl.int32), axis=0) > 0:
+            fine = tl.exp((x - best).to(tl.float64))
+            # A row without top-k is measured by the sum that the reference takes, of float32 exponentials.
+            whole = tl.where(with_k, fine, tl.exp(x - best).to(tl.float64))
+            over += tl.where(kept & (order > found), fine, 0.0)
+            equal += tl.where(kept & (order == found), fine, 0.0)
+            mass += tl.where(kept, whole, 0.0)
+            up = tl.minimum(up, tl.where(kept & (order > found), order, 1 << 40))
+            down = tl.maximum(down, tl.where(kept & (order < found), order, -(1 << 40)))
+    at = edge_parts + ((number * num_rows + row) * SPLITS + split) * 4
+    tl.store(at, tl.sum(over, axis=0))
+    tl.store(at + 1, tl.sum(equal, axis=0))
+    tl.store(at + 2, tl.sum(mass, axis=0))
+    tl.store(at + 3, 0.0)
+    near = edges + ((number * num_rows + row) * SPLITS + split) * 4
+    tl.store(near, found)
+    tl.store(near + 1, tl.min(up, axis=0))
+    tl.store(near + 2, tl.max(down, axis=0))
+
+
+@triton.jit(do_not_specialize=["last_pass", "last_look", "num_rows"])
+def limit_kernel(  # type: ignore[no-untyped-def]
+    top_k, top_p, min_p, extremes, bounds, parts, floors, edge_parts, edges, limits, last_pass, last_look, num_rows,
+    SIZE: tl.constexpr, SPLITS: tl.constexpr, WITH_K: tl.constexpr, WITH_P: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """limits [R]: the largest of three thresholds. Grid (R,). last_pass: of the last search; last_look: at edges."""
+    row = tl.program_id(0).to(tl.int64)
+    release(PDL)
+    wait(PDL)
+    _, most = _range(extremes, row, SPLITS)
+    best = _value(most.to(tl.int32))
+    k, share, least_share = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
+    limit = tl.where(least_share > 0, best + log(tl.where(least_share > 0, least_share, 1.0)), float("-inf"))
+    if WITH_K:
+        if WITH_P:
+            kth = tl.load(floors + row)
+        else:
+            sums = _sums(parts, last_pass, row, num_rows, SPLITS)
+            kth, _ = _narrowed(bounds, last_pass, row, num_rows, sums, tl.minimum(k, SIZE).to(tl.float64))
+        limit = tl.maximum(limit, tl.where(k > 0, _value(kth.to(tl.int32)), float("-inf")))
+    if WITH_P:
+        found = _moved(edge_parts, edges, last_look, row, num_rows, share, SPLITS)
+        edge = tl.where(share > 0, _value(found.to(tl.int32)), best)
+        limit = tl.maximum(limit, tl.where(share < 1.0, edge, float("-inf")))
+    tl.store(limits + row, limit)
 
 
 def sampling_threshold(
@@ -181,20 +263,81 @@ def sampling_threshold(
     any_top_p: bool,
 ) -> torch.Tensor:
     """scaled [R, V] float32, top_k [R] int64, top_p [R] float64, min_p [R] float32 -> [R] float32."""
-    if scaled.dtype is not torch.float32 or scaled.stride(1) != 1 or not scaled.shape[1]:
+    num_rows, size = scaled.shape
+    if scaled.dtype is not torch.float32 or scaled.stride(1) != 1 or not scaled.numel():
         return reference.sampling_threshold(
             scaled, top_k, top_p, min_p, max_k=max_k, any_without_k=any_without_k, any_top_p=any_top_p
         )
-    limits = torch.empty(scaled.shape[0], dtype=torch.float32, device=scaled.device)
-    if scaled.shape[0]:
-        types = (top_k.dtype, top_p.dtype, min_p.dtype)
-        launch = _plan(scaled.device, types, scaled.shape[1], scaled.stride(0))
-        launch(scaled.get_device(), (scaled.shape[0], 1, 1), scaled, top_k, top_p, min_p, limits)
-    return limits
+    wanted, blocks = triton.next_power_of_2(-(-_PROGRAMS // num_rows)), triton.next_power_of_2(-(-size // _BLOCK))
+    splits = min(_MAX_SPLITS, wanted, blocks)
+    types = (top_k.dtype, top_p.dtype, min_p.dtype)
+    return _plan(scaled.device, types, size, scaled.stride(0), splits)(
+        scaled, top_k, top_p, min_p, with_k=max_k > 0, with_p=any_top_p
+    )
+
+
+class _Plan:
+    """The kernels for rows of one width in so many parts."""
+
+    def __init__(self, device: torch.device, size: int, stride: int, splits: int) -> None:
+        self.device, self.number, self.splits = device, device.index or 0, splits
+        pdl = dependent(device)
+        block = min(_BLOCK, triton.next_power_of_2(size))
+        shape = (stride, size, splits, block)
+        warps = max(1, block // 128)
+        self.extremes = Launch(extremes_kernel, (*shape, pdl), num_warps=warps, pdl=pdl)
+        self.searches = {
+            (mass, step, after_k): Launch(search_kernel, (*shape, mass, step, after_k, pdl), num_warps=warps, pdl=pdl)
+            for mass in (False, True)
+            for step in (0, 1, 2)
+            for after_k in (False, True)
+        }
+        self.edges = {
+            first: Launch(edge_kernel, (*shape, first, pdl), num_warps=warps, pdl=pdl) for first in (False, True)
+        }
+        self.limits = {
+            (with_k, with_p): Launch(limit_kernel, (size, splits, with_k, with_p, pdl), num_warps=1, pdl=pdl)
+            for with_k in (False, True)
+            for with_p in (False, True)
+        }
+
+    def __call__(
+        self,
+        scaled: torch.Tensor,
+        top_k: torch.Tensor,
+        top_p: torch.Tensor,
+        min_p: torch.Tensor,
+        *,
+        with_k: bool,
+        with_p: bool,
+    ) -> torch.Tensor:
+        num_rows, splits, number = scaled.shape[0], self.splits, self.number
+        grid, passes = (num_rows, splits, 1), _PASSES * (with_k + with_p)
+        words, wide = {"dtype": torch.int64, "device": self.device}, {"dtype": torch.float64, "device": self.device}
+        extremes = torch.empty((num_rows, splits, 2), dtype=torch.int32, device=self.device)
+        bounds, parts = torch.empty((passes, num_rows, 2), **words), torch.empty((passes, num_rows, splits, 16), **wide)
+        masses, floors = torch.empty(num_rows, **wide), torch.empty(num_rows, **words)
+        looks = (_EDGES if with_p else 0, num_rows, splits, 4)
+        edge_parts, edges = torch.empty(looks, **wide), torch.empty(looks, **words)
+        limits = torch.empty(num_rows, dtype=torch.float32, device=self.device)
+        self.extremes(number, grid, scaled, extremes)
+        for index in range(passes):
+            mass = with_p and index >= passes - _PASSES
+            step = min(2, index % _PASSES)
+            search = self.searches[mass, step, mass and with_k]
+            search(number, grid, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, index, num_rows)
+        for look in range(looks[0]):
+            self.edges[look == 0](
+                number, grid, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, edge_parts, edges,
+                passes - 1, look, num_rows,
+            )  # fmt: skip
+        self.limits[with_k, with_p](
+            number, (num_rows, 1, 1), top_k, top_p, min_p, extremes, bounds, parts, floors, edge_parts, edges, limits,
+            passes - 1, looks[0] - 1, num_rows,
+        )  # fmt: skip
+        return limits
 
 
 @functools.cache
-def _plan(device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int) -> Launch:
-    pdl = dependent(device)
-    block = min(_BLOCK, triton.next_power_of_2(size))
-    return Launch(threshold_kernel, (stride, size, block, pdl), num_warps=max(1, min(32, block // 512)), pdl=pdl)
+def _plan(device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int, splits: int) -> _Plan:
+    return _Plan(device, size, stride, splits)
