@@ -24,6 +24,7 @@ from core.engine.vocabulary import Vocabularies
 from core.engine.wire_errors import describe
 from core.frontend.tokenizer import Tokenizer
 from core.hooks import HookManager
+from core.interfaces.attention import KV_DTYPES
 from core.interfaces.errors import CapacityError, ConfigError, RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
@@ -321,7 +322,7 @@ def _make_runner(
         return context_of(resolution, choice, device)
 
     tables = [set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
-    quant, moe = resolution.quant, resolution.moe
+    quant, moe, kv_dtype = resolution.quant, resolution.moe, resolution.kv_cache_dtype
     ops = build_ops(hardware.ops(), *tables)
     if settings.engine.deterministic:
         ops = fixed_rows(ops)
@@ -335,6 +336,7 @@ def _make_runner(
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
         tp=SingleProcess(),
         dtype=getattr(torch, resolution.dtype),
+        kv_dtype=getattr(torch, KV_DTYPES[kv_dtype]) if kv_dtype in KV_DTYPES else None,
         page_size=resolution.page_size,
         max_running=settings.scheduler.max_running_requests,
         chunk_tokens=resolution.chunk_tokens,
