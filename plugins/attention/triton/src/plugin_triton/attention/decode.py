@@ -34,12 +34,13 @@ def store_row(source, target, scale, DIM: tl.constexpr, BLOCK: tl.constexpr, LIM
 
 @triton.jit
 def _weighted(
-    parts, logs, rows, valid, peak, place, filled, PARTS: tl.constexpr, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr
+    parts, logs, rows, valid, peak, place, end, PARTS: tl.constexpr, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr
 ):
-    """[BLOCK_M, V_BLOCK]: the rows' part at `place`, times its weight; zero if that is not filled."""
+    """[BLOCK_M, V_BLOCK]: the rows' part at `place`, times its weight; zero from `end` on."""
     dims = tl.arange(0, V_BLOCK)
-    index = rows * PARTS + place
-    mask = valid & filled
+    places = tl.zeros_like(rows) + place
+    index = rows * PARTS + places
+    mask = valid & (places < end)
     size = tl.load(logs + index, mask=mask, other=float("-inf"), cache_modifier=".cg")
     mask = mask[:, None] & (dims < V_DIM)[None, :]
     part = tl.load(parts + index[:, None] * V_DIM + dims[None, :], mask=mask, other=0.0, cache_modifier=".cg")
@@ -67,11 +68,11 @@ def merged(
     # dimension would go through shared memory.
     for start in range(0, num_own, AT_ONCE):
         for i in tl.static_range(AT_ONCE):
-            acc += _weighted(parts, logs, rows, valid, peak, start + i, start + i < num_own, PARTS, V_DIM, V_BLOCK)
+            acc += _weighted(parts, logs, rows, valid, peak, start + i, num_own, PARTS, V_DIM, V_BLOCK)
     for start in range(OWN, OWN + num_shared, AT_ONCE):
         for i in tl.static_range(AT_ONCE):
-            filled = start + i < OWN + num_shared
-            acc += _weighted(parts, logs, rows, valid, peak, start + i, filled, PARTS, V_DIM, V_BLOCK)
+            end = OWN + num_shared
+            acc += _weighted(parts, logs, rows, valid, peak, start + i, end, PARTS, V_DIM, V_BLOCK)
     return acc / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
