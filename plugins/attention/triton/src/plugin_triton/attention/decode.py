@@ -6,6 +6,8 @@ themselves in, and who comes last finds all others' results in memory (Stream-K'
 What several rows have in common may have been attended to by `prefix` already; it is merged in here.
 """
 
+# A constant is asked in an `if` of its own: what is below it is then not compiled.
+# ruff: noqa: N803, SIM102
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -33,9 +35,7 @@ def store_row(source, target, scale, DIM: tl.constexpr, BLOCK: tl.constexpr, LIM
 
 
 @triton.jit
-def _weighted(
-    parts, logs, rows, valid, peak, place, end, places_each, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr
-):
+def _weighted(parts, logs, rows, valid, peak, place, end, places_each, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr):
     """[BLOCK_M, V_BLOCK]: the rows' part at `place`, times its weight; zero from `end` on."""
     dims = tl.arange(0, V_BLOCK)
     places = tl.zeros_like(rows) + place
@@ -94,10 +94,11 @@ def decode_kernel(
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, LATENT: tl.constexpr,
     STORE: tl.constexpr, LIMIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows, KV heads * PACKS, most splits of a row, `least` tokens each or more). A tile is PACK of a KV head's GROUP query heads, of up to QUERIES tokens.
+    """Grid (rows, KV heads * PACKS, most splits of a row, `least` tokens each or more). A tile is PACK of a KV head's
+    GROUP query heads, of up to QUERIES tokens.
 
-    STORE (QUERIES is 1): the split that reads a row's newest key writes it first. SHARED: the first
-    shared_lens[row] tokens are left out; `prefix` has attended to them, in shared_splits parts at most.
+    STORE (QUERIES is 1): the split that reads a row's newest key writes it first. SHARED: the first shared_lens[row]
+    tokens are left out; `prefix` has attended to them, in shared_splits parts at most.
     """
     wait_for_previous(PDL)
     row, split = tl.program_id(0), tl.program_id(2)

@@ -5,6 +5,7 @@
 alone: a step without a common prefix has tiles without rows.
 """
 
+# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ def prefix_kernel(
     SHARED_LEAST: tl.constexpr,
     SOFTCAP: tl.constexpr, LATENT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles, KV heads * PACKS, most splits of a prefix). Tile i has the rows order[i * ROWS : tile_ends[i]], which begin with the
-    same shared_lens[row] tokens, a multiple of SHARED_LEAST; none if tile_ends[i] is i * ROWS."""
+    """Grid (tiles, KV heads * PACKS, most splits of a prefix). Tile i has the rows order[i * ROWS : tile_ends[i]],
+    which begin with the same shared_lens[row] tokens, a multiple of SHARED_LEAST; none if tile_ends[i] is i * ROWS."""
     wait_for_previous(PDL)
     tile, split = tl.program_id(0), tl.program_id(2)
     kv_head, pack = tl.program_id(1) // PACKS, tl.program_id(1) % PACKS
