@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from core.interfaces.context import PluginContext
@@ -44,6 +45,9 @@ class AttentionConfig:
     """What a backend instance is built for: one cache group on one rank.
 
     num_heads, num_kv_heads: of this rank. layers: AttentionSpec of each layer in the group, by layer index.
+    kv_dtype: what the cache keeps; None: `dtype`, as it computes. One of `capabilities.kv_dtypes`. kv_scales: of a
+    layer's keys and values where the cache has eight bits, 1.0 if it is not there: what is written is k / scale,
+    within the type's range, and what is read is the cached number times scale (of latents, the first scale).
     """
 
     group: CacheGroupSpec
@@ -57,6 +61,13 @@ class AttentionConfig:
     max_seqs: int
     max_tokens: int
     context_length: int
+    kv_dtype: torch.dtype | None = None
+    kv_scales: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Type of the cache's elements."""
+        return self.kv_dtype or self.dtype
 
 
 @dataclass(frozen=True, slots=True)
