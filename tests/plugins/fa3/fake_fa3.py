@@ -1,4 +1,4 @@
-"""Stand-ins for the libraries: operators with their exact signatures, registered with torch, computing in plain PyTorch.
+"""Stand-ins for the libraries: operators of their exact signatures, registered with torch, in plain PyTorch.
 
 They check what the real ones check or rely on (types, strides, shapes, a schedule made for just this call), so that a
 plan that would go wrong on a GPU fails here. A call's arguments are kept in `CALLS`, newest last.
@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from fa3_schemas import SGLANG, UPSTREAM, VLLM
 
 from plugin_fa3.providers.base import Provider
-from fa3_schemas import SGLANG, UPSTREAM, VLLM
 
 CALLS: list[Call] = []
 _LIBRARIES: dict[str, torch.library.Library] = {}
@@ -49,7 +49,9 @@ def _schedule_of(v: dict[str, Any], batch: int, left: int, max_k: int, lengths: 
     """What a schedule depends on. The real ones are as opaque; their size, too, follows from batch and window."""
     local = 0 <= left < max_k - 1
     head = [batch, v["max_seqlen_q"], max_k, v["num_splits"], left if local else -1]
-    return torch.cat([torch.tensor(head, dtype=torch.int32), lengths.int(), torch.zeros(3 if local else 4, dtype=torch.int32)])
+    return torch.cat(
+        [torch.tensor(head, dtype=torch.int32), lengths.int(), torch.zeros(3 if local else 4, dtype=torch.int32)]
+    )
 
 
 def _schedule(schemas: dict[str, str], *args: Any) -> torch.Tensor:

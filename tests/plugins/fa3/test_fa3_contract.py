@@ -8,32 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from fake_fa3 import FakeSglang, FakeVllm
+from fa3_backends import OnCpu, OnCpuWithVllm
 
 from core.interfaces.context import PluginContext
 from core.testing.contracts.attention import AttentionContract
-from plugin_fa3.backend import Fa3Attention
-from plugin_fa3.providers.base import Provider
 from plugin_fa3.settings import Settings
-
-
-class OnCpu(Fa3Attention):
-    capabilities = replace(Fa3Attention.capabilities, hardware=None)
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return None
-
-    def _choose_provider(self) -> Provider:
-        return FakeSglang()
-
-
-class OnCpuWithVllm(OnCpu):
-    def _choose_provider(self) -> Provider:
-        return FakeVllm()
 
 
 class _Suite(AttentionContract):
@@ -49,4 +31,4 @@ class TestFa3Plans(_Suite):
 
 class TestFa3PlansSplit(_Suite):
     implementation = OnCpuWithVllm
-    settings = {"num_splits": 3}
+    settings: ClassVar[Mapping[str, Any]] = {"num_splits": 3}

@@ -131,4 +131,3 @@ class Fa3Attention(AttentionBackend):
 
 def _rule(spec: AttentionSpec) -> Rule:
     return Rule(spec.scale, spec.window, spec.softcap)
-

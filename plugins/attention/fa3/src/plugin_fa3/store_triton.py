@@ -22,9 +22,7 @@ def _store(
     tl.store(v_pages + slot * v_width + at, value, mask=at < v_width)
 
 
-def store(
-    k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, slots: torch.Tensor
-) -> None:
+def store(k: torch.Tensor, v: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, slots: torch.Tensor) -> None:
     """As `store_kv`; the pages are contiguous."""
     k, v = _heads_together(k), _heads_together(v)
     if not k.shape[0]:
