@@ -2,8 +2,8 @@
 
     python measure_fa3.py [decode] [groups] [prefill] [store] [nan]
 
-Decodes are recorded in a CUDA graph of many calls, each over pages of its own, together larger than the L2 cache. What is
-printed decides the plugin's page sizes and the rule in splits.py.
+Decodes are recorded in a CUDA graph of many calls, each over pages of its own, together larger than the L2 cache. What
+is printed decides the plugin's page sizes and the rule in splits.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,6 +25,10 @@ from plugin_fa3.store import store_kv
 HEAD_DIM, DEVICE, DTYPE = 128, torch.device("cuda"), torch.bfloat16
 CONTEXT = 8192  # tokens that a row of the page table has room for, in recorded steps
 L2_TIMES_FOUR = 256 << 20
+PREFILL_HEADS = (32, 8)
+PREFILLS = [
+    (8, 1024, 0), (1, 8192, 0), (2, 8192, 0), (16, 128, 4096), (128, 128, 4096), (4, 2048, 2048), (1, 16, 8000),
+]  # fmt: skip
 
 
 def timed(graph: torch.cuda.CUDAGraph, calls: int, repeats: int = 5) -> float:
@@ -128,70 +133,55 @@ def decode_table(
         print(f"  {batch:5d} {context:7d} {page_size:4d}  " + "".join(cells), flush=True)
 
 
-def prefill_table(provider: Provider, pool: Pool) -> None:
-    heads = (32, 8)
+def prefill_runs(provider: Provider, pool: Pool, count: int, new: int, old: int) -> dict[str, Callable[[], object]]:
+    """Ways to compute `count` sequences of `new` tokens after `old`: fresh keys, or pages of a size with some splits."""
+    tokens, each_long, (heads, kv_heads) = count * new, new + old, PREFILL_HEADS
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, HEAD_DIM, dtype=DTYPE, device=DEVICE)
+    q, k_new, v_new = qkv.split((heads, kv_heads, kv_heads), 1)
+    out = torch.empty(tokens, heads, HEAD_DIM, dtype=DTYPE, device=DEVICE)
+    cu_q = torch.arange(count + 1, dtype=torch.int32, device=DEVICE) * new
+    rule = Rule(HEAD_DIM**-0.5)
+    runs: dict[str, Callable[[], object]] = {}
+    if not old:
+        fresh = Rows(cu_q, new, new)
+        runs["slices"] = partial(provider.attend, q, k_new, v_new, out, fresh, rule)
+        runs["fresh"] = partial(
+            provider.attend, q.contiguous(), k_new.contiguous(), v_new.contiguous(), out, fresh, rule
+        )
+    lengths = torch.full((count,), each_long, dtype=torch.int32, device=DEVICE)
+    for page_size, splits in ((16, 1), (16, 0), (64, 1), (128, 1)):
+        k, v = pool.pages(page_size)
+        each = -(-each_long // page_size)
+        table = torch.randperm(k.shape[0], device=DEVICE, dtype=torch.int32)[: count * each].view(count, each)
+        rows = Rows(cu_q, new, each * page_size, lengths, table)
+        runs[f"p{page_size}s{splits}"] = partial(provider.attend, q, k, v, out, rows, rule, num_splits=splits)
+    slots = torch.randperm(len(pool.k), device=DEVICE)[:tokens]
+    runs["gather"] = partial(torch.index_select, pool.k, 0, slots)
+    return runs
+
+
+def prefill_table(provider: Provider, pool: Pool, cases: list[tuple[int, int, int]]) -> None:
     print("\nprefill, 32 heads over 8: ms (TFLOP/s)")
-    for count, new, old in (
-        (8, 1024, 0),
-        (1, 8192, 0),
-        (2, 8192, 0),
-        (16, 128, 4096),
-        (128, 128, 4096),
-        (4, 2048, 2048),
-        (1, 16, 8000),
-    ):
-        tokens, length = count * new, new + old
-        flop = 4 * heads[0] * HEAD_DIM * count * (new * old + new * new / 2)
-        qkv = torch.randn(tokens, heads[0] + 2 * heads[1], HEAD_DIM, dtype=DTYPE, device=DEVICE)
-        q, k_new, v_new = qkv.split((heads[0], heads[1], heads[1]), 1)
-        out = torch.empty(tokens, heads[0], HEAD_DIM, dtype=DTYPE, device=DEVICE)
-        cu_q = torch.arange(count + 1, dtype=torch.int32, device=DEVICE) * new
-        rule = Rule(HEAD_DIM**-0.5)
+    for count, new, old in cases:
+        flop = 4 * PREFILL_HEADS[0] * HEAD_DIM * count * (new * old + new * new / 2)
         line = f"  {count:4d} x {new} after {old}: "
-        runs: list[tuple[str, Callable[[], None]]] = []
-        if not old:
-            fresh = Rows(cu_q, new, new)
-            runs.append(("fresh slices", lambda f=fresh: provider.attend(q, k_new, v_new, out, f, rule)))  # type: ignore[misc]
-            kc, vc, qc = k_new.contiguous(), v_new.contiguous(), q.contiguous()
-            runs.append(("fresh", lambda f=fresh: provider.attend(qc, kc, vc, out, f, rule)))  # type: ignore[misc]
-        for page_size, splits in ((16, 1), (16, 0), (64, 1), (128, 1)):
-            k, v = pool.pages(page_size)
-            each = -(-length // page_size)
-            table = torch.randperm(k.shape[0], device=DEVICE, dtype=torch.int32)[: count * each].view(count, each)
-            lengths = torch.full((count,), length, dtype=torch.int32, device=DEVICE)
-            rows = Rows(cu_q, new, each * page_size, lengths, table)
-            runs.append(
-                (
-                    f"p{page_size}s{splits}",
-                    lambda r=rows, k=k, v=v, s=splits: provider.attend(q, k, v, out, r, rule, num_splits=s),  # type: ignore[misc]
-                )
-            )
-        slots = torch.randperm(len(pool.k), device=DEVICE)[:tokens]
-        runs.append(("gather", lambda: (pool.k.index_select(0, slots), pool.v.index_select(0, slots)) and None))
-        for name, run in runs:
-            graph = record(lambda _, run=run: run(), 5)  # type: ignore[misc]
-            us = timed(graph, 5, 3)
+        for name, run in prefill_runs(provider, pool, count, new, old).items():
+            us = timed(record(lambda _, run=run: run(), 5), 5, 3)  # type: ignore[misc]
             line += f"{name} {us / 1e3:.3f} ({flop / us / 1e6:.0f})  "
         print(line, flush=True)
 
 
 def store_table(pool: Pool) -> None:
     print("\nstore of K and V, 8 heads of 128 in slices of a wider matrix: us")
-    k, v = pool.pages(16)
     for tokens in (1, 64, 256, 8192):
         qkv = torch.randn(tokens, 48, HEAD_DIM, dtype=DTYPE, device=DEVICE)
-        new_k, new_v = qkv[:, 32:40], qkv[:, 40:]
+        new = qkv[:, 32:40], qkv[:, 40:]
         slots = torch.randperm(len(pool.k), device=DEVICE)[:tokens]
-
-        def plain(_: int) -> None:
-            pool.k.index_copy_(0, slots, new_k)
-            pool.v.index_copy_(0, slots, new_v)
-
-        fused = timed(record(lambda _: store_kv(new_k, new_v, k, v, slots), 50), 50)
-        print(
-            f"  {tokens:5d} tokens: one launch {fused:.1f}, index_copy_ twice {timed(record(plain, 50), 50):.1f}",
-            flush=True,
-        )
+        one = partial(store_kv, *new, *pool.pages(16), slots)
+        two = [partial(x.index_copy_, 0, slots, y) for x, y in zip((pool.k, pool.v), new, strict=True)]
+        fused = timed(record(lambda _, one=one: one(), 50), 50)  # type: ignore[misc]
+        plain = timed(record(lambda _, two=two: [copy() for copy in two], 50), 50)  # type: ignore[misc]
+        print(f"  {tokens:5d} tokens: one launch {fused:.1f}, index_copy_ twice {plain:.1f}", flush=True)
 
 
 def nan_table(provider: Provider) -> None:
@@ -225,16 +215,16 @@ def main() -> None:
     print(torch.cuda.get_device_name(), torch.__version__, provider.install)
     torch.manual_seed(0)
     pool = Pool.make(256 * 4096 * 2, 8)
-    some = ["0", "0wM", "1M", "16M"]
+    few = ["0", "0wM", "1M", "16M"]
+    sizes = {16: list(VARIANTS), 64: few, 128: few}
+    halves = Pool(pool.k.view(-1, 4, HEAD_DIM), pool.v.view(-1, 4, HEAD_DIM))
     parts: dict[str, Callable[[], None]] = {
-        "nan": lambda: nan_table(provider),
-        "store": lambda: store_table(pool),
-        "prefill": lambda: prefill_table(provider, pool),
-        "decode": lambda: decode_table(provider, pool, (32, 8), [1, 16, 64, 128, 256], [128, 1024, 4096], {16: list(VARIANTS), 64: some, 128: some}),
-        "groups": lambda: decode_table(
-            provider, Pool(pool.k.view(-1, 4, HEAD_DIM), pool.v.view(-1, 4, HEAD_DIM)), (32, 4), [1, 64, 256], [1024], {16: list(VARIANTS)}
-        ),
-    }  # fmt: skip
+        "nan": partial(nan_table, provider),
+        "store": partial(store_table, pool),
+        "prefill": partial(prefill_table, provider, pool, PREFILLS),
+        "decode": partial(decode_table, provider, pool, (32, 8), [1, 16, 64, 128, 256], [128, 1024, 4096], sizes),
+        "groups": partial(decode_table, provider, halves, (32, 4), [1, 64, 256], [1024], {16: list(VARIANTS)}),
+    }
     for name in which:
         try:
             parts[name]()

@@ -45,4 +45,6 @@ def unsuitable() -> str | None:
     if NEEDED in found:
         return None
     have = ", ".join(f"{major}.{minor}" for major, minor in sorted(set(found))) or "no NVIDIA GPU"
-    return f"it needs a GPU of compute capability {NEEDED[0]}.{NEEDED[1]} (H100, H200, H20, GH200); this machine has {have}"
+    return (
+        f"it needs a GPU of compute capability {NEEDED[0]}.{NEEDED[1]} (H100, H200 and their kin), and here is {have}"
+    )

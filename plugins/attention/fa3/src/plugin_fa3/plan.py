@@ -8,6 +8,7 @@ fastest; the latter read pages.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def _cuts(layout: BatchLayout, first: int) -> list[tuple[int, int]]:
     edges = [first, *(np.flatnonzero(starts_here[1:] != starts_here[:-1]) + first + 1).tolist(), layout.num_seqs]
     if len(edges) - 1 > _MAX_PIECES:
         edges = [first, layout.num_seqs]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _piece(
@@ -68,8 +69,8 @@ def _piece(
     cu_q, lengths, table = tensors
     q_lens, seq_lens = layout.q_lens[first:last], layout.seq_lens[first:last]
     rows, max_q, longest = cu_q[first : last + 1], int(q_lens.max()), int(seq_lens.max())
-    # The kernels take the width of the table for the longest context, and cut long contexts into parts by it. A recorded
-    # step has its buffer's width, whatever is in it.
+    # The kernels take the width of the table for the longest context, and cut long contexts into parts by it. A
+    # recorded step has its buffer's width, whatever is in it.
     pages = table.shape[1] if layout.captured else -(-longest // layout.page_size)
     paged = Rows(rows, max_q, pages * layout.page_size, lengths[first:last], table[first:last, :pages])
     fresh = Rows(rows, max_q, longest) if not layout.captured and bool((q_lens == seq_lens).all()) else None
