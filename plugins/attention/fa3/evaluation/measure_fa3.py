@@ -134,7 +134,7 @@ def decode_table(
 
 
 def prefill_runs(provider: Provider, pool: Pool, count: int, new: int, old: int) -> dict[str, Callable[[], object]]:
-    """Ways to compute `count` sequences of `new` tokens after `old`: fresh keys, or pages of a size with some splits."""
+    """Ways to compute `count` sequences of `new` tokens after `old`: fresh keys, or pages of some size."""
     tokens, each_long, (heads, kv_heads) = count * new, new + old, PREFILL_HEADS
     qkv = torch.randn(tokens, heads + 2 * kv_heads, HEAD_DIM, dtype=DTYPE, device=DEVICE)
     q, k_new, v_new = qkv.split((heads, kv_heads, kv_heads), 1)
