@@ -97,6 +97,12 @@ class AttentionBackend(ABC):
         self.ctx = ctx
 
     @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this machine cannot run it whatever the model (a library or a kind of device that it lacks), with the
+        way out, or None. Asked when backends are chosen, in every process that chooses: quick, allocates nothing."""
+        return None
+
+    @classmethod
     def rejects(cls, config: AttentionConfig) -> str | None:
         """Why this backend cannot serve `config` beyond what `capabilities` says, or None."""
         return None

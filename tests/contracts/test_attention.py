@@ -20,6 +20,12 @@ class TestCpuNative(AttentionContract):
     name = "cpu_native"
 
 
+class TestFa3(AttentionContract):
+    """Needs a GPU; what is around the kernels is tested without one in tests/plugins/fa3."""
+
+    name = "fa3"
+
+
 class TestDense(AttentionContract):
     implementation = DenseAttention
 
