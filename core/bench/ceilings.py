@@ -30,17 +30,20 @@ class Ceilings:
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Take the three figures; under a second on an accelerator, which needs about 3 GiB free for it."""
     on_host = device.type == "cpu"
-    size = (64 << 20) if on_host else (1 << 30)
-    source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
-    target = torch.empty_like(source)
-    copy_s = seconds_each(lambda: target.copy_(source), device, 3 if on_host else 20)
-    del source, target
+    copy = _copy((64 << 20) if on_host else (1 << 30), device, 3 if on_host else 20)
     side = 512 if on_host else 8192
     a = torch.randn(side, side, dtype=torch.float32, device=device).to(dtype)
     out = torch.empty_like(a)
     product_s = seconds_each(lambda: torch.mm(a, a.t(), out=out), device, 3 if on_host else 10)
     ops = 2.0 * side**3
-    return Ceilings(2 * size / copy_s, ops / product_s, None if on_host else _product_8bit(a, ops, device))
+    return Ceilings(copy, ops / product_s, None if on_host else _product_8bit(a, ops, device))
+
+
+def _copy(size: int, device: torch.device, count: int) -> float:
+    """Bytes a second of copies of `size` bytes."""
+    source = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty_like(source)
+    return 2 * size / seconds_each(lambda: target.copy_(source), device, count)
 
 
 def _product_8bit(a: torch.Tensor, ops: float, device: torch.device) -> float | None:

@@ -6,7 +6,7 @@ activations, rotations and sampling are left out; they are small, and would be f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from core.interfaces.errors import EngineError
 from core.interfaces.spec import ModelSpec
 from core.layers.embedding import LmHead, VocabEmbedding
 from core.layers.linear import LinearBase
-from core.layers.moe import Experts, MoeLayer
 from core.layers.module import WeightModule
+from core.layers.moe import Experts, MoeLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,6 @@ def _within(value: Any) -> Iterator[torch.Tensor]:
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
             yield from _within(getattr(value, entry.name))
-    elif isinstance(value, dict) or hasattr(value, "keys"):
-        if not isinstance(value, nn.Module):
-            for key in value:
-                yield from _within(value[key])
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _within(item)

@@ -34,7 +34,7 @@ class Start:
 
 
 def measure_starts(settings: Settings, work: Workload) -> dict[str, Start]:
-    """"cold": with empty caches of compiled kernels; "warm": again, with what the first start left there.
+    """ "cold": with empty caches of compiled kernels; "warm": again, with what the first start left there.
 
     Both have a home folder of their own, so nothing of the user's is touched. Raises EngineError with the end of the
     process's output if it does not start.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -57,9 +56,16 @@ class OfflineBench:
         return runner
 
     def run(
-        self, conversations: Sequence[Conversation], *, temperature: float = 0.0
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        temperature: float = 0.0,
+        after_first: Callable[[], None] | None = None,
     ) -> tuple[list[RequestRecord], float]:
-        """All requests at once, end-of-text ignored: one record each, and the wall time in seconds."""
+        """All requests at once, end-of-text ignored: one record each, and the wall time in seconds.
+
+        after_first: called once, when every request has its first token.
+        """
         requests = [
             EngineRequest(
                 np.asarray(conversation.token_ids, np.int32),
@@ -69,15 +75,20 @@ class OfflineBench:
         ]
         records = [RequestRecord(0.0, prompt_tokens=len(request.prompt)) for request in requests]
         last = [0.0] * len(requests)
+        waiting = len(requests)
         begin = time.perf_counter()
 
         def take(index: int, chunk: TokenChunk) -> bool:
+            nonlocal waiting
             record, now = records[index], time.perf_counter() - begin
             if chunk.tokens:
                 if record.output_tokens:
                     record.gaps_s.append(now - last[index])
                 else:
                     record.first_token_s = now
+                    waiting -= 1
+                    if not waiting and after_first is not None:
+                        after_first()
                 last[index] = now
             record.output_tokens += len(chunk.tokens)
             record.cached_tokens += chunk.cached_tokens or 0

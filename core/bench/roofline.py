@@ -25,8 +25,7 @@ class Limit:
 
 def limit_of(work: Workload, counts: ModelCounts, ceilings: Ceilings, chunk_tokens: int) -> Limit:
     """All prompts first, in steps of at most `chunk_tokens`, then one decode step of all requests for each further
-    token. A common prefix is cached already; every request reads its own copy of the keys and values, as attention
-    without a special case for common prefixes does."""
+    token. A common prefix is cached already, and a step need not read it more than once for all requests."""
     spent = {"memory": 0.0, "compute": 0.0}
     compute = ceilings.ops_per_s(counts.weight_bits)
 
@@ -36,9 +35,13 @@ def limit_of(work: Workload, counts: ModelCounts, ceilings: Ceilings, chunk_toke
         return longest
 
     rows = work.num_requests
+    shared = counts.cache_bytes(work.prefix_len)
+
+    def reads(context: int) -> float:
+        return shared + rows * (counts.cache_bytes(context) - shared)
+
     total = rows * work.input_len
     attention = rows * counts.attention_ops(work.prompt_len, work.input_len)
-    reads = rows * counts.cache_bytes(work.prompt_len)
     num_steps = -(-total // chunk_tokens)
     prefill_s = 0.0
     for index in range(num_steps):
@@ -46,11 +49,11 @@ def limit_of(work: Workload, counts: ModelCounts, ceilings: Ceilings, chunk_toke
         share = tokens / total
         sampled = max(1, round(rows * share))
         ops = counts.weight_ops(tokens, sampled) + attention * share
-        prefill_s += step(counts.weight_bytes(tokens, sampled) + reads * share, ops)
+        prefill_s += step(counts.weight_bytes(tokens, sampled) + reads(work.prompt_len) * share, ops)
     decode_s = 0.0
     for done in range(1, work.output_len):
         context = work.prompt_len + done
-        num_bytes = counts.weight_bytes(rows, rows) + rows * counts.cache_bytes(context)
+        num_bytes = counts.weight_bytes(rows, rows) + reads(context)
         decode_s += step(num_bytes, counts.weight_ops(rows, rows) + rows * counts.attention_ops(context))
     return Limit(prefill_s, decode_s, max(spent, key=lambda what: spent[what]))
 

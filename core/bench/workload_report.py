@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +13,7 @@ from core.bench.breakdown import render_breakdown
 from core.bench.ceilings import Ceilings
 from core.bench.counting import ModelCounts
 from core.bench.first_token import Start
+from core.bench.profile import StepProfile
 from core.bench.workload_run import Measured
 from core.registry.resolution import Resolution
 
@@ -50,22 +50,31 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def as_json(
-    resolution: Resolution,
-    starts: dict[str, Start],
-    measured: Sequence[Measured],
-    counts: ModelCounts | None,
-    ceilings: Ceilings | None,
-    divisor: int,
-) -> dict[str, Any]:
-    """Everything, raw. divisor: that made the workloads smaller; 1 is as they are named."""
-    return facts(resolution) | {
-        "divisor": divisor,
-        "ceilings": None if ceilings is None else asdict(ceilings),
-        "counts": None if counts is None else asdict(counts),
-        "starts": {name: asdict(start) for name, start in starts.items()},
-        "workloads": {item.work.name: item.as_dict() for item in measured},
-    }
+@dataclass(slots=True)
+class Found:
+    """Everything, raw. divisor: that made the workloads smaller; 1 is as they are named. facts: see `facts`. starts: W0
+    with empty and filled caches. failed: workload -> why."""
+
+    divisor: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    counts: ModelCounts | None = None
+    ceilings: Ceilings | None = None
+    starts: dict[str, Start] = field(default_factory=dict)
+    measured: list[Measured] = field(default_factory=list)
+    profiles: dict[str, StepProfile] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return self.facts | {
+            "divisor": self.divisor,
+            "ceilings": None if self.ceilings is None else asdict(self.ceilings),
+            "counts": None if self.counts is None else asdict(self.counts),
+            "starts": {name: asdict(start) for name, start in self.starts.items()},
+            "workloads": {item.work.name: asdict(item) for item in self.measured},
+            "profiles": {name: asdict(found) for name, found in self.profiles.items()},
+            "failed": self.failed,
+        }
 
 
 def render_starts(starts: dict[str, Start]) -> str:
@@ -73,9 +82,8 @@ def render_starts(starts: dict[str, Start]) -> str:
     lines = []
     for name, start in starts.items():
         phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in start.phases.items())
-        lines.append(
-            f"W0     start, caches {name}: ready {start.ready_s:.2f} s, first token {start.first_token_s:.2f} s ({phases})"
-        )
+        figures = f"ready {start.ready_s:.2f} s, first token {start.first_token_s:.2f} s"
+        lines.append(f"W0     start, caches {name}: {figures} ({phases})")
     return "\n".join(lines)
 
 
@@ -104,6 +112,13 @@ def render_measured(item: Measured) -> str:
         f"  ttft {item.ttft_ms:.1f} ms  wall {item.wall_s:.3f} s\n"
         f"       {render_breakdown(item.steps)}"
     )
+
+
+def render_profile(found: StepProfile, most: int) -> str:
+    """Busy time, then the `most` longest kernels, one a line."""
+    lines = [f"       busy {found.busy_ms:.3f} ms a step in {found.calls:.0f} kernels ({found.steps} steps)"]
+    lines += [f"         {k.ms:8.4f} ms {k.calls:6.1f} x  {k.name[:110]}" for k in found.kernels[:most]]
+    return "\n".join(lines)
 
 
 def _number(value: float) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from core.bench.breakdown import Counters, breakdown
 from core.bench.ceilings import Ceilings, measure_ceilings
 from core.bench.counting import ModelCounts, count_model
 from core.bench.datasets import Conversation
 from core.bench.offline import OfflineBench
+from core.bench.profile import StepProfile, profile_workload
 from core.bench.report import RequestRecord
 from core.bench.roofline import limit_figure, limit_of
 from core.bench.workloads import Workload
@@ -37,10 +36,6 @@ class Measured:
     bound: str
     steps: dict[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 class WorkloadBench:
     """An engine, the device's ceilings and the model's counts. ceilings: measured here, before the first run."""
@@ -57,13 +52,9 @@ class WorkloadBench:
         self.ceilings: Ceilings = measure_ceilings(runner.device, runner.config.dtype)
         self._counters = Counters(bench.engine, runner)
 
-    def run(self, works: Iterable[Workload], *, repeat: int, limit_s: float | None = None) -> Iterator[Measured]:
-        """One after another. repeat: timed repetitions; fewer once they have taken `limit_s` together.
+    def run(self, work: Workload, *, repeat: int, limit_s: float | None = None) -> Measured:
+        """Warm up, then time. repeat: timed repetitions; fewer once they have taken `limit_s` together.
         Raises EngineError if a request fails."""
-        for work in works:
-            yield self._measure(work, repeat, limit_s)
-
-    def _measure(self, work: Workload, repeat: int, limit_s: float | None) -> Measured:
         self._once(work, 0, min(work.output_len, WARM_UP_TOKENS))
         figures, ttfts, walls = [], [], []
         before = self._counters.read()
@@ -86,6 +77,10 @@ class WorkloadBench:
             work, figure, tuple(figures), statistics.median(ttfts), statistics.median(walls), best, share, limit.bound,
             steps,
         )  # fmt: skip
+
+    def profile(self, work: Workload, draw: int) -> StepProfile:
+        """What the device runs in a step of the workload; its caches are warm from `run`."""
+        return profile_workload(self.bench, work, draw)
 
     def _once(self, work: Workload, draw: int, output_len: int) -> tuple[list[RequestRecord], float]:
         prompts = work.prompts(self.bench.vocab_size, draw)

@@ -1,6 +1,6 @@
-"""The named workloads W0-W5. Standard library only: drivers of other engines import this file in their own environments.
+"""The named workloads W0-W5. Standard library only: drivers of other engines import this in their own environments.
 
-Token ids are random with a fixed seed, and differ in every repetition, so that only a common prefix can come from a cache.
+Token ids are random with a fixed seed, and differ in every repetition: only a common prefix can come from a cache.
 """
 
 from __future__ import annotations
