@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from core.bench.timing import synchronize
+
 _REPEATS = 5
 
 
@@ -64,15 +66,10 @@ def seconds_each(run: Callable[[], object], device: torch.device, count: int) ->
     best = float("inf")
     run()
     for _ in range(_REPEATS):
-        _synchronize(device)
+        synchronize(device)
         begin = time.perf_counter()
         for _ in range(count):
             run()
-        _synchronize(device)
+        synchronize(device)
         best = min(best, (time.perf_counter() - begin) / count)
     return best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

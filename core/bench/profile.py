@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from core.bench.datasets import Conversation
 from core.bench.offline import OfflineBench
+from core.bench.timing import synchronize
 from core.bench.workloads import Workload
 
 # Decode steps that are looked at.
@@ -53,8 +53,7 @@ def profile_workload(bench: OfflineBench, work: Workload, draw: int) -> StepProf
     if output_len == 1:
         start()
     bench.run(conversations, temperature=work.temperature, after_first=None if output_len == 1 else start)
-    if bench.runner.device.type != "cpu":
-        torch.accelerator.synchronize(bench.runner.device)
+    synchronize(bench.runner.device)
     profiler.stop()
     return _read(profiler.key_averages(), max(1, bench.engine.steps - first_step))
 

@@ -11,6 +11,7 @@ command = LazyGroup(
         CommandSpec("offline", "core.cli.bench_offline:command", "Throughput of many requests in this process."),
         CommandSpec("latency", "core.cli.bench_offline:latency", "Latency of one batch in this process, repeated."),
         CommandSpec("workload", "core.cli.bench_workload:command", "Named workloads beside the device's limits."),
+        CommandSpec("kernels", "core.cli.bench_kernels:command", "Single operations by every installed plugin."),
     ),
     name="bench",
     help="Measure. Every command prints a table, or JSON with --json.",
