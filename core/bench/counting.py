@@ -143,11 +143,16 @@ def _linear(module: LinearBase) -> tuple[int, int]:
 
 def _experts(layer: MoeLayer) -> ExpertCounts:
     shape = layer.experts.shape
+    ops = 2 * 3 * shape.hidden_size * shape.intermediate_size
+    return ExpertCounts(shape.num_experts, chosen_experts(layer), held_bytes(layer.experts) / shape.num_experts, ops)
+
+
+def chosen_experts(layer: MoeLayer) -> int:
+    """Experts that a token goes through. Raises EngineError if the layer does not tell."""
     top_k = getattr(layer.route, "keywords", {}).get("k")
     if top_k is None:
-        raise EngineError(f"{shape.path}: cannot tell how many experts a token goes through")
-    ops = 2 * 3 * shape.hidden_size * shape.intermediate_size
-    return ExpertCounts(shape.num_experts, int(top_k), held_bytes(layer.experts) / shape.num_experts, ops)
+        raise EngineError(f"{layer.experts.shape.path}: cannot tell how many experts a token goes through")
+    return int(top_k)
 
 
 def _caches(spec: ModelSpec, tp_size: int, itemsize: float) -> Iterator[CacheCounts]:

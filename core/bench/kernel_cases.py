@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from core.bench.counting import CacheCounts, held_bytes, sum_of_keys
+from core.bench.counting import CacheCounts, chosen_experts, held_bytes, sum_of_keys
 from core.config.sections import Settings
 from core.distributed.single import SingleProcess
 from core.engine.set_up import context_of, set_up
@@ -32,6 +32,7 @@ from core.ops.table import build_ops
 from core.registry import Catalog
 from core.registry.candidates import loadable
 from core.registry.context import plugin_context
+from core.registry.records import PluginRecord
 from core.registry.resolve import resolve
 from core.registry.select_attention import GroupNeeds
 from core.runner.weights import dummy_weights
@@ -39,13 +40,14 @@ from core.runner.weights_rules import RuleTable
 
 # Bytes that copies of one layer take together: more than any device caches.
 SPREAD_BYTES = 256 << 20
-TORCH = "torch"
+CORE, TORCH = "core", "torch"
+Kv = dict[int, tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One operation at one size. num_bytes, ops: the least that it reads and computes. calls: implementation -> the same
-    work on different memory."""
+    """One operation at one size. num_bytes, ops: the least that it reads and computes. calls: implementation -> the
+    same work on different memory. failed: implementation -> why it cannot be called."""
 
     kind: str
     name: str
@@ -113,7 +115,7 @@ class KernelCases:
                     held_bytes(ours[0]) + count * (shape.in_features + shape.out_features) * self.dtype.itemsize,
                     2.0 * weights * count,
                 )
-                case.calls[self.resolution.quant.name] = [_bind(layer, x) for layer in ours]
+                case.calls[CORE] = [_bind(layer, x) for layer in ours]
                 case.calls[TORCH] = [_bind(F.linear, x, weight) for weight in plain]
                 yield case
 
@@ -122,7 +124,7 @@ class KernelCases:
         layer = next((module for module in self._model.modules() if isinstance(module, MoeLayer)), None)
         if layer is None:
             return
-        shape, top_k = layer.experts.shape, int(layer.route.keywords["k"])
+        shape, top_k = layer.experts.shape, chosen_experts(layer)
         module = Experts(shape.path, shape.num_experts, shape.hidden_size, shape.full_intermediate_size, self._ctx,
                          activation=shape.activation)  # fmt: skip
         dummy_weights(nn.ModuleList([module]), 0)
@@ -139,12 +141,10 @@ class KernelCases:
                 2.0 * 3 * shape.hidden_size * shape.intermediate_size * top_k * count,
             )
             if module.weights is None:
-                case.calls[self.resolution.quant.name] = [_bind(module, x, ids, scales)]
+                case.calls[CORE] = [_bind(module, x, ids, scales)]
                 yield case
                 continue
-            for record, target in loadable(
-                self.catalog, self.catalog.of_kind("moe"), self.resolution.hardware.name, []
-            ):
+            for record, target in self._plugins("moe"):
                 if module.weights.format in target.formats:
                     made = plugin_context(record, self.resolution.plugin_settings, device=self.device)
                     case.calls[record.name] = [_bind(target(made).run, x, module.weights, ids, scales)]
@@ -175,7 +175,7 @@ class KernelCases:
         hardware = self.resolution.hardware.name
         copies = self._copies(int(case.num_bytes)) if q_len == 1 else 1
         needs = GroupNeeds(group, (rule,), self.resolution.dtype, hardware, None)
-        for record, target in loadable(self.catalog, self.catalog.of_kind("attention"), hardware, []):
+        for record, target in self._plugins("attention"):
             page_size = self._page_size(target)
             if needs.rejects(target.capabilities):
                 continue
@@ -190,6 +190,10 @@ class KernelCases:
         if group.kind is not StateKind.MLA_LATENT and rule.window is None:
             case.calls[TORCH] = self._dense(rule, num_seqs, q_len, length, copies)
         return case
+
+    def _plugins(self, kind: str) -> Iterator[tuple[PluginRecord, Any]]:
+        """Those that can be loaded for the device."""
+        return loadable(self.catalog, self.catalog.of_kind(kind), self.resolution.hardware.name, [])
 
     def _page_size(self, target: type[AttentionBackend]) -> int:
         sizes = target.capabilities.page_sizes
@@ -226,28 +230,26 @@ class KernelCases:
         layout = make_layout(config, num_seqs, q_len, length, backend.capabilities.slot_dtype)
         tokens = num_seqs * q_len
         if config.group.kind is StateKind.MLA_LATENT:
-            nope = rule.head_dim - rule.rope_dim
-            weights = MlaWeights(self._random(rule.num_heads, nope, rule.latent_dim),
-                                 self._random(rule.num_heads, rule.v_head_dim, rule.latent_dim))  # fmt: skip
-            given: tuple[torch.Tensor, ...] = (
-                self._random(tokens, rule.num_heads, nope), self._random(tokens, rule.num_heads, rule.rope_dim),
-                self._random(tokens, rule.latent_dim), self._random(tokens, rule.rope_dim),
-            )  # fmt: skip
-
-            def run(layer: int) -> object:
-                return backend.run_mla(*given, weights, layer, kv[layer])
+            run = self._latent(backend, rule, tokens, kv)
         else:
-            given = (
-                self._random(tokens, rule.num_heads, rule.head_dim), self._random(tokens, rule.num_kv_heads, rule.head_dim),
-                self._random(tokens, rule.num_kv_heads, rule.v_head_dim),
-            )  # fmt: skip
-
-            def run(layer: int) -> object:
-                return backend.run(*given, layer, kv[layer])
-
+            run = self._grouped(backend, rule, tokens, kv)
         backend.plan(layout)
         run(0)
         return [_bind(run, layer) for layer in config.layers]
+
+    def _grouped(self, backend: AttentionBackend, rule: AttentionSpec, tokens: int, kv: Kv) -> Callable[[int], object]:
+        q = self._random(tokens, rule.num_heads, rule.head_dim)
+        k = self._random(tokens, rule.num_kv_heads, rule.head_dim)
+        v = self._random(tokens, rule.num_kv_heads, rule.v_head_dim)
+        return lambda layer: backend.run(q, k, v, layer, kv[layer])
+
+    def _latent(self, backend: AttentionBackend, rule: AttentionSpec, tokens: int, kv: Kv) -> Callable[[int], object]:
+        heads, nope = rule.num_heads, rule.head_dim - rule.rope_dim
+        key, value = self._random(heads, nope, rule.latent_dim), self._random(heads, rule.v_head_dim, rule.latent_dim)
+        weights = MlaWeights(key, value)
+        q_nope, q_rope = self._random(tokens, heads, nope), self._random(tokens, heads, rule.rope_dim)
+        latent, k_rope = self._random(tokens, rule.latent_dim), self._random(tokens, rule.rope_dim)
+        return lambda layer: backend.run_mla(q_nope, q_rope, latent, k_rope, weights, layer, kv[layer])
 
     def _dense(self, rule: AttentionSpec, num_seqs: int, q_len: int, length: int, copies: int) -> list[Any]:
         """PyTorch's attention over keys and values that lie next to each other, without pages."""

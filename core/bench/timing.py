@@ -14,8 +14,8 @@ BUDGET_S, LEAST, MOST = 0.05, 3, 50
 
 
 def busy_s(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
-    """Seconds of device work of one call, the mean over several. calls: the same work on different memory, taken in turn,
-    so that a cache which holds one copy does not make it look faster than a step would find it.
+    """Seconds of device work of one call, the mean over several. calls: the same work on different memory, taken in
+    turn, so that a cache which holds one copy does not make it look faster than a step would find it.
 
     Without a profiler for the device, and on a CPU: wall time, the best of several calls.
     """
