@@ -144,6 +144,11 @@ class Engine:
             self._constraints.wait(timeout_s)
 
     @property
+    def executor(self) -> ExecutorLike:
+        """What runs the steps, for measurements."""
+        return self._executor
+
+    @property
     def steps(self) -> int:
         """Finished steps."""
         return self._log.totals.steps
