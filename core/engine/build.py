@@ -105,6 +105,7 @@ def _build(
     timer.done("weights")
     if hooks.has("core_weights_loaded"):
         hooks.call("core_weights_loaded", report=_weights_loaded(resolution, report))
+    runner.measure()
     num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
     runner.allocate(num_pages)
     timer.done("KV cache")
