@@ -78,6 +78,11 @@ class ModelRunner:
             raise EngineError("the model is not loaded", hint="call load() first")
         return self._model
 
+    @property
+    def recorded_sizes(self) -> tuple[int, ...]:
+        """Rows of the steps that the device is going to record, or has recorded; known after `allocate`."""
+        return tuple(self._captured.sizes) if self._captured is not None else ()
+
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
@@ -298,7 +303,10 @@ class ModelRunner:
         logits = self.model.compute_logits(computed.hidden)
         edits = self._state.processed.of(slots)
         sampled = self._state.sampler.sample(logits, slots, positions, masks, edits)
-        self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
+        tokens = sampled.tokens
+        if self.config.broadcast is not None:  # the other ranks decode what this one drew, see FollowingRunner
+            tokens = self.config.broadcast(tokens)
+        self._state.last_tokens.index_copy_(0, device_slots, tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
             tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
