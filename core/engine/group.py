@@ -1,7 +1,7 @@
 """RankGroup: all ranks of an engine while it is built, of which this process is rank 0. One rank alone is a group too.
 
-Every rank goes through the same phases: load its share of the weights (each at its own pace), join the group, plan
-memory, allocate, warm up. The last three are in step, because they, or what they lead to, are collective.
+Every rank goes through the same phases: load its share of the weights, join the group, try the largest step, plan
+memory, allocate, warm up and record steps. They begin each phase together, as most of them hold collectives.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class RankGroup:
 
     def allocate(self, runner: ModelRunner) -> int:
         """Make the KV buffers, of as many pages as fit on every rank; returns their number. Raises CapacityError."""
+        runner.measure()
         num_pages = pages_of(self._settings, self._resolution, self._hardware, runner)
         runner.allocate(num_pages)
         return num_pages
@@ -123,6 +124,8 @@ class ProcessRanks(RankGroup):
             self._tp.join(meeting, runner.device, timeout_s=self._ranks.timeout_s)
 
     def allocate(self, runner: ModelRunner) -> int:
+        with self._ranks.phase("largest step", together=True):
+            runner.measure()
         with self._ranks.phase("pages") as planned:
             mine = pages_of(self._settings, self._resolution, self._hardware, runner)
         num_pages = min([mine, *(answer.values["pages"] for answer in planned.answers)])

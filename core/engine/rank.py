@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 3
 ALIVE_S = 1.0
-PHASES = ("weights", "join", "pages", "KV cache", "warm-up")
+PHASES = ("weights", "join", "largest step", "pages", "KV cache", "warm-up")
 # Steps that may be under way before the oldest is waited for. Rank 0 launches at most one ahead, so this waits for
 # steps that are done; it is where a fault of the device shows.
 MAX_IN_FLIGHT = 4
 IDLE_S = 1.0
+Answer = tuple[dict[str, int], str]
 logger = logging.getLogger("core.engine")
 
 
@@ -62,16 +63,17 @@ class Rank:
 
     def phase(self, phase: Phase) -> PhaseDone:
         """Do one. Raises whatever goes wrong."""
-        done = {
+        values, text = {
             "weights": self._weights,
             "join": self._join,
+            "largest step": self._measure,
             "pages": self._pages,
             "KV cache": self._allocate,
             "warm-up": self._warm_up,
         }[phase.name](phase.value)
-        return PhaseDone(phase.name, *done)
+        return PhaseDone(phase.name, values, text)
 
-    def _weights(self, _: int) -> tuple[dict[str, int], str]:
+    def _weights(self, _: int) -> Answer:
         from core.config.sections import Settings
         from core.distributed.torch_group import TorchCommunicator
         from core.engine.make_runner import make_hardware, make_runner
@@ -98,23 +100,28 @@ class Rank:
             self._alive_s = now_s
             self._line.send(Alive())
 
-    def _join(self, _: int) -> tuple[dict[str, int]]:
+    def _join(self, _: int) -> Answer:
         assert self._runner is not None
         self._tp.join(f"file://{self._start.meeting}", self._runner.device, timeout_s=self._start.timeout_s)
-        return ({},)
+        return {}, ""
 
-    def _pages(self, _: int) -> tuple[dict[str, int]]:
+    def _measure(self, _: int) -> Answer:
+        assert self._runner is not None
+        self._runner.measure()
+        return {}, ""
+
+    def _pages(self, _: int) -> Answer:
         from core.engine.make_runner import pages_of
 
         assert self._runner is not None
-        return ({"pages": pages_of(self._settings, self._resolution, self._hardware, self._runner)},)
+        return {"pages": pages_of(self._settings, self._resolution, self._hardware, self._runner)}, ""
 
-    def _allocate(self, num_pages: int) -> tuple[dict[str, int], str]:
+    def _allocate(self, num_pages: int) -> Answer:
         assert self._runner is not None
         self._runner.allocate(num_pages)
         return {}, ",".join(map(str, self._runner.recorded_sizes))
 
-    def _warm_up(self, _: int) -> tuple[dict[str, int]]:
+    def _warm_up(self, _: int) -> Answer:
         assert self._runner is not None
         self._runner.warm_up()
         memory = self._hardware.memory()
@@ -122,7 +129,7 @@ class Rank:
             "ready on %s; %.2f of %.2f GiB of device memory free",
             self._runner.device, memory.free_bytes / 2**30, memory.total_bytes / 2**30,
         )  # fmt: skip
-        return ({},)
+        return {}, ""
 
     def follow(self, message: PlanMessage) -> None:
         """Launch a step. Raises EngineError if one that was launched before went wrong."""

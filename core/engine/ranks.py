@@ -185,7 +185,9 @@ class Ranks:
         rank 0: it has left the others in the middle of a step."""
         self._noticed.set()
         lost = self._reason(TELL_TIMEOUT_S if own else 0.0)
-        return EngineDead(lost.message if lost is not None else f"rank 0 failed: {own}", hint=lost and lost.hint)
+        if lost is not None:
+            return EngineDead(lost.message, hint=lost.hint)
+        return EngineDead(f"rank 0 failed: {own}")
 
     @property
     def lost(self) -> CoreError | None:

@@ -28,11 +28,12 @@ class FollowingRunner(ModelRunner):
             slots = slots[generating]
             (device_slots,) = self._transfer.upload(slots.astype(np.int64))
         if len(slots):
-            self.model.compute_logits(computed.hidden)  # rank 0 gathers this rank's share of them
+            if computed.replayed is None:  # else it was recorded with the logits
+                self.model.compute_logits(computed.hidden)  # rank 0 gathers this rank's share of them
             tokens = torch.empty(len(slots), dtype=torch.int64, device=self.device)
             if self.config.broadcast is not None:
                 self._state.last_tokens.index_copy_(0, device_slots, self.config.broadcast(tokens))
-        return Pending(step.slots, None)
+        return Pending(step.slots, computed.times, None)
 
     def finish(self, plan: StepPlan, pending: Pending, started_s: float) -> StepResult:
         """Wait for a queued step."""

@@ -35,7 +35,7 @@ class StepInputs:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Where the tokens stand, padding included. q_lens, seq_lens [N] int32; cu_q_lens [N+1] int32; positions [T] int64;
+    """Where the tokens stand. q_lens, seq_lens [N] int32; cu_q_lens [N+1] int32; positions [T] int64;
     rows [T]: each token's row of the plan."""
 
     q_lens: Int32
@@ -52,14 +52,9 @@ def build(
     page_size: int,
     attention: tuple[AttentionBackend, ...],
     kv: tuple[tuple[torch.Tensor, ...], ...],
-    pad_to: int = 0,
 ) -> StepInputs:
-    """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror.
-
-    pad_to: number of rows of a step of decodes that is to be replayed; what is missing is filled with padding rows, as
-    `BatchLayout.captured` defines them. 0 for all other steps.
-    """
-    shape = _padded(plan, pad_to) if pad_to else _shape(plan)
+    """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror."""
+    shape = _shape(plan)
     if plan.samples.all():
         slots, positions = plan.slots, plan.seq_lens
         logits_rows = shape.cu_q_lens[1 : len(plan.slots) + 1].astype(np.int64) - 1
@@ -72,8 +67,6 @@ def build(
     tables, mappings = [], []
     for table, backend in zip(state.page_table, attention, strict=True):
         rows = table[plan.slots, :num_pages]
-        if pad_to:
-            rows = np.concatenate([rows, np.zeros((pad_to - len(rows), num_pages), np.int32)])
         tables.append(rows)
         mapping = rows[shape.rows, page_of_token].astype(np.int64) * page_size + offset
         mappings.append(mapping.astype(backend.capabilities.slot_dtype, copy=False))
@@ -87,7 +80,7 @@ def build(
     layouts = tuple(
         BatchLayout(
             page_size=page_size,
-            num_decodes=pad_to or plan.num_decodes,
+            num_decodes=plan.num_decodes,
             q_lens=shape.q_lens,
             seq_lens=shape.seq_lens,
             cu_q_lens=shape.cu_q_lens,
@@ -96,12 +89,11 @@ def build(
             device_page_table=device_table,
             device_seq_lens=seq_lens,
             device_cu_q_lens=cu_q_lens,
-            captured=bool(pad_to),
         )
         for table, mapping, device_table in zip(tables, paged[: len(tables)], paged[len(tables) :], strict=True)
     )
     batch = ForwardBatch(token_ids, device_positions, rows_device, layouts, attention, kv)
-    return StepInputs(batch, slots, positions, sampled_slots, bool(pad_to) or len(logits_rows) == len(shape.positions))
+    return StepInputs(batch, slots, positions, sampled_slots, len(logits_rows) == len(shape.positions))
 
 
 def _shape(plan: StepPlan) -> _Shape:
@@ -115,14 +107,6 @@ def _shape(plan: StepPlan) -> _Shape:
     start = plan.seq_lens.astype(np.int64) - plan.q_lens - cu_q_lens[:-1]
     positions = np.arange(cu_q_lens[-1], dtype=np.int64) + start[rows]
     return _Shape(plan.q_lens, plan.seq_lens, cu_q_lens, positions, rows)
-
-
-def _padded(plan: StepPlan, num_rows: int) -> _Shape:
-    """A plan of decodes alone, with rows of one token at position 0 after them."""
-    seq_lens = np.ones(num_rows, np.int32)
-    seq_lens[: len(plan.slots)] = plan.seq_lens
-    cu_q_lens = np.arange(num_rows + 1, dtype=np.int32)
-    return _Shape(np.ones(num_rows, np.int32), seq_lens, cu_q_lens, seq_lens.astype(np.int64) - 1, np.arange(num_rows))
 
 
 def _host_tokens(plan: StepPlan, state: RunnerState, shape: _Shape) -> Int64:

@@ -58,15 +58,15 @@ class MockGraphs(StepGraphs):
         self.sizes = sizes
         self.captured: list[int] = []
         self.replays = dict.fromkeys(sizes, 0)
-        self._recorded: dict[int, tuple[list[_Call], torch.Tensor]] = {}
+        self._recorded: dict[int, tuple[list[_Call], tuple[torch.Tensor, ...]]] = {}
 
-    def capture(self, size: int, run: Callable[[], torch.Tensor]) -> None:
+    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]]) -> None:
         with _Recorder() as recorder:
             out = run()
         self.captured.append(size)
         self._recorded[size] = recorder.calls, out
 
-    def replay(self, size: int) -> torch.Tensor:
+    def replay(self, size: int) -> tuple[torch.Tensor, ...]:
         calls, out = self._recorded[size]
         for call in calls:
             for kept, again in zip(call.out, _tensors(call.op(*call.args, **call.kwargs)), strict=True):
