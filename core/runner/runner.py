@@ -93,6 +93,11 @@ class ModelRunner:
             raise EngineError("the model is not loaded", hint="call load() first")
         return self._model
 
+    @property
+    def recorded_sizes(self) -> tuple[int, ...]:
+        """Rows of the steps that the device is going to record, or has recorded; known after `allocate`."""
+        return tuple(self._captured.sizes) if self._captured is not None else ()
+
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
@@ -336,10 +341,12 @@ class ModelRunner:
         else:
             greedy = replayed.greedy(len(slots))
             if masks is None and edits is None and sampler.plain(slots):  # nothing is left to do
+                self._tell_tokens(greedy.tokens)
                 host = self._transfer.download_packed(replayed.result)
                 host += self._transfer.download(given) if given else []
                 return Pending(step.slots, computed.times, greedy, host, None, extras)
             sampled = sampler.sample(replayed.logits[: len(slots)], slots, positions, masks, edits, greedy)
+        self._tell_tokens(sampled.tokens)
         self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
@@ -348,6 +355,11 @@ class ModelRunner:
             tensors += edits.tensors
         host = self._transfer.download([*tensors, *given])
         return Pending(step.slots, computed.times, sampled, host, generating, extras, edits=edits)
+
+    def _tell_tokens(self, tokens: torch.Tensor) -> None:
+        """The other ranks decode what this one drew, see FollowingRunner."""
+        if self.config.broadcast is not None:
+            self.config.broadcast(tokens)
 
     def count_failure(self) -> None:
         """A step went wrong."""
