@@ -133,8 +133,9 @@ class ModelRunner:
     def kv_bytes_per_page(self) -> int:
         """Bytes of one page in every cache group together, on this rank."""
         config = self.config
+        itemsize = (config.kv_dtype or config.dtype).itemsize
         return sum(
-            backend.page_bytes(group, config.page_size, config.dtype.itemsize, config.tp.size)
+            backend.page_bytes(group, config.page_size, itemsize, config.tp.size)
             for backend, group in zip(config.attention, config.spec.cache_groups, strict=True)
         )
 
@@ -186,6 +187,7 @@ class ModelRunner:
                 max_seqs=config.max_running,
                 max_tokens=config.max_step_tokens,
                 context_length=config.context_length,
+                kv_dtype=config.kv_dtype,
             )
             reason = backend_class.rejects(attention)
             if reason is not None:

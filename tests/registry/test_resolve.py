@@ -64,6 +64,7 @@ class TestWhole:
             "architecture": "XForCausalLM",
             "device": "host",
             "dtype": "bfloat16",
+            "kv_cache_dtype": "bfloat16",
             "quantization": "none",
             "attention_backend": "plain",
             "prefix_cache": "radix",

@@ -30,7 +30,7 @@ class TritonAttention(AttentionBackend):
     capabilities = AttentionCapabilities(
         state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW, StateKind.MLA_LATENT}),
         dtypes=("float32", "bfloat16", "float16"),
-        kv_dtypes=("auto", "fp8_e4m3", "fp8_e5m2"),
+        kv_dtypes=("auto", "bfloat16", "fp8_e4m3", "fp8_e5m2"),
         hardware=("nvidia", "amd"),
         softcap=True,
         sinks=True,
@@ -46,7 +46,7 @@ class TritonAttention(AttentionBackend):
         made: dict[tuple[AttentionSpec, tuple[float, float]], Launcher] = {}  # most layers are alike
         self._launchers: dict[int, Launcher] = {}
         for layer, spec in config.layers.items():
-            key = spec, config.kv_scales.get(layer, (1.0, 1.0))
+            key = spec, config.scales(layer)
             if key not in made:
                 made[key] = self._launcher(*key)
             self._launchers[layer] = made[key]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from plugin_triton.attention.launch import dot
+
 
 @triton.jit
 def load_queries(q, token_stride, head_stride, tokens, heads, valid, DIM: tl.constexpr, BLOCK: tl.constexpr):
@@ -36,6 +38,19 @@ def load_rows(base, slots, stride, readable, DIM: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
+def load_pages(table, start, last, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Page numbers of the keys at start .. start+BLOCK_N-1, of those before `last`: [BLOCK_N], or one for all."""
+    if PAGE_SIZE == 0:
+        pages = start
+    elif PAGE_SIZE % BLOCK_N == 0:
+        pages = tl.load(table + start // PAGE_SIZE, mask=start < last, other=0)
+    else:
+        at = start + tl.arange(0, BLOCK_N)
+        pages = tl.load(table + at // PAGE_SIZE, mask=at < last, other=0)
+    return pages
+
+
+@triton.jit
 def attend(
     q, q_tail, acc, peak, total, positions,
     keys, key_stride, values, value_stride, table, base,
@@ -54,6 +69,7 @@ def attend(
     """
     precision: tl.constexpr = "ieee" if q.dtype == tl.float32 else "tf32"
     columns = tl.arange(0, BLOCK_N)
+    pages = load_pages(table, first, last, PAGE_SIZE, BLOCK_N)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         start = tl.multiple_of(start, BLOCK_N)
         at = start + columns
@@ -61,19 +77,16 @@ def attend(
         if PAGE_SIZE == 0:
             slots = base + at.to(tl.int64)
         elif PAGE_SIZE % BLOCK_N == 0:
-            page = tl.load(table + start // PAGE_SIZE).to(tl.int64)
-            slots = page * PAGE_SIZE + (start % PAGE_SIZE + columns)
-        elif MASKED:
-            pages = tl.load(table + at // PAGE_SIZE, mask=readable, other=0).to(tl.int64)
-            slots = pages * PAGE_SIZE + at % PAGE_SIZE
+            slots = pages.to(tl.int64) * PAGE_SIZE + (start % PAGE_SIZE + columns)
         else:
-            pages = tl.load(table + at // PAGE_SIZE).to(tl.int64)
-            slots = pages * PAGE_SIZE + at % PAGE_SIZE
+            slots = pages.to(tl.int64) * PAGE_SIZE + at % PAGE_SIZE
+        # Page numbers are read a turn ahead: a load whose address is another load's result would not be prefetched.
+        pages = load_pages(table, start + BLOCK_N, last, PAGE_SIZE, BLOCK_N)
         k = load_rows(keys, slots, key_stride, readable, DIM, DIM_BLOCK, MASKED).to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision=precision)
+        scores = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32), precision)
         if TAIL > 0:
             k_tail = load_rows(keys + DIM, slots, key_stride, readable, TAIL, TAIL_BLOCK, MASKED).to(q.dtype)
-            scores = tl.dot(q_tail, tl.trans(k_tail), scores, input_precision=precision)
+            scores = dot(q_tail, tl.trans(k_tail), scores, precision)
         if SOFTCAP:
             # tanh(x) = 1 - 2 / (exp(2 x) + 1), right at both ends without a clamp. 2.885...: 2 / ln(2)
             scores = cap * (1.0 - 2.0 / (tl.exp2(scores * scale * 2.8853900817779268) + 1.0))
@@ -96,6 +109,6 @@ def attend(
             v = k
         else:
             v = load_rows(values, slots, value_stride, readable, V_DIM, V_BLOCK, MASKED).to(q.dtype)
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=precision)
+        acc = dot(weights.to(v.dtype), v, acc, precision)
         peak = new_peak
     return acc, peak, total

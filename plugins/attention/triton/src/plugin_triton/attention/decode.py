@@ -51,10 +51,10 @@ def merged(
     dims = tl.arange(0, V_BLOCK)
     acc = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
     for start in range(0, OWN + num_shared, AT_ONCE):
-        which = start + tl.arange(0, AT_ONCE)
-        there = (which < num_own) | ((which >= OWN) & (which < OWN + num_shared))
-        mask = there[:, None] & valid[None, :]
-        index = rows[None, :] * PARTS + which[:, None]
+        some = start + tl.arange(0, AT_ONCE)
+        filled = (some < num_own) | ((some >= OWN) & (some < OWN + num_shared))
+        mask = filled[:, None] & valid[None, :]
+        index = rows[None, :] * PARTS + some[:, None]
         size = tl.load(logs + index, mask=mask, other=float("-inf"), cache_modifier=".cg")
         weight = tl.exp2(size - peak[None, :])
         part = tl.load(
@@ -65,7 +65,10 @@ def merged(
     return acc / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["slots", "table", "seq_lens", "cu_q_lens", "sinks", "shared_lens"],
+)
 def decode_kernel(
     q, q_token_stride, q_head_stride, q_tail, tail_token_stride, tail_head_stride,
     out, out_token_stride, out_head_stride,

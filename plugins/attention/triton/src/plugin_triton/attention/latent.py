@@ -34,7 +34,7 @@ class LatentLayer:
             device=device,
             pdl=pdl,
         )
-        self._eight_bits = config.cache_dtype.itemsize == 1
+        self._exact = config.cache_dtype == config.dtype
 
     def run(
         self,
@@ -52,7 +52,7 @@ class LatentLayer:
         new = (latent.unsqueeze(1), k_rope.unsqueeze(1))
         self._absorbed.store(*new, step.slots, cached, few, end)
         out = q_nope.new_empty(rows, q_nope.shape[1], self._v_dim)
-        expands = step.any_fresh and not self._eight_bits
+        expands = step.any_fresh and self._exact  # what is attended to is what was stored
         fresh_only = expands and not step.longest_history
         # Token rows 0 .. last-1 are wanted absorbed: with an expanded step's rows among them where both ways are used.
         last = few if fresh_only else end

@@ -29,7 +29,10 @@ def find_sequence(cu_q_lens, first_seq, num_seqs, tile, TOKENS: tl.constexpr):
     return first_seq + index, first // TOKENS + index
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride", "first_seq", "num_seqs", "num_tiles"],
+    do_not_specialize_on_alignment=["table", "seq_lens", "cu_q_lens", "sinks"],
+)
 def prefill_kernel(
     q, q_token_stride, q_head_stride, q_tail, tail_token_stride, tail_head_stride,
     out, out_token_stride, out_head_stride,

@@ -16,7 +16,10 @@ from plugin_triton.attention.decode import split_tokens
 from plugin_triton.attention.launch import start_next, wait_for_previous
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["table", "shared_lens", "order", "tile_ends"],
+)
 def prefix_kernel(
     q, q_token_stride, q_head_stride, q_tail, tail_token_stride, tail_head_stride,
     keys, key_stride, key_head_stride, values, value_stride, value_head_stride,

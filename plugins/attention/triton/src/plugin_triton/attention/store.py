@@ -19,7 +19,10 @@ def to_cache(x, scale, CACHE: tl.constexpr, LIMIT: tl.constexpr):
     return x.to(CACHE)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["first_token", "num_tokens"],
+    do_not_specialize_on_alignment=["slots"],
+)
 def store_kernel(
     k, k_token_stride, k_head_stride, v, v_token_stride, v_head_stride, slots, first_token, num_tokens,
     keys, key_stride, key_head_stride, values, value_stride, value_head_stride, k_scale, v_scale,

@@ -118,7 +118,7 @@ def _fitting(tile: Tile, shape: HeadShape, itemsize: int, cache_itemsize: int, d
     def taken() -> int:
         # What is widened on its way takes room in both types.
         widened = n * shape.width * itemsize if cache_itemsize != itemsize else 0
-        return queries + m * n * itemsize + widened + stages * n * shape.width * cache_itemsize
+        return queries + m * n * itemsize + widened + max(stages - 1, 1) * n * shape.width * cache_itemsize
 
     while taken() > device.shared_bytes * 0.95 and (stages > 1 or n > 16):
         if stages > 2 or (n <= 16 and stages > 1):
