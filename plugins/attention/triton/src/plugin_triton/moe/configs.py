@@ -153,12 +153,13 @@ def write_table(
 
 def fallback(shape: Shape, tokens: int) -> MoeConfig:
     """Without a table: by the number of rows that an expert gets on average."""
-    pairs = tokens * shape.top_k
     if tokens <= 4:
-        return MoeConfig(1, Tile(4, 512, 4, 1), Tile(4, 256, 4, 1))
-    rows = pairs / shape.experts
+        return MoeConfig(1, Tile(2, 2048, 4, 1), Tile(8, 256, 4, 1))
+    rows = tokens * shape.top_k / shape.experts
     if rows <= 24:
         return MoeConfig(16, Tile(32, 128, 4, 3), Tile(64, 128, 4, 3))
     if rows <= 96:
         return MoeConfig(64, Tile(64, 64, 4, 3, 4), Tile(128, 64, 4, 3, 4))
-    return MoeConfig(128, Tile(128, 64, 8, 3, 8), Tile(128, 64, 8, 3, 8))
+    # Blocks of scales need a second accumulator for each.
+    first = Tile(64 if shape.weights == "fp8_block128" else 128, 64, 8, 3, 8)
+    return MoeConfig(128, first, Tile(128, 64, 8, 3, 8))

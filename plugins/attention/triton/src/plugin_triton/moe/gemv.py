@@ -6,46 +6,55 @@ import torch
 import triton
 import triton.language as tl
 
-from plugin_triton.moe import launch
-from plugin_triton.moe.activation import gated
+from core.interfaces.moe import ExpertWeights
+from plugin_triton.moe import fp8, launch
+from plugin_triton.moe.activation import code, gated
 from plugin_triton.moe.configs import Tile
 
 
 def run_gate_up(
-    x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, act: int, tile: Tile, overlap: bool
+    x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, tile: Tile, overlap: bool
 ) -> torch.Tensor:
-    """x [T, H], weight [E, 2I, H], ids [T, K] -> [T * K, I] float32."""
+    """x [T, H], ids [T, K] -> act(gate(x)) * up(x) [T * K, I] float32."""
     tokens, hidden = x.shape
-    pairs, inter = ids.numel(), weight.shape[1] // 2
+    pairs, inter = ids.numel(), weights.down.shape[2]
     h = torch.empty(pairs, inter, dtype=torch.float32, device=x.device)
     _gate_up[(pairs * triton.cdiv(inter, tile.block_n),)](
-        x, x.stride(0), weight, h, ids, pairs, TOP_K=ids.shape[1], HIDDEN=hidden, INTER=inter, ACT=act,
+        x, x.stride(0), weights.gate_up, weights.scales.get("gate_up", h), h, ids, pairs, TOP_K=ids.shape[1],
+        HIDDEN=hidden, INTER=inter, FORMAT=fp8.CODES[weights.format], ACT=code(weights.activation),
         BLOCK_N=tile.block_n, BLOCK_K=min(tile.block_k, triton.next_power_of_2(hidden)), STAGES=tile.stages,
-        PDL=overlap, num_warps=tile.warps, **launch.options(overlap),
+        KEEP=_keep(tokens), PDL=overlap, num_warps=tile.warps, **launch.options(overlap),
     )  # fmt: skip
     return h
 
 
 def run_down(
-    h: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, factors: torch.Tensor, dtype: torch.dtype, tile: Tile,
+    h: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, factors: torch.Tensor, dtype: torch.dtype, tile: Tile,
     overlap: bool,
 ) -> torch.Tensor:  # fmt: skip
-    """h [T * K, I] float32, weight [E, H, I], ids and factors [T, K] -> [T, H] in `dtype`."""
+    """h [T * K, I] float32, ids and factors [T, K] -> [T, H] in `dtype`. Right behind `run_gate_up` in its stream."""
     tokens, top_k = ids.shape
-    hidden, inter = weight.shape[1:]
+    hidden, inter = weights.down.shape[1:]
     out = torch.empty(tokens, hidden, dtype=dtype, device=h.device)
     _down[(tokens * triton.cdiv(hidden, tile.block_n),)](
-        h, weight, out, ids, factors, tokens, TOP_K=top_k, HIDDEN=hidden, INTER=inter, BLOCK_N=tile.block_n,
-        BLOCK_K=min(tile.block_k, triton.next_power_of_2(inter)), STAGES=tile.stages, PDL=overlap,
+        h, weights.down, weights.scales.get("down", h), out, ids, factors, tokens, TOP_K=top_k, HIDDEN=hidden,
+        INTER=inter, FORMAT=fp8.CODES[weights.format], BLOCK_N=tile.block_n,
+        BLOCK_K=min(tile.block_k, triton.next_power_of_2(inter)), STAGES=tile.stages, KEEP=_keep(tokens), PDL=overlap,
         num_warps=tile.warps, **launch.options(overlap),
     )  # fmt: skip
     return out
 
 
+def _keep(tokens: int) -> str:
+    """How weights stay in the L2 cache: of one token each is read once, several may share an expert."""
+    return "evict_first" if tokens == 1 else ""
+
+
 @triton.jit(do_not_specialize=["num_pairs"])
 def _gate_up(
-    x, stride_x, weight, h, ids, num_pairs, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    x, stride_x, weight, scale, h, ids, num_pairs, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
+    FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    KEEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h[pair, i] = act(gate_i . x) * (up_i . x). Pairs go fastest: those of one expert meet in the L2 cache."""
     pair = tl.program_id(0) % num_pairs
@@ -59,46 +68,100 @@ def _gate_up(
     up_ptr = gate_ptr + INTER * HIDDEN
     gate = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     up = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    TALL: tl.constexpr = (INTER + 127) // 128
+    WIDE: tl.constexpr = (HIDDEN + 127) // 128
+    # BLOCK_N divides 128, so that a program's rows are of one block of scales.
+    scale_ptr = scale + (expert * 2 * TALL + tl.program_id(0) // num_pairs * BLOCK_N // 128) * WIDE
     for start in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
         k = start + tl.arange(0, BLOCK_K)
         if HIDDEN % BLOCK_K == 0:
-            value = tl.load(row + k).to(tl.float32)[None, :]
-            gate += tl.load(gate_ptr + k[None, :]).to(tl.float32) * value
-            up += tl.load(up_ptr + k[None, :]).to(tl.float32) * value
+            value = tl.load(row + k).to(tl.float32)
+            gate_w = tl.load(gate_ptr + k[None, :], eviction_policy=KEEP)
+            up_w = tl.load(up_ptr + k[None, :], eviction_policy=KEEP)
         else:
             inside = k < HIDDEN
-            value = tl.load(row + k, mask=inside, other=0).to(tl.float32)[None, :]
-            gate += tl.load(gate_ptr + k[None, :], mask=inside[None, :], other=0).to(tl.float32) * value
-            up += tl.load(up_ptr + k[None, :], mask=inside[None, :], other=0).to(tl.float32) * value
-    value = gated(tl.sum(gate, axis=1), tl.sum(up, axis=1), ACT)
-    tl.store(h + pair.to(tl.int64) * INTER + n, value, mask=real)
+            value = tl.load(row + k, mask=inside, other=0).to(tl.float32)
+            gate_w = tl.load(gate_ptr + k[None, :], mask=inside[None, :], other=0.0, eviction_policy=KEEP)
+            up_w = tl.load(up_ptr + k[None, :], mask=inside[None, :], other=0.0, eviction_policy=KEEP)
+        if FORMAT == 3:
+            block = tl.minimum(k // 128, WIDE - 1)
+            gate += gate_w.to(tl.float32) * (value * tl.load(scale_ptr + block))[None, :]
+            up += up_w.to(tl.float32) * (value * tl.load(scale_ptr + TALL * WIDE + block))[None, :]
+        else:
+            gate += gate_w.to(tl.float32) * value[None, :]
+            up += up_w.to(tl.float32) * value[None, :]
+    gate_sum = tl.sum(gate, axis=1)
+    up_sum = tl.sum(up, axis=1)
+    if FORMAT == 1:
+        gate_sum *= tl.load(scale + expert * 2)
+        up_sum *= tl.load(scale + expert * 2 + 1)
+    elif FORMAT == 2:
+        gate_sum *= tl.load(scale + expert * 2 * INTER + n)
+        up_sum *= tl.load(scale + expert * 2 * INTER + INTER + n)
+    tl.store(h + pair.to(tl.int64) * INTER + n, gated(gate_sum, up_sum, ACT), mask=real)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _down(
-    h, weight, out, ids, factors, tokens, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    h, weight, scale, out, ids, factors, tokens, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out[token, n] = sum over its experts of factor * down_n . h[pair], in float32."""
     token = tl.program_id(0) % tokens
     n = tl.program_id(0) // tokens * BLOCK_N + tl.arange(0, BLOCK_N)
     real = n < HIDDEN
     n = tl.minimum(n, HIDDEN - 1)
+    STEPS: tl.constexpr = (INTER + BLOCK_K - 1) // BLOCK_K
+    # What the router wrote is complete before `run_gate_up` lets this kernel start (see `launch`).
+    expert = tl.load(ids + token * TOP_K, cache_modifier=".cg").to(tl.int64)
+    w = _down_weights(weight, expert, n, 0, HIDDEN, INTER, BLOCK_K, KEEP)
     launch.begin(PDL)
     total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    STEPS: tl.constexpr = (INTER + BLOCK_K - 1) // BLOCK_K
-    for step in tl.range(0, TOP_K * STEPS, num_stages=STAGES):
+    total = _down_part(total, w, h, scale, factors, expert, token * TOP_K, 0, n, HIDDEN, INTER, FORMAT, BLOCK_N, BLOCK_K)
+    for step in tl.range(1, TOP_K * STEPS, num_stages=STAGES):
         pair = token * TOP_K + step // STEPS
-        k = step % STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
+        start = step % STEPS * BLOCK_K
         expert = tl.load(ids + pair).to(tl.int64)
-        factor = tl.load(factors + pair)
-        place = weight + (expert * HIDDEN + n[:, None]) * INTER + k[None, :]
-        source = h + pair.to(tl.int64) * INTER + k
-        if INTER % BLOCK_K == 0:
-            total += tl.load(place).to(tl.float32) * (tl.load(source) * factor)[None, :]
-        else:
-            inside = k < INTER
-            value = tl.load(source, mask=inside, other=0) * factor
-            total += tl.load(place, mask=inside[None, :], other=0).to(tl.float32) * value[None, :]
-    value = tl.sum(total, axis=1)
-    tl.store(out + token.to(tl.int64) * HIDDEN + n, value.to(out.dtype.element_ty), mask=real)
+        w = _down_weights(weight, expert, n, start, HIDDEN, INTER, BLOCK_K, KEEP)
+        total = _down_part(total, w, h, scale, factors, expert, pair, start, n, HIDDEN, INTER, FORMAT, BLOCK_N, BLOCK_K)
+    tl.store(out + token.to(tl.int64) * HIDDEN + n, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _down_weights(
+    weight, expert, n, start, HIDDEN: tl.constexpr, INTER: tl.constexpr, BLOCK_K: tl.constexpr, KEEP: tl.constexpr
+):
+    """[BLOCK_N, BLOCK_K], zero behind the last column."""
+    k = start + tl.arange(0, BLOCK_K)
+    place = weight + (expert * HIDDEN + n[:, None]) * INTER + k[None, :]
+    if INTER % BLOCK_K == 0:
+        return tl.load(place, eviction_policy=KEEP)
+    else:
+        return tl.load(place, mask=(k < INTER)[None, :], other=0.0, eviction_policy=KEEP)
+
+
+@triton.jit
+def _down_part(
+    total, w, h, scale, factors, expert, pair, start, n, HIDDEN: tl.constexpr, INTER: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total + w * hidden values of the pair, scaled."""
+    k = start + tl.arange(0, BLOCK_K)
+    source = h + pair.to(tl.int64) * INTER + k
+    if INTER % BLOCK_K == 0:
+        value = tl.load(source)
+    else:
+        value = tl.load(source, mask=k < INTER, other=0)
+    factor = tl.load(factors + pair)
+    w = w.to(tl.float32)
+    if FORMAT == 1:
+        factor *= tl.load(scale + expert)
+    elif FORMAT == 2:
+        w *= tl.load(scale + expert * HIDDEN + n)[:, None]
+    elif FORMAT == 3:
+        TALL: tl.constexpr = (INTER + 127) // 128
+        WIDE: tl.constexpr = (HIDDEN + 127) // 128
+        row = tl.min(n, axis=0) // 128  # one block of scales: BLOCK_N divides 128
+        value *= tl.load(scale + (expert * WIDE + row) * TALL + tl.minimum(k // 128, TALL - 1))
+    return total + w * (value * factor)[None, :]

@@ -6,8 +6,7 @@ import torch
 
 from core.interfaces.context import PluginContext
 from core.interfaces.moe import PLAIN, ExpertWeights, MoeRunner
-from plugin_triton.moe import launch
-from plugin_triton.moe.activation import code
+from plugin_triton.moe import fp8, launch
 from plugin_triton.moe.configs import Configs, MoeConfig, Shape
 from plugin_triton.moe.gemv import run_down, run_gate_up
 from plugin_triton.moe.grouped import run_grouped
@@ -15,6 +14,8 @@ from plugin_triton.moe.grouped import run_grouped
 
 class TritonMoe(MoeRunner):
     """Experts on NVIDIA and AMD GPUs."""
+
+    formats = frozenset(fp8.CODES)
 
     def __init__(self, ctx: PluginContext) -> None:
         super().__init__(ctx)
@@ -36,9 +37,8 @@ def compute(
     x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, factors: torch.Tensor, config: MoeConfig
 ) -> torch.Tensor:
     """As `MoeRunner.run`, with the given tiles."""
-    act = code(weights.activation)
     overlap = launch.can_overlap(x.device)
     if config.block_m == 1:
-        h = run_gate_up(x, weights.gate_up, ids, act, config.gate_up, overlap)
-        return run_down(h, weights.down, ids, factors, x.dtype, config.down, overlap)
-    return run_grouped(x, weights.gate_up, weights.down, ids, factors, act, config, overlap)
+        h = run_gate_up(x, weights, ids, config.gate_up, overlap)
+        return run_down(h, weights, ids, factors, x.dtype, config.down, overlap)
+    return run_grouped(x, weights, ids, factors, config, overlap)
