@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fa3_backends import OnCpu
-from recorded import CudaGraphs, RecordedSteps
+from recorded_steps import CudaGraphs, RecordedSteps
 
 from core.interfaces.context import PluginContext
 from core.interfaces.hardware import StepGraphs
