@@ -67,6 +67,16 @@ def test_replayed_steps_equal_the_reference(device: str, num_splits: int, window
         assert relative_error(outcome.got, outcome.want) < 0.02
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_long_prompt_that_a_fused_operation_has_stored(device: str) -> None:
+    """Its keys are read back from the pages. It stands between others, in a step with padding rows."""
+    world = _world(device, {}, Rule())
+    numbers = world.new(3)
+    for work in ([(numbers[0], 20)], [(numbers[0], 1), (numbers[1], 1700), (numbers[2], 30)]):
+        for outcome in world.step(work, twice=True, padding_rows=3):
+            assert relative_error(outcome.got[: len(outcome.want)], outcome.want) < 0.02
+
+
 def test_a_replay_makes_the_calls_of_the_recording() -> None:
     """Launch shapes depend on rows and configuration alone: the width of the table, the bound of parts."""
     from fake_fa3 import CALLS

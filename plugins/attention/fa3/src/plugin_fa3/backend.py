@@ -15,15 +15,15 @@ from plugin_fa3.providers.base import Provider, Rule
 from plugin_fa3.providers.choose import choose, how_to_install, installed
 from plugin_fa3.schedule import Schedules
 from plugin_fa3.splits import Splits
-from plugin_fa3.store import store_kv
+from plugin_fa3.store import read_kv, store_kv
 
 
 class Fa3Attention(AttentionBackend):
     """KV of a layer: K [num_pages, page_size, num_kv_heads, head_dim] and V [..., v_head_dim].
 
     Pages of 128 tokens and more would be read by the tensor memory accelerator, whole: what lies behind a sequence's
-    last token would be multiplied by zero instead of being left out, and not-a-number there would show. So they are not
-    claimed.
+    last token would be multiplied by zero instead of being left out, and not-a-number that another request left there
+    would show. So they are not claimed.
     """
 
     capabilities = AttentionCapabilities(
@@ -45,7 +45,7 @@ class Fa3Attention(AttentionBackend):
         self._provider = self._choose_provider()
         self._group = config.num_heads // config.num_kv_heads
         self._rules = {layer: _rule(spec) for layer, spec in config.layers.items()}
-        self._splits = Splits(ctx.settings.num_splits, config.num_kv_heads, config.device)
+        self._splits = Splits(ctx.settings.num_splits, config)
         self._schedules = Schedules(self._provider, config)
         self._step: Step | None = None
         ctx.logger.info("FlashAttention-3 of %s", self._provider.install)
@@ -112,6 +112,10 @@ class Fa3Attention(AttentionBackend):
         # What the kernels see ends with the last sequence: they may read a tile past a sequence, never past a tensor.
         tokens = slice(0, step.num_tokens)
         q, rows_out = q[tokens], out[tokens]
+        if k is not None and v is not None:
+            k, v = k[tokens], v[tokens]
+        elif any(piece.long for piece in step.prefills):
+            k, v = read_kv(k_pages, v_pages, step.slots[tokens])
         if step.decodes is not None:
             splits = self._splits.of_decodes(step.decodes)
             self._provider.attend(
@@ -120,7 +124,7 @@ class Fa3Attention(AttentionBackend):
             )  # fmt: skip
         for piece in step.prefills:
             if piece.fresh is not None and k is not None and v is not None:
-                self._provider.attend(q, k[tokens], v[tokens], rows_out, piece.fresh, rule, sinks=sinks)
+                self._provider.attend(q, k, v, rows_out, piece.fresh, rule, sinks=sinks)
             else:
                 self._provider.attend(
                     q, k_pages, v_pages, rows_out, piece.paged, rule,
