@@ -27,6 +27,7 @@ class Splits:
     def __init__(self, asked: int, config: AttentionConfig) -> None:
         self._asked = asked
         self._num_kv_heads = config.num_kv_heads
+        self._group = config.num_heads // config.num_kv_heads
         widest = max((spec.v_head_dim for spec in config.layers.values()), default=1)
         self._row_bytes = config.num_heads * widest * 4
         self._processors = _NUM_PROCESSORS
@@ -39,6 +40,10 @@ class Splits:
             return self._asked
         room = _MAX_BYTES // (self._row_bytes * piece.num_rows)
         return max(1, min(self._to_fill(1), room))
+
+    def of_common(self, num_rows: int) -> int:
+        """For keys that `num_rows` decodes have in common."""
+        return self._to_fill(-(-num_rows * self._group // 128))
 
     def of_prefills(self, piece: Piece) -> int:
         return 1 if piece.blocks * self._num_kv_heads >= _ENOUGH * self._processors else self._to_fill(piece.blocks)
