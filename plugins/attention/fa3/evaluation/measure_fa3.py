@@ -33,6 +33,7 @@ HEAD_DIM, DEVICE, DTYPE = 128, torch.device("cuda"), torch.bfloat16
 CONTEXT = 8192  # tokens that a row of the page table has room for, in recorded steps
 L2_TIMES_FOUR = 256 << 20
 PREFILL_HEADS = (32, 8)
+PREFIXES = [(128, 4096, 160), (64, 4096, 160), (16, 4096, 160), (64, 1024, 304), (64, 0, 512), (256, 0, 1104)]
 PREFILLS = [
     (8, 1024, 0), (1, 8192, 0), (2, 8192, 0), (16, 128, 4096), (128, 128, 4096), (4, 2048, 2048), (1, 16, 8000),
 ]  # fmt: skip
@@ -243,21 +244,13 @@ def backend_decode_us(shared: int, own: int, rows: int, *, prefixes: bool, layer
     layout = BatchLayout(16, rows, np.ones(rows, np.int32), lens, cu, table, slots, *tensors, captured=True)
     q = torch.randn(rows, 32, HEAD_DIM, dtype=DTYPE, device=DEVICE)
     backend.plan(layout)
-    return timed(
-        record(lambda index: backend.run(q, None, None, index % layers, kv[index % layers]), 4 * layers), 4 * layers
-    )
+    calls = 4 * layers
+    return timed(record(lambda index: backend.run(q, None, None, index % layers, kv[index % layers]), calls), calls)
 
 
 def prefix_table() -> None:
     print("\nrecorded decodes through the backend: us a layer, prefixes read once / not")
-    for rows, shared, own in (
-        (128, 4096, 160),
-        (64, 4096, 160),
-        (16, 4096, 160),
-        (64, 1024, 300),
-        (64, 0, 500),
-        (256, 0, 1100),
-    ):
+    for rows, shared, own in PREFIXES:
         times = [backend_decode_us(shared, own, rows, prefixes=prefixes) for prefixes in (True, False)]
         print(f"  {rows:4d} rows, {shared} in common, {own} own: {times[0]:.1f} / {times[1]:.1f}", flush=True)
 
