@@ -26,6 +26,12 @@ class TestFa3(AttentionContract):
     name = "fa3"
 
 
+class TestFlashInfer(AttentionContract):
+    """Needs a GPU, as TestFa3 does; see tests/plugins/flashinfer."""
+
+    name = "flashinfer"
+
+
 class TestDense(AttentionContract):
     implementation = DenseAttention
 

@@ -48,7 +48,9 @@ def _register(namespace: str, schemas: dict[str, str]) -> None:
 def _schedule_of(v: dict[str, Any], batch: int, left: int, max_k: int, lengths: torch.Tensor) -> torch.Tensor:
     """What a schedule depends on. The real ones are as opaque; their size, too, follows from batch and window."""
     local = 0 <= left < max_k - 1
-    head = [batch, v["max_seqlen_q"], max_k, v["num_splits"], left if local else -1]
+    head = [batch, v["max_seqlen_q"], max_k, v["num_splits"], left if local else -1, int(v["is_causal"])]
+    if v["leftpad_k"] is not None:
+        lengths = lengths - v["leftpad_k"]
     return torch.cat(
         [torch.tensor(head, dtype=torch.int32), lengths.int(), torch.zeros(3 if local else 4, dtype=torch.int32)]
     )
@@ -56,8 +58,7 @@ def _schedule_of(v: dict[str, Any], batch: int, left: int, max_k: int, lengths: 
 
 def _schedule(schemas: dict[str, str], *args: Any) -> torch.Tensor:
     v = _named(schemas, "get_scheduler_metadata", args)
-    assert v["is_causal"]
-    assert v["window_size_right"] == 0
+    assert v["window_size_right"] == (0 if v["is_causal"] else -1)
     assert v["max_seqlen_k"] % v["page_size"] == 0
     assert v["qkv_dtype"] in (torch.bfloat16, torch.float16), v["qkv_dtype"]
     _int32(v, "seqused_k", "cu_seqlens_q")
@@ -83,9 +84,11 @@ def _fwd(schemas: dict[str, str], many: bool, *args: Any) -> Any:
     cu_q = v["cu_seqlens_q"]
     _int32(v, "cu_seqlens_q")
     batch = len(cu_q) - 1
-    assert (v["k_new"], v["q_v"], v["seqused_q"], v["leftpad_k"], v["cu_seqlens_k_new"]) == (None,) * 5
-    assert v["is_causal"]
-    assert v["window_size_right"] == 0
+    assert (v["k_new"], v["q_v"], v["seqused_q"], v["cu_seqlens_k_new"]) == (None,) * 4
+    assert v["window_size_right"] == (0 if v["is_causal"] else -1)
+    skipped = v["leftpad_k"]
+    assert skipped is None or (paged and skipped.dtype == torch.int32 and skipped.shape == (batch,))
+    lse = torch.full((q.shape[1], q.shape[0]), float("nan"))
     assert out.shape == (*q.shape[:2], value.shape[-1])
     sinks = v.get("sinks", v.get("s_aux"))
     assert sinks is None or (sinks.dtype == torch.bfloat16 and sinks.shape == (q.shape[1],))
@@ -116,20 +119,22 @@ def _fwd(schemas: dict[str, str], many: bool, *args: Any) -> Any:
             size = k.shape[1]
             pages = table[i, : -(-ends[i] // size)].long()
             assert ends[i] <= max_k
-            keys, values = (x[pages].flatten(0, 1)[: ends[i]] for x in (k, value))
+            first_key = 0 if skipped is None else int(skipped[i])
+            keys, values = (x[pages].flatten(0, 1)[first_key : ends[i]] for x in (k, value))
         else:
             a, b = int(v["cu_seqlens_k"][i]), int(v["cu_seqlens_k"][i + 1])
             assert b - a <= max_k
             keys, values = k[a:b], value[a:b]
-        out[first:last] = _attend(q[first:last], keys, values, v, sinks)
+        out[first:last], lse[:, first:last] = _attend(q[first:last], keys, values, v, sinks)
     empty = q.new_empty(0)
-    return [out, empty, empty, empty] if many else (out, empty, empty, empty)
+    return [out, lse, empty, empty] if many else (out, lse, empty, empty)
 
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, value: torch.Tensor, v: dict[str, Any], sinks: torch.Tensor | None
-) -> torch.Tensor:
-    """q [M, H, D], k [L, Hkv, D]: the last M of L tokens attend to those before them."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q [M, H, D], k [L, Hkv, D]: the last M of L tokens attend to those before them, or M others to all L. Returns
+    [M, H, D] and the logarithm of the sum of exponentials, [H, M]; zeros and minus infinity where L is 0."""
     groups = q.shape[1] // k.shape[1]
     keys, values = (x.float().repeat_interleave(groups, 1) for x in (k, value))
     scores = torch.einsum("mhd,lhd->hml", q.float(), keys) * v["softmax_scale"]
@@ -137,14 +142,14 @@ def _attend(
         scores = v["softcap"] * torch.tanh(scores / v["softcap"])
     at = torch.arange(len(k) - len(q), len(k))[:, None]
     seen = torch.arange(len(k))[None]
-    hidden = seen > at
+    hidden = (seen > at) & v["is_causal"]
     if v["window_size_left"] >= 0:
         hidden = hidden | (seen < at - v["window_size_left"])
     scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks.float().view(-1, 1, 1).expand(-1, len(q), 1)], -1)
-        return torch.einsum("hml,lhd->mhd", scores.softmax(-1)[..., :-1], values).to(q.dtype)
-    return torch.einsum("hml,lhd->mhd", scores.softmax(-1), values).to(q.dtype)
+        return torch.einsum("hml,lhd->mhd", scores.softmax(-1)[..., :-1], values).to(q.dtype), scores.logsumexp(-1)
+    return torch.einsum("hml,lhd->mhd", scores.softmax(-1), values).to(q.dtype), scores.logsumexp(-1)
 
 
 class FakeSglang(Provider):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fa3_backends import OnCpu
-from recorded import CudaGraphs, RecordedSteps
+from recorded_steps import CudaGraphs, RecordedSteps
 
 from core.interfaces.context import PluginContext
 from core.interfaces.hardware import StepGraphs
@@ -23,7 +23,7 @@ from plugin_fa3.settings import Settings
 SIZES = (1, 4, 8)
 
 
-def _world(device: str, settings: Mapping[str, Any], *rules: Rule) -> World:
+def world_of(device: str, settings: Mapping[str, Any], *rules: Rule) -> World:
     lacks = Fa3Attention.unavailable()
     if device == "cuda" and lacks is not None:
         pytest.skip(lacks)
@@ -41,8 +41,8 @@ def _world(device: str, settings: Mapping[str, Any], *rules: Rule) -> World:
     return World(backend, config, kv)
 
 
-def _graphs(device: str) -> StepGraphs:
-    return CudaGraphs() if device == "cuda" else MockGraphs(SIZES)
+def graphs_of(device: str, sizes: tuple[int, ...] = SIZES) -> StepGraphs:
+    return CudaGraphs() if device == "cuda" else MockGraphs(sizes)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -50,8 +50,8 @@ def _graphs(device: str) -> StepGraphs:
 @pytest.mark.parametrize("window", [None, 40])
 def test_replayed_steps_equal_the_reference(device: str, num_splits: int, window: int | None) -> None:
     """Growing sequences, in other rows, fewer than recorded; and steps between them that are not recorded."""
-    world = _world(device, {"num_splits": num_splits}, Rule(window=window), Rule(window=window, scale=0.2))
-    graphs = _graphs(device)
+    world = world_of(device, {"num_splits": num_splits}, Rule(window=window), Rule(window=window, scale=0.2))
+    graphs = graphs_of(device)
     recorded = {size: RecordedSteps(world, graphs, size, max_pages=40) for size in reversed(SIZES)}
     lengths = (3, 500, 16, 31, 300, 1, 64)
     numbers = world.new(len(lengths))
@@ -67,11 +67,21 @@ def test_replayed_steps_equal_the_reference(device: str, num_splits: int, window
         assert relative_error(outcome.got, outcome.want) < 0.02
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_long_prompt_that_a_fused_operation_has_stored(device: str) -> None:
+    """Its keys are read back from the pages. It stands between others, in a step with padding rows."""
+    world = world_of(device, {}, Rule())
+    numbers = world.new(3)
+    for work in ([(numbers[0], 20)], [(numbers[0], 1), (numbers[1], 1700), (numbers[2], 30)]):
+        for outcome in world.step(work, twice=True, padding_rows=3):
+            assert relative_error(outcome.got[: len(outcome.want)], outcome.want) < 0.02
+
+
 def test_a_replay_makes_the_calls_of_the_recording() -> None:
     """Launch shapes depend on rows and configuration alone: the width of the table, the bound of parts."""
     from fake_fa3 import CALLS
 
-    world = _world("cpu", {}, Rule())
+    world = world_of("cpu", {}, Rule())
     recorded = RecordedSteps(world, MockGraphs(SIZES), 4, max_pages=40)
     numbers = world.new(3)
     for _ in world.step([(number, 100) for number in numbers]):

@@ -1,6 +1,6 @@
 """Times FlashAttention-3 over pages on an NVIDIA H100 or H200, the way this plugin calls it.
 
-    python measure_fa3.py [decode] [groups] [prefill] [store] [nan]
+    python measure_fa3.py [decode] [groups] [prefill] [store] [nan] [prefix]
 
 Decodes are recorded in a CUDA graph of many calls, each over pages of its own, together larger than the L2 cache. What
 is printed decides the plugin's page sizes and the rule in splits.py.
@@ -16,16 +16,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
+from core.interfaces.attention import AttentionConfig
+from core.interfaces.batch import BatchLayout
+from core.interfaces.context import PluginContext
+from core.interfaces.spec import AttentionSpec, CacheGroupSpec, StateKind
+from plugin_fa3.backend import Fa3Attention
 from plugin_fa3.providers.base import Provider, Rows, Rule
 from plugin_fa3.providers.choose import choose
+from plugin_fa3.settings import Settings
 from plugin_fa3.store import store_kv
 
 HEAD_DIM, DEVICE, DTYPE = 128, torch.device("cuda"), torch.bfloat16
 CONTEXT = 8192  # tokens that a row of the page table has room for, in recorded steps
 L2_TIMES_FOUR = 256 << 20
 PREFILL_HEADS = (32, 8)
+PREFIXES = [(128, 4096, 160), (64, 4096, 160), (16, 4096, 160), (64, 1024, 304), (64, 0, 512), (256, 0, 1104)]
 PREFILLS = [
     (8, 1024, 0), (1, 8192, 0), (2, 8192, 0), (16, 128, 4096), (128, 128, 4096), (4, 2048, 2048), (1, 16, 8000),
 ]  # fmt: skip
@@ -209,8 +217,46 @@ def nan_table(provider: Provider) -> None:
     print("  (all others are)", flush=True)
 
 
+def backend_decode_us(shared: int, own: int, rows: int, *, prefixes: bool, layers: int = 8) -> float:
+    """Microseconds a layer of the backend's own recorded decodes: `rows` sequences of `own` tokens after `shared` that
+    all have in common (pages of 16), 32 heads over 8."""
+    spec = AttentionSpec(num_heads=32, num_kv_heads=8, head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5, v_head_dim=HEAD_DIM)
+    names = tuple(range(layers))
+    group = CacheGroupSpec("kv", StateKind.FULL, names, num_kv_heads=8, head_dim=HEAD_DIM, v_head_dim=HEAD_DIM)
+    first, each = shared // 16, -(-own // 16)
+    pages = 1 + first + rows * each
+    config = AttentionConfig(
+        group=group, layers=dict.fromkeys(names, spec), num_heads=32, num_kv_heads=8, page_size=16, num_pages=pages,
+        dtype=DTYPE, device=torch.device("cuda", 0), max_seqs=rows, max_tokens=8192, context_length=CONTEXT,
+    )  # fmt: skip
+    backend = Fa3Attention(config, PluginContext(settings=Settings(shared_prefixes=prefixes)))
+    kv = backend.allocate()
+    for pair in kv.values():
+        for x in pair:
+            x.normal_()
+    numbers = np.random.default_rng(0).permutation(np.arange(1, pages)).astype(np.int32)
+    table = np.concatenate([np.tile(numbers[:first], (rows, 1)), numbers[first:].reshape(rows, each)], 1)
+    lens, cu = np.full(rows, shared + own, np.int32), np.arange(rows + 1, dtype=np.int32)
+    wide = np.zeros((rows, CONTEXT // 16), np.int32)
+    wide[:, : table.shape[1]] = table
+    slots = torch.from_numpy(table[:, -1].astype(np.int64) * 16).to(DEVICE)
+    tensors = [torch.from_numpy(x).to(DEVICE) for x in (wide, lens, cu)]
+    layout = BatchLayout(16, rows, np.ones(rows, np.int32), lens, cu, table, slots, *tensors, captured=True)
+    q = torch.randn(rows, 32, HEAD_DIM, dtype=DTYPE, device=DEVICE)
+    backend.plan(layout)
+    calls = 4 * layers
+    return timed(record(lambda index: backend.run(q, None, None, index % layers, kv[index % layers]), calls), calls)
+
+
+def prefix_table() -> None:
+    print("\nrecorded decodes through the backend: us a layer, prefixes read once / not")
+    for rows, shared, own in PREFIXES:
+        times = [backend_decode_us(shared, own, rows, prefixes=prefixes) for prefixes in (True, False)]
+        print(f"  {rows:4d} rows, {shared} in common, {own} own: {times[0]:.1f} / {times[1]:.1f}", flush=True)
+
+
 def main() -> None:
-    which = sys.argv[1:] or ["nan", "store", "prefill", "decode", "groups"]
+    which = sys.argv[1:] or ["nan", "store", "prefill", "prefix", "decode", "groups"]
     provider = choose("auto", sinks=False)
     print(torch.cuda.get_device_name(), torch.__version__, provider.install)
     torch.manual_seed(0)
@@ -223,6 +269,7 @@ def main() -> None:
         "store": partial(store_table, pool),
         "prefill": partial(prefill_table, provider, pool, PREFILLS),
         "decode": partial(decode_table, provider, pool, (32, 8), [1, 16, 64, 128, 256], [128, 1024, 4096], sizes),
+        "prefix": prefix_table,
         "groups": partial(decode_table, provider, halves, (32, 4), [1, 64, 256], [1024], {16: list(VARIANTS)}),
     }
     for name in which:

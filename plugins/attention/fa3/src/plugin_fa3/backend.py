@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig
@@ -10,20 +12,22 @@ from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError
 from core.interfaces.spec import AttentionSpec, StateKind
 from plugin_fa3.device import NEEDED, unsuitable
-from plugin_fa3.plan import Step, plan_step
-from plugin_fa3.providers.base import Provider, Rule
+from plugin_fa3.merge import merge_into
+from plugin_fa3.plan import Piece, Step, plan_step
+from plugin_fa3.prefix import CommonKeys, CommonPrefixes
+from plugin_fa3.providers.base import Provider, Rows, Rule
 from plugin_fa3.providers.choose import choose, how_to_install, installed
 from plugin_fa3.schedule import Schedules
 from plugin_fa3.splits import Splits
-from plugin_fa3.store import store_kv
+from plugin_fa3.store import read_kv, store_kv
 
 
 class Fa3Attention(AttentionBackend):
     """KV of a layer: K [num_pages, page_size, num_kv_heads, head_dim] and V [..., v_head_dim].
 
     Pages of 128 tokens and more would be read by the tensor memory accelerator, whole: what lies behind a sequence's
-    last token would be multiplied by zero instead of being left out, and not-a-number there would show. So they are not
-    claimed.
+    last token would be multiplied by zero instead of being left out, and not-a-number that another request left there
+    would show. So they are not claimed.
     """
 
     capabilities = AttentionCapabilities(
@@ -45,8 +49,13 @@ class Fa3Attention(AttentionBackend):
         self._provider = self._choose_provider()
         self._group = config.num_heads // config.num_kv_heads
         self._rules = {layer: _rule(spec) for layer, spec in config.layers.items()}
-        self._splits = Splits(ctx.settings.num_splits, config.num_kv_heads, config.device)
+        self._splits = Splits(ctx.settings.num_splits, config)
         self._schedules = Schedules(self._provider, config)
+        self._common_schedules = Schedules(self._provider, config)
+        plain = all(spec.window is None and not spec.has_sinks for spec in config.layers.values())
+        self._prefixes = CommonPrefixes(config) if ctx.settings.shared_prefixes and plain else None
+        self._common: CommonKeys | None = None
+        self._decode_rows: Rows | None = None
         self._step: Step | None = None
         ctx.logger.info("FlashAttention-3 of %s", self._provider.install)
 
@@ -87,10 +96,18 @@ class Fa3Attention(AttentionBackend):
 
     def plan(self, layout: BatchLayout) -> None:
         self._step = step = plan_step(layout, self._group, self.config.device)
-        self._schedules.forget()
-        if step.decodes is not None:
-            splits = self._splits.of_decodes(step.decodes)
-            self._schedules.make(step.decodes.paged, splits, captured=step.captured)
+        self._common = None
+        if step.decodes is None:
+            return
+        rows = step.decodes.paged
+        if self._prefixes is not None:
+            self._common = self._prefixes.find(layout, rows)
+        if self._common is not None:
+            splits = self._splits.of_common(layout.num_decodes)
+            self._common_schedules.make(self._common.rows, splits, captured=step.captured)
+            rows = replace(rows, skipped=self._common.skipped)
+        self._decode_rows = rows
+        self._schedules.make(rows, self._splits.of_decodes(step.decodes), captured=step.captured)
 
     def run(
         self,
@@ -112,21 +129,48 @@ class Fa3Attention(AttentionBackend):
         # What the kernels see ends with the last sequence: they may read a tile past a sequence, never past a tensor.
         tokens = slice(0, step.num_tokens)
         q, rows_out = q[tokens], out[tokens]
+        if k is not None and v is not None:
+            k, v = k[tokens], v[tokens]
+        elif any(piece.long for piece in step.prefills):
+            k, v = read_kv(k_pages, v_pages, step.slots[tokens])
         if step.decodes is not None:
-            splits = self._splits.of_decodes(step.decodes)
-            self._provider.attend(
-                q, k_pages, v_pages, rows_out, step.decodes.paged, rule,
-                sinks=sinks, num_splits=splits, metadata=self._schedules.of(layer),
-            )  # fmt: skip
+            self._decode(q, k_pages, v_pages, rows_out, step.decodes, layer, sinks)
         for piece in step.prefills:
             if piece.fresh is not None and k is not None and v is not None:
-                self._provider.attend(q, k[tokens], v[tokens], rows_out, piece.fresh, rule, sinks=sinks)
+                self._provider.attend(q, k, v, rows_out, piece.fresh, rule, sinks=sinks)
             else:
                 self._provider.attend(
                     q, k_pages, v_pages, rows_out, piece.paged, rule,
                     sinks=sinks, num_splits=self._splits.of_prefills(piece),
                 )  # fmt: skip
         return out
+
+    def _decode(
+        self,
+        q: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        out: torch.Tensor,
+        decodes: Piece,
+        layer: int,
+        sinks: torch.Tensor | None,
+    ) -> None:
+        common, rows, rule = self._common, self._decode_rows, self._rules[layer]
+        assert rows is not None
+        splits, schedule = self._splits.of_decodes(decodes), self._schedules.of(layer)
+        q, out = q[: decodes.num_rows], out[: decodes.num_rows]
+        if common is None:
+            self._provider.attend(
+                q, k_pages, v_pages, out, rows, rule, sinks=sinks, num_splits=splits, metadata=schedule
+            )
+            return
+        shared = torch.empty_like(out)
+        shared_lse = self._provider.attend(
+            q, k_pages, v_pages, shared, common.rows, rule,
+            num_splits=self._splits.of_common(len(q)), metadata=self._common_schedules.of(layer),
+        )  # fmt: skip
+        lse = self._provider.attend(q, k_pages, v_pages, out, rows, rule, num_splits=splits, metadata=schedule)
+        merge_into(out, lse, shared, shared_lse, common.skipped)
 
 
 def _rule(spec: AttentionSpec) -> Rule:

@@ -16,6 +16,9 @@ import torch
 from core.interfaces.batch import BatchLayout
 from plugin_fa3.providers.base import Rows
 
+# Mean length, by token, from which fresh rows that a fused operation has stored are worth reading back: keys and values
+# in one stretch are read a quarter faster than pages, and copying them costs what that gains at 1000 tokens.
+_WORTH_COPYING = 1500
 # A step that alternates more often than this between fresh rows and rows with history is one call over pages.
 _MAX_PIECES = 4
 
@@ -23,12 +26,15 @@ _MAX_PIECES = 4
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Sequences of one call. paged: how to find their keys in pages. fresh: the same rows over the step's own keys and
-    values, None where a sequence has history. blocks: tiles of 128 query rows that one KV head has, over all of them.
+    values, None where a sequence has history. num_rows: token rows. blocks: tiles of 128 query rows that one KV head
+    has, over all of them. long: worth copying out of the pages if the step's own keys are not at hand.
     """
 
     paged: Rows
     fresh: Rows | None
+    num_rows: int
     blocks: int
+    long: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,10 @@ def _piece(
     pages = table.shape[1] if layout.captured else -(-longest // layout.page_size)
     paged = Rows(rows, max_q, pages * layout.page_size, lengths[first:last], table[first:last, :pages])
     fresh = Rows(rows, max_q, longest) if not layout.captured and bool((q_lens == seq_lens).all()) else None
-    return Piece(paged, fresh, int((-(-q_lens * group // 128)).sum()))
+    num_rows = int(q_lens.sum())
+    mean = float(np.square(q_lens, dtype=np.float64).sum()) / num_rows
+    blocks = int((-(-q_lens * group // 128)).sum())
+    return Piece(paged, fresh, num_rows, blocks, long=fresh is not None and mean >= _WORTH_COPYING)
 
 
 def _on_device(layout: BatchLayout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Schedules of a step's decodes: which multiprocessor takes which part of which sequence.
+"""Schedules of one call of a step, its decodes: which multiprocessor takes which part of which sequence.
 
 Without one the kernels work it out anew in every layer. Layers share one if they have the same window, softcap and
 sizes. The kernels also count in it while they run and leave it as it was.
@@ -35,10 +35,7 @@ class Schedules:
         self._kinds = tuple(dict.fromkeys(self._kind_of.values()))
         self._now: dict[_Kind, torch.Tensor] = {}
         # Of recorded steps, by number of rows: the recording reads from these addresses.
-        self._kept: dict[tuple[int, _Kind], torch.Tensor] = {}
-
-    def forget(self) -> None:
-        self._now = {}
+        self._kept: dict[tuple[int, int, _Kind], torch.Tensor] = {}
 
     def make(self, rows: Rows, num_splits: int, *, captured: bool) -> None:
         """The schedules of a call over pages, for all layers."""
@@ -54,15 +51,15 @@ class Schedules:
                 dtype=self._config.dtype,
                 num_splits=num_splits,
             )
-            self._now[kind] = self._keep(len(rows.cu_q) - 1, kind, made) if captured else made
+            self._now[kind] = self._keep((len(rows.cu_q) - 1, rows.max_q, kind), made) if captured else made
 
     def of(self, layer: int) -> torch.Tensor | None:
         return self._now.get(self._kind_of[layer])
 
-    def _keep(self, num_rows: int, kind: _Kind, made: torch.Tensor) -> torch.Tensor:
-        kept = self._kept.get((num_rows, kind))
+    def _keep(self, key: tuple[int, int, _Kind], made: torch.Tensor) -> torch.Tensor:
+        kept = self._kept.get(key)
         if kept is None:
-            kept = self._kept[num_rows, kind] = made.clone()
+            kept = self._kept[key] = made.clone()
         else:
             kept.copy_(made)
         return kept

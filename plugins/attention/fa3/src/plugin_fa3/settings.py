@@ -26,3 +26,8 @@ class Settings(BaseModel):
         description="Parts that the keys of a decoded sequence are split into at most, computed side by side. "
         "1 never splits; 0 decides by the number of rows.",
     )
+    shared_prefixes: bool = Field(
+        True,
+        description="Read the keys of a prefix that many decoded sequences share once for all of them. Off saves two "
+        "short launches a layer in recorded steps of 16 rows and more.",
+    )

@@ -1,4 +1,4 @@
-"""Write a step's keys and values into their pages: one launch where Triton is installed, else two."""
+"""Write a step's keys and values into their pages, in one launch where Triton is installed, and read them back."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def store_kv(
         return
     for new, pages in ((k, k_pages), (v, v_pages)):
         pages.view(-1, *pages.shape[2:]).index_copy_(0, slots.long(), new)
+
+
+def read_kv(k_pages: torch.Tensor, v_pages: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What lies at slots [T]: k [T, Hkv, D] and v [T, Hkv, Dv], contiguous."""
+    k, v = (pages.view(-1, *pages.shape[2:]).index_select(0, slots) for pages in (k_pages, v_pages))
+    return k, v
 
 
 @cache

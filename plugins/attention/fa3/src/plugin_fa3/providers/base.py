@@ -14,13 +14,13 @@ from plugin_fa3.providers.binding import Binding
 
 _ATTEND = (
     "q", "k", "v", "out", "cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k", "page_table",
-    "softmax_scale", "is_causal", "window_size_left", "window_size_right", "softcap", "scheduler_metadata",
+    "leftpad_k", "softmax_scale", "is_causal", "window_size_left", "window_size_right", "softcap", "scheduler_metadata",
     "num_splits", "pack_gqa",
 )  # fmt: skip
 _SCHEDULE = (
     "batch_size", "max_seqlen_q", "max_seqlen_k", "num_heads", "num_heads_k", "headdim", "headdim_v", "qkv_dtype",
-    "seqused_k", "cu_seqlens_q", "page_size", "is_causal", "window_size_left", "window_size_right", "has_softcap",
-    "num_splits", "pack_gqa",
+    "seqused_k", "cu_seqlens_q", "leftpad_k", "page_size", "is_causal", "window_size_left", "window_size_right",
+    "has_softcap", "num_splits", "pack_gqa",
 )  # fmt: skip
 
 
@@ -34,7 +34,9 @@ class Rows:
 
     cu_q [N+1] int32: sequence i owns token rows cu_q[i]:cu_q[i+1]; need not begin with 0. max_q: most rows of one.
     lengths [N] int32 and page_table [N, P] int32: KV length and pages of each, in a call over pages; None where keys
-    and values are the token rows themselves. max_k: no sequence has more keys; P * page_size over pages.
+    and values are the token rows themselves. max_k: no sequence has more keys; P * page_size over pages. skipped [N]
+    int32: keys at the beginning of each that are left out. causal: the last row of a sequence is its newest token; else
+    every row sees all keys.
     """
 
     cu_q: torch.Tensor
@@ -42,6 +44,8 @@ class Rows:
     max_k: int
     lengths: torch.Tensor | None = None
     page_table: torch.Tensor | None = None
+    skipped: torch.Tensor | None = None
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +111,27 @@ class Provider(ABC):
         sinks: torch.Tensor | None = None,
         num_splits: int = 1,
         metadata: torch.Tensor | None = None,
-    ) -> None:
-        """Causal attention of the token rows of `rows` into the same rows of `out`.
+    ) -> torch.Tensor:
+        """Attention of the token rows of `rows` into the same rows of `out`. Returns [H, T] float32: the logarithm of
+        the sum of exponentials that each row was divided by.
 
         q [T, H, D], out [T, H, Dv]; k, v [num_pages, page_size, Hkv, D or Dv] over pages, else [T, Hkv, D or Dv].
         sinks [H]. num_splits: most parts of a sequence's keys, 0 lets the kernels choose. metadata: of `schedule` for
         the same rows, window, softcap and num_splits.
         """
         extra = {} if sinks is None else {str(self.sinks_argument): sinks.to(torch.bfloat16)}
-        self._fwd(
+        results = self._fwd(
             q=q, k=k, v=v, out=out, cu_seqlens_q=rows.cu_q,
             cu_seqlens_k=rows.cu_q if rows.page_table is None else None,
             seqused_k=rows.lengths, max_seqlen_q=rows.max_q,
             max_seqlen_k=rows.max_k, page_table=rows.page_table,
-            softmax_scale=rule.scale, is_causal=True, window_size_left=rule.left, window_size_right=0,
+            leftpad_k=rows.skipped, softmax_scale=rule.scale,
+            is_causal=rows.causal, window_size_left=rule.left, window_size_right=0 if rows.causal else -1,
             softcap=rule.softcap or 0.0, scheduler_metadata=metadata, num_splits=num_splits, pack_gqa=None,
             **extra,
         )  # fmt: skip
+        lse: torch.Tensor = results[1]
+        return lse
 
     def schedule(
         self,
@@ -144,8 +152,9 @@ class Provider(ABC):
         made: torch.Tensor = self._schedule(
             batch_size=len(rows.lengths), max_seqlen_q=rows.max_q, max_seqlen_k=rows.max_k,
             num_heads=num_heads, num_heads_k=num_kv_heads, headdim=head_dim, headdim_v=v_head_dim, qkv_dtype=dtype,
-            seqused_k=rows.lengths, cu_seqlens_q=rows.cu_q, page_size=page_size, is_causal=True,
-            window_size_left=rule.left, window_size_right=0, has_softcap=rule.softcap is not None,
+            seqused_k=rows.lengths, cu_seqlens_q=rows.cu_q, leftpad_k=rows.skipped, page_size=page_size,
+            is_causal=rows.causal, window_size_left=rule.left, window_size_right=0 if rows.causal else -1,
+            has_softcap=rule.softcap is not None,
             num_splits=num_splits, pack_gqa=None,
         )  # fmt: skip
         return made
