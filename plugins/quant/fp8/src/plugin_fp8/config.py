@@ -116,9 +116,7 @@ def _compressed(config: Mapping[str, Any]) -> Format:
     kv = config.get("kv_cache_scheme")
     if kv is not None and (kv.get("type"), kv.get("num_bits")) != ("float", 8):
         raise _bad("kv_cache_scheme", kv, "but only 8-bit floating point is known", "remove it")
-    return replace(
-        first[1], skip=_names(config, "ignore"), field="quantization_config.ignore", kv_cache=kv is not None
-    )
+    return replace(first[1], skip=_names(config, "ignore"), field="quantization_config.ignore", kv_cache=kv is not None)
 
 
 def _group(name: str, group: Mapping[str, Any]) -> Format:

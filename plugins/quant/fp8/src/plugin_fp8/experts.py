@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from core.interfaces.errors import ConfigError, WeightError
 from core.interfaces.moe import ExpertWeights, MoeRunner
 from core.interfaces.quant import ExpertSlot, ExpertsMethod, ExpertsShape
-from core.layers.module import NO_EXPERT, empty_parameter
+from core.layers.module import NO_EXPERT
 from core.layers.moe import gated, loop_experts
 from core.layers.unquantized import STACKED, UnquantizedExperts
 from plugin_fp8 import scales

@@ -88,7 +88,11 @@ class CheckpointLinear(LinearMethod):
 
     def load(self, module: Any, shape: LinearShape, suffix: str, part: str, tensor: torch.Tensor) -> None:
         place = next((p for p in shape.parts if p.name == part), None)
-        if place is None or suffix not in ("weight", "bias", *self._suffixes()) or (suffix == "bias" and not shape.bias):
+        if (
+            place is None
+            or suffix not in ("weight", "bias", *self._suffixes())
+            or (suffix == "bias" and not shape.bias)
+        ):
             raise WeightError(f"{shape.path} has no {suffix} for part {part!r}")
         state: _State = module.state
         if suffix == "weight" and tensor.dtype.itemsize > 1:
@@ -117,7 +121,9 @@ class CheckpointLinear(LinearMethod):
         number = scales.as_float(tensor).reshape(-1)
         if len(number) not in ((1,) if self.format.weights == TENSOR else (rows,)):
             wanted = "1 number" if self.format.weights == TENSOR else f"{rows} numbers"
-            raise WeightError(f"shape {list(tensor.shape)}, expected {wanted}: one scale for each {self.format.weights}")
+            raise WeightError(
+                f"shape {list(tensor.shape)}, expected {wanted}: one scale for each {self.format.weights}"
+            )
         return number.expand(rows).unsqueeze(1)
 
     def load_stacked(self, module: nn.Module, shape: LinearShape, suffix: str, tensor: torch.Tensor) -> None:
@@ -159,8 +165,8 @@ class CheckpointLinear(LinearMethod):
         quantized = [part.name for part in shape.parts if ("weight", part.name) not in state.plain]
         if quantized:
             raise WeightError(
-                f"{shape.path}: part {quantized[0]!r} is quantized and {sorted(name for _, name in state.plain)[0]!r} is "
-                "not, but they are one matrix",
+                f"{shape.path}: part {quantized[0]!r} is quantized and {min(name for _, name in state.plain)!r} is not, "
+                "but they are one matrix",
                 hint="take a checkpoint that quantizes all of them, or none",
             )
         del module.weight, module.weight_scale

@@ -1,7 +1,7 @@
 """x times an e4m3 weight: the reference for any device, and what the matrix units of a GPU do.
 
-All take x [T, K] and give [T, N] in x's dtype, bias added. Inputs are quantized as the layout says: to a known scale, or
-each token (each group of a token's columns) to its own largest amount.
+All take x [T, K] and give [T, N] in x's dtype, bias added. Inputs are quantized as the layout says: to a known scale,
+or each token (each group of a token's columns) to its own largest amount.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arithmetic of the layouts, in plain PyTorch: quantize, and from the scales of a checkpoint to those of a rank's share.
+"""Arithmetic of the layouts, in plain PyTorch: quantizing, and the scales of a rank's share of a checkpoint.
 
 weight = stored * scale. Whatever a checkpoint has a scale for (a tensor, a row, a block of rows and columns), a layer
 keeps one for each row, or for each row and each group of neighbouring columns: then parts can be stacked, and rows be
@@ -18,7 +18,7 @@ SMALLEST_SCALE = 1e-12  # of rows of zeros
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [..., K] -> (e4m3 [..., K], scale [..., 1] float32): the largest amount of each row becomes the largest number."""
+    """x [..., K] -> (e4m3 [..., K], scale [..., 1] float32): each row's largest amount becomes the largest number."""
     wide = x.float()
     scale = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp_min(SMALLEST_SCALE)
     return to_e4m3(wide / scale), scale

@@ -20,6 +20,6 @@ class Options(BaseModel):
         32,
         ge=0,
         le=64,
-        description="Up to so many tokens a step, activations are not quantized where the device has a kernel for that: "
+        description="Up to so many tokens a step, activations are not quantized where the device has a kernel for it: "
         "reading the weights is all the time it takes. 0: always quantize.",
     )
