@@ -48,19 +48,21 @@ def run_core(case: str, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     if quantization:
         command += ["--quantization", quantization]
     out.unlink(missing_ok=True)
+    error = ""
     try:
         done = subprocess.run(command, timeout=args.timeout, cwd=ROOT)
+        error = f"exit {done.returncode}" if done.returncode else ""
     except subprocess.TimeoutExpired:
-        return {"error": f"not finished after {args.timeout:.0f} s"}
+        error = f"not finished after {args.timeout:.0f} s"
     if not out.exists():
-        return {"error": f"exit {done.returncode}"}
-    raw = json.loads(out.read_text())
+        return {"error": error or "no figures"}
+    raw = json.loads(out.read_text())  # after each workload: what there is counts
     figures = {name: item["figure"] for name, item in raw["workloads"].items()}
     if "W1" in raw["workloads"]:
         figures["W1_ttft_ms"] = raw["workloads"]["W1"]["ttft_ms"]
     if "warm" in raw["starts"]:
         figures["W0"] = raw["starts"]["warm"]["ready_s"]
-    return {"figures": figures, "raw": raw}
+    return {"figures": figures, "raw": raw} | ({"error": error} if error else {})
 
 
 def run_peer(engine: str, python: Path, case: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +105,10 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
             cells = [_cell(figures.get(column)) for column in COLUMNS]
             lines.append(f"| {case} | {engine} | " + " | ".join(cells) + " |")
             if "error" in row:
-                lines.append(f"| | not run: {row['error'].splitlines()[-1]} |" + " |" * len(COLUMNS))
+                lines.append(
+                    f"| | {'in part' if figures else 'not run'}: {row['error'].splitlines()[-1]} |"
+                    + " |" * len(COLUMNS)
+                )
         lines.append(f"| {case} | core / best other | " + " | ".join(_ratios(engines)) + " |")
     return "\n".join(lines)
 

@@ -84,10 +84,7 @@ def start_once(settings: Settings, work: Workload, environment: dict[str, str]) 
 
 def main() -> None:
     """The measured process."""
-    from core.engine.spinning import spin_briefly
-
     given = json.loads(sys.stdin.read())
-    spin_briefly(os.environ)
     from core.bench.datasets import random_prompts
     from core.bench.offline import OfflineBench
 

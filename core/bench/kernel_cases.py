@@ -79,7 +79,7 @@ class KernelCases:
             dtype=self.dtype,
             device=self.device,
             ops=build_ops(hardware.ops(), *tables),
-            quant=set_up(quant, quant.target, resolution.hf_config.get("quantization_config"), context(quant)),
+            quant=set_up(quant, quant.target, resolution.quant_config, context(quant)),
             moe=set_up(moe, moe.target, context(moe)),
             tp=SingleProcess(),
             max_tokens=resolution.chunk_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -14,12 +15,22 @@ from core.bench.report import RequestRecord
 from core.config.sections import Settings
 from core.engine.client import EngineRequest, TokenChunk
 from core.engine.environment import apply_environment, device_environment
+from core.engine.spinning import spin_briefly
 from core.interfaces.params import SamplingParams
 from core.registry import Catalog
 from core.registry.resolve import resolve
 
 if TYPE_CHECKING:
     from core.runner.runner import ModelRunner
+
+
+def prepare(settings: Settings) -> Catalog:
+    """Set the variables that the device wants in this process. Call it before anything that imports torch, which reads
+    them when it is loaded. Returns the installed plugins."""
+    catalog = Catalog.scan()
+    spin_briefly(os.environ)
+    apply_environment(device_environment(settings, catalog), settings.engine.device)
+    return catalog
 
 
 class OfflineBench:
@@ -30,8 +41,7 @@ class OfflineBench:
 
     def __init__(self, settings: Settings) -> None:
         begin = time.perf_counter()
-        catalog = Catalog.scan()
-        apply_environment(device_environment(settings, catalog), settings.engine.device)
+        catalog = prepare(settings)
         from core.engine.build import build_engine  # with it comes torch, which reads what has just been set
         from core.engine.offline import OfflineEngine
 

@@ -37,6 +37,9 @@ class _Numbers(click.ParamType):
 def _kernels(
     resolved: ResolvedSettings, kinds: tuple[str, ...], rows: list[int], divide: int, out: str | None, as_json: bool
 ) -> int:
+    from core.bench.offline import prepare
+
+    prepare(resolved.settings)  # before torch is imported
     from core.bench.ceilings import measure_ceilings
     from core.bench.kernel_cases import KernelCases
     from core.bench.kernels import render_kernel, time_cases

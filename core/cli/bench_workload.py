@@ -22,6 +22,9 @@ def _workload(
     out: str | None,
     as_json: bool,
 ) -> int:
+    from core.bench.offline import prepare
+
+    prepare(resolved.settings)  # before torch is imported
     from core.bench.session import WorkloadSession
 
     session = WorkloadSession(
