@@ -22,7 +22,6 @@ import msgspec
 from core.distributed.meeting import Meeting
 from core.engine.messages import ErrorInfo
 from core.engine.rank_messages import (
-    Alive,
     Frames,
     FromRank,
     Line,
