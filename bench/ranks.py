@@ -39,7 +39,13 @@ MOE = {
     "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "max_position_embeddings": 2048,
 }  # fmt: skip
 DTYPES = {"demo": ("float32", "bfloat16"), "moe": ("float32",)}
-SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 8}  # to try this on a CPU
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "head_dim": 8,
+    "vocab_size": 2048,
+}  # to try this on a CPU
 
 
 def make(model: str | None, ranks: int, dtype: str, **settings: Any) -> Any:
@@ -109,8 +115,9 @@ def speed(ranks: int, folder: str) -> None:
         str(Path(folder) / "llama"), ranks, "bfloat16", load_format="dummy", context_length=2048,
         max_running_requests=64, memory_fraction=0.5, grammar_backend="none",
     )  # fmt: skip
+    vocab = engine.engine.hello.vocab_size
     for name, count, prompt, output in (("W1", 1, 128, 256), ("W5", 64, 128, 512)):
-        engine.generate(requests(count, prompt, 32, 100_000, seed=3))
+        engine.generate(requests(count, prompt, 32, vocab, seed=3))
         times = broadcast_times(engine)
         first: list[float] = []
         begin = time.perf_counter()
@@ -120,7 +127,7 @@ def speed(ranks: int, folder: str) -> None:
                 first.append(time.perf_counter() - begin)
             return False
 
-        wanted = [_plain(one) for one in requests(count, prompt, output, 100_000, seed=4)]
+        wanted = [_plain(one) for one in requests(count, prompt, output, vocab, seed=4)]
         done = engine.generate(wanted, took)
         wall_s = time.perf_counter() - begin
         num = sum(len(chunk.tokens) for chunk in done)
@@ -163,6 +170,7 @@ def broadcast_times(engine: Any) -> list[float]:
 
 def kill(engine: Any, ranks: int) -> None:
     """SIGKILL for the last rank under load."""
+    vocab = engine.engine.hello.vocab_size
     victim = engine.engine._executor._ranks._members[-1].process.pid
     killed: list[float] = []
 
@@ -173,7 +181,7 @@ def kill(engine: Any, ranks: int) -> None:
 
     threading.Thread(target=shoot, daemon=True).start()
     try:
-        engine.generate([_plain(one) for one in requests(32, 128, 1800, 100_000, seed=5)])
+        engine.generate([_plain(one) for one in requests(32, 128, 1800, vocab, seed=5)])
         tell(part="kill", ranks=ranks, error="none: the requests finished before")
     except Exception as error:
         tell(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,9 +148,9 @@ def check_against_transformers(folder: Path, request: EngineRequest, chunk: Toke
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("plugin_qwen")
-    yield write_tiny_checkpoint(tmp_path_factory.mktemp("vectors"), "qwen3", **SHAPES["qwen3"])
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("vectors"), "qwen3", **SHAPES["qwen3"])
 
 
 def test_vectors_and_judgements(vectors: Path) -> None:
