@@ -22,7 +22,6 @@ import msgspec
 from core.distributed.meeting import Meeting
 from core.engine.messages import ErrorInfo
 from core.engine.rank_messages import (
-    Alive,
     Frames,
     FromRank,
     Line,
@@ -78,7 +77,7 @@ class Ranks:
 
     size: of the whole group. settings, lock: as in StartRank. on_loss: called once, from the watching thread.
     leave_if_stuck: leave this process if its engine does not notice a loss within STUCK_S, because its device waits for
-    ever; for a process that is the engine's own. timeout_s: longest silence.
+    ever; for a process that is the engine's own. timeout_s: longest silence. module: what their processes run.
     """
 
     def __init__(
@@ -91,8 +90,10 @@ class Ranks:
         on_loss: Callable[[], None] = lambda: None,
         leave_if_stuck: bool = False,
         timeout_s: float = TIMEOUT_S,
+        module: str = "core.engine.rank",
     ) -> None:
         self.size = size
+        self._module = module
         self.timeout_s = timeout_s
         self.meeting = Meeting.make()
         self._on_loss = on_loss
@@ -216,7 +217,7 @@ class Ranks:
         spin_briefly(environment)
         meeting = [self.meeting.fd] if self.meeting.fd >= 0 else []
         for member, end in zip(self._members, ends, strict=True):
-            command = [sys.executable, "-P", "-m", "core.engine.rank"]
+            command = [sys.executable, "-P", "-m", self._module]
             command += [str(end.fileno()), str(self.meeting.fd), str(os.getpid())]
             member.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=[end.fileno(), *meeting], env=environment

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from core.interfaces.step import StepPlan, StepResult, TokenMasks
-from core.runner.running_step import Computed, Pending
 from core.runner.runner import ModelRunner
+from core.runner.running_step import Computed, Pending
 
 
 class FollowingRunner(ModelRunner):

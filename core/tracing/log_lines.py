@@ -103,7 +103,8 @@ class TextLines(logging.Formatter):
 
 class JsonLines(logging.Formatter):
     """One object a line: time, level, logger, process, message; request_id and trace_id of the request at hand;
-    exception; and the line's own fields. process: "server", "engine", or "rank 1" and so on of an engine of several ranks."""
+    exception; and the line's own fields. process: "server", "engine", or "rank 1" and so on of an engine
+    of several ranks."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
