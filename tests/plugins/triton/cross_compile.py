@@ -54,6 +54,7 @@ def cross_compile(kernel: Any, arguments: Mapping[str, Any], target: str, **opti
     place = TARGETS[target]
     if place.backend != "cuda":
         options.pop("launch_pdl", None)
+    options.setdefault("enable_fp_fusion", True)  # the default changes, and warns, between versions
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=place, options=options)
     assert compiled.asm[_BINARY[place.backend]], f"no binary for {target}"

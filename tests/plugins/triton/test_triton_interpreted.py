@@ -17,7 +17,15 @@ MODULES = sorted(path.name for path in (HERE / "interpreted").glob("test_*.py"))
 @pytest.mark.parametrize("module", MODULES)
 def test_in_the_interpreter(module: str) -> None:
     env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", str(HERE / "interpreted" / module)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "--no-header",
+        "--contract-examples=0.1",
+        str(HERE / "interpreted" / module),
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-2000:]

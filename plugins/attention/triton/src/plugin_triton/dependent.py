@@ -6,12 +6,14 @@ Rules that every kernel here keeps, with `PDL` a tl.constexpr that is true only 
   ends only when all of its programs did, and each waits for the grid before, so what was written two kernels ago is
   complete too, and a buffer that the allocator gave again is not overwritten while it is still read.
 - Before it only constants may be read: weights.
-- `release(PDL)` lets the next kernel's programs take what is free on the chip. They wait for this grid themselves, so it
-  may come at any time; early is good.
+- `release(PDL)` lets the next kernel's programs take what is free on the chip. They wait for this grid themselves, so
+  it may come at any time; early is good.
 Kernels that know nothing of this start when the one before has ended, as ever.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton
@@ -33,8 +35,9 @@ def release(PDL: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
         gdc_launch_dependents()
 
 
-def has_dependent_launch(device: torch.device) -> bool:
-    """Whether kernels on `device` may be launched that way."""
+@functools.cache
+def dependent(device: torch.device) -> bool:
+    """Whether kernels on `device` are launched that way."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= (9, 0)

@@ -25,7 +25,7 @@ def _prefetch(base, k, K: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def skinny_kernel(  # type: ignore[no-untyped-def]
     x, weight, bias, y, parts, arrived, T,
     N: tl.constexpr, K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -57,7 +57,7 @@ def skinny_kernel(  # type: ignore[no-untyped-def]
     wait(PDL)
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     up = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         k = first + step * BLOCK_K
         at = k + cols
         v = tl.load(x + tokens[None, :] * K + at[:, None], mask=tokens_ok[None, :] & (at < K)[:, None], other=0.0)
@@ -89,9 +89,7 @@ def skinny_kernel(  # type: ignore[no-untyped-def]
                 theirs = parts + other * (halves * N * BLOCK_T)
                 acc += tl.load(theirs + place, mask=rows_ok[:, None], other=0.0, cache_modifier=".cg")
                 if ACT != "none":
-                    up += tl.load(
-                        theirs + N * BLOCK_T + place, mask=rows_ok[:, None], other=0.0, cache_modifier=".cg"
-                    )
+                    up += tl.load(theirs + N * BLOCK_T + place, mask=rows_ok[:, None], other=0.0, cache_modifier=".cg")
             tl.store(arrived + block, 0)
     if last:
         if BIAS:
