@@ -23,7 +23,9 @@ TABLES = Path(__file__).parent / "tables"
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Of one kernel. group_m: blocks of rows that go through the same columns together, for the L2 cache.
-    swap: weights are the left operand, so that few tokens fill the narrow side of the matrix unit."""
+    swap: weights are the left operand, so that few tokens fill the narrow side of the matrix unit.
+    tma: weights come through the tensor memory accelerator, where there is one.
+    stages: of the software pipeline; with block_m 1, tiles of down's weights fetched before gate_up is done."""
 
     block_n: int
     block_k: int
@@ -31,6 +33,7 @@ class Tile:
     stages: int = 3
     group_m: int = 1
     swap: bool = False
+    tma: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def _tile(entry: Mapping[str, Any]) -> Tile:
     known = {field.name for field in fields(Tile)}
     if set(entry) - known:
         raise ValueError(f"unknown keys {', '.join(sorted(set(entry) - known))}")
-    values = {name: bool(value) if name == "swap" else _size(name, value) for name, value in entry.items()}
+    values = {name: bool(value) if name in ("swap", "tma") else _size(name, value) for name, value in entry.items()}
     tile = Tile(**values)
     for name in ("block_n", "block_k", "warps"):
         value = getattr(tile, name)

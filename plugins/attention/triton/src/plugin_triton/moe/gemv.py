@@ -12,6 +12,9 @@ from plugin_triton.moe.activation import code, gated
 from plugin_triton.moe.configs import Tile
 
 
+UNROLLED = tl.constexpr(48)  # steps of `_down` that the compiler sees at once, so that their loads overlap
+
+
 def run_gate_up(
     x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, tile: Tile, overlap: bool
 ) -> torch.Tensor:
@@ -22,8 +25,7 @@ def run_gate_up(
     _gate_up[(pairs * triton.cdiv(inter, tile.block_n),)](
         x, x.stride(0), weights.gate_up, weights.scales.get("gate_up", h), h, ids, pairs, TOP_K=ids.shape[1],
         HIDDEN=hidden, INTER=inter, FORMAT=fp8.CODES[weights.format], ACT=code(weights.activation),
-        BLOCK_N=tile.block_n, BLOCK_K=min(tile.block_k, triton.next_power_of_2(hidden)), STAGES=tile.stages,
-        KEEP=_keep(tokens), PDL=overlap, num_warps=tile.warps, **launch.options(overlap),
+        BLOCK_N=tile.block_n, BLOCK_K=min(tile.block_k, triton.next_power_of_2(hidden)), KEEP=_keep(tokens), PDL=overlap, num_warps=tile.warps, **launch.options(overlap),
     )  # fmt: skip
     return h
 
@@ -39,7 +41,7 @@ def run_down(
     _down[(tokens * triton.cdiv(hidden, tile.block_n),)](
         h, weights.down, weights.scales.get("down", h), out, ids, factors, tokens, TOP_K=top_k, HIDDEN=hidden,
         INTER=inter, FORMAT=fp8.CODES[weights.format], BLOCK_N=tile.block_n,
-        BLOCK_K=min(tile.block_k, triton.next_power_of_2(inter)), STAGES=tile.stages, KEEP=_keep(tokens), PDL=overlap,
+        BLOCK_K=min(tile.block_k, triton.next_power_of_2(inter)), AHEAD=tile.stages, KEEP=_keep(tokens), PDL=overlap,
         num_warps=tile.warps, **launch.options(overlap),
     )  # fmt: skip
     return out
@@ -53,8 +55,8 @@ def _keep(tokens: int) -> str:
 @triton.jit(do_not_specialize=["num_pairs"])
 def _gate_up(
     x, stride_x, weight, scale, h, ids, num_pairs, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    KEEP: tl.constexpr, PDL: tl.constexpr,
+    FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KEEP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """h[pair, i] = act(gate_i . x) * (up_i . x). Pairs go fastest: those of one expert meet in the L2 cache."""
     pair = tl.program_id(0) % num_pairs
@@ -72,7 +74,7 @@ def _gate_up(
     WIDE: tl.constexpr = (HIDDEN + 127) // 128
     # BLOCK_N divides 128, so that a program's rows are of one block of scales.
     scale_ptr = scale + (expert * 2 * TALL + tl.program_id(0) // num_pairs * BLOCK_N // 128) * WIDE
-    for start in tl.range(0, HIDDEN, BLOCK_K, num_stages=STAGES):
+    for start in tl.static_range(0, HIDDEN, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         if HIDDEN % BLOCK_K == 0:
             value = tl.load(row + k).to(tl.float32)
@@ -104,7 +106,7 @@ def _gate_up(
 @triton.jit(do_not_specialize=["tokens"])
 def _down(
     h, weight, scale, out, ids, factors, tokens, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, KEEP: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """out[token, n] = sum over its experts of factor * down_n . h[pair], in float32."""
@@ -113,13 +115,25 @@ def _down(
     real = n < HIDDEN
     n = tl.minimum(n, HIDDEN - 1)
     STEPS: tl.constexpr = (INTER + BLOCK_K - 1) // BLOCK_K
-    # What the router wrote is complete before `run_gate_up` lets this kernel start (see `launch`).
-    expert = tl.load(ids + token * TOP_K, cache_modifier=".cg").to(tl.int64)
-    w = _down_weights(weight, expert, n, 0, HIDDEN, INTER, BLOCK_K, KEEP)
+    ALL: tl.constexpr = TOP_K * STEPS
+    # What the router wrote is complete before `run_gate_up` lets this kernel start (see `launch`), so that weights can
+    # be on their way while the hidden values are still computed.
+    ahead = ()
+    for step in tl.static_range(0, min(AHEAD, ALL)):
+        early = tl.load(ids + token * TOP_K + step // STEPS, cache_modifier=".cg").to(tl.int64)
+        ahead += (_down_weights(weight, early, n, step % STEPS * BLOCK_K, HIDDEN, INTER, BLOCK_K, KEEP),)
     launch.begin(PDL)
     total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    total = _down_part(total, w, h, scale, factors, expert, token * TOP_K, 0, n, HIDDEN, INTER, FORMAT, BLOCK_N, BLOCK_K)
-    for step in tl.range(1, TOP_K * STEPS, num_stages=STAGES):
+    for step in tl.static_range(0, min(UNROLLED, ALL)):
+        pair = token * TOP_K + step // STEPS
+        start = step % STEPS * BLOCK_K
+        expert = tl.load(ids + pair).to(tl.int64)
+        if step < AHEAD:
+            w = ahead[step]
+        else:
+            w = _down_weights(weight, expert, n, start, HIDDEN, INTER, BLOCK_K, KEEP)
+        total = _down_part(total, w, h, scale, factors, expert, pair, start, n, HIDDEN, INTER, FORMAT, BLOCK_N, BLOCK_K)
+    for step in range(min(UNROLLED, ALL), ALL):
         pair = token * TOP_K + step // STEPS
         start = step % STEPS * BLOCK_K
         expert = tl.load(ids + pair).to(tl.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from core.interfaces.moe import ExpertWeights
 from plugin_triton.moe import fp8, launch
@@ -43,11 +44,14 @@ def multiply(
         x, x_scale = fp8.quantize(x, fp8.GROUP if weights.format == fp8.BLOCK else k, overlap)
         w_scale = weights.scales[name]
         block_k = fp8.GROUP if weights.format == fp8.BLOCK else block_k
+    described = None
+    if tile.tma and launch.can_describe(weight):
+        described = TensorDescriptor.from_tensor(weight.view(-1, k), [tile.block_n, block_k])
     grid = (order.max_blocks * triton.cdiv(n, tile.block_n),)
     _grouped[grid](
-        x, x.stride(0), x_scale, weight, w_scale, y, factors, order.order, order.blocks, order.max_blocks, n, k,
+        x, x.stride(0), x_scale, weight, described, w_scale, y, factors, order.order, order.blocks, order.max_blocks, n, k,
         SHARE=share, FORMAT=format_, ACT=act, BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_K=block_k,
-        GROUP_M=tile.group_m, EVEN_K=k % block_k == 0, SWAP=tile.swap, WIDE=launch.INTERPRETED,
+        GROUP_M=tile.group_m, EVEN_K=k % block_k == 0, TMA=described is not None, SWAP=tile.swap, WIDE=launch.INTERPRETED,
         KEEP="evict_first" if block_m == 16 else "", PDL=overlap, num_warps=tile.warps, num_stages=tile.stages,
         **launch.options(overlap),
     )  # fmt: skip
@@ -55,14 +59,15 @@ def multiply(
 
 @triton.jit(do_not_specialize=["num_blocks"])
 def _grouped(
-    x, stride_x, x_scale, weight, w_scale, y, factors, order, blocks, num_blocks, N, K, SHARE: tl.constexpr,
+    x, stride_x, x_scale, weight, described, w_scale, y, factors, order, blocks, num_blocks, N, K, SHARE: tl.constexpr,
     FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, KEEP: tl.constexpr,
+    GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, KEEP: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of one expert's product. Rows behind the expert's last one repeat pair 0 and are not stored.
 
-    WIDE: multiply in float32. KEEP: how weights stay in the L2 cache; where each is read once, they go first.
+    described: `weight` as [E * rows, K], for the tensor memory accelerator to fetch, if TMA. A tile may go on into the
+    next expert's rows, which give columns that are not stored. WIDE: multiply in float32. KEEP: how weights stay in the L2 cache; where each is read once, they go first.
     """
     num_n = tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -83,6 +88,7 @@ def _grouped(
     x_ptr = _along_k(x + source * stride_x, k, not SWAP)
     gate_ptr = _along_k(weight + (expert * (2 * N if ACT >= 0 else N) + column) * K, k, SWAP)
     up_ptr = gate_ptr + N.to(tl.int64) * K
+    w_row = (expert * (2 * N if ACT >= 0 else N) + program % (GROUP_M * num_n) // size * BLOCK_N).to(tl.int32)
     acc = tl.zeros([BLOCK_N, BLOCK_M] if SWAP else [BLOCK_M, BLOCK_N], tl.float32)
     up = acc
     if FORMAT == 3:
@@ -92,7 +98,12 @@ def _grouped(
         w_scale += (expert * (2 * tall if ACT >= 0 else tall) + column // 128) * wide
     for start in range(0, K, BLOCK_K):
         a = _part(x_ptr, k, K - start, not SWAP, EVEN_K, "")
-        b = _part(gate_ptr, k, K - start, SWAP, EVEN_K, KEEP)
+        if TMA:
+            b = described.load([w_row, start])
+            if not SWAP:
+                b = tl.trans(b)
+        else:
+            b = _part(gate_ptr, k, K - start, SWAP, EVEN_K, KEEP)
         if FORMAT == 3:
             by_row = tl.load(x_scale + start // 128)
             by_column = tl.load(w_scale + start // 128)
@@ -100,7 +111,12 @@ def _grouped(
         else:
             acc = _dot(a, b, acc, SWAP, WIDE)
         if ACT >= 0:
-            b = _part(up_ptr, k, K - start, SWAP, EVEN_K, KEEP)
+            if TMA:
+                b = described.load([w_row + N, start])
+                if not SWAP:
+                    b = tl.trans(b)
+            else:
+                b = _part(up_ptr, k, K - start, SWAP, EVEN_K, KEEP)
             if FORMAT == 3:
                 by_column = tl.load(w_scale + tall * wide + start // 128)
                 up += _dot(a, b, None, SWAP, WIDE) * _outer(by_row, by_column, SWAP)

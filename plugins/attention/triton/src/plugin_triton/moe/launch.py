@@ -39,3 +39,8 @@ def can_overlap(device: torch.device) -> bool:
 def options(overlap: bool) -> dict[str, Any]:
     """Launch options; other targets than NVIDIA's do not know this one."""
     return {"launch_pdl": True} if overlap else {}
+
+
+def can_describe(weight: torch.Tensor) -> bool:
+    """Whether the tensor memory accelerator can fetch tiles of `weight` [..., K], contiguous: rows begin at 16 bytes."""
+    return can_overlap(weight.device) and weight.shape[-1] * weight.element_size() % 16 == 0

@@ -15,7 +15,8 @@ import triton.language as tl
 
 from plugin_triton.moe import launch
 
-CHUNK = 512  # pairs that one program counts and places
+CHUNK = 256  # pairs that one program places
+FEW_PAIRS = 2048  # up to here every program counts all pairs by itself, which saves a launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +40,20 @@ def sort_by_expert(ids: torch.Tensor, num_experts: int, block_m: int, overlap: b
     num_pairs = ids.numel()
     num_blocks = max_blocks(num_pairs, num_experts, block_m)
     chunks = triton.cdiv(num_pairs, CHUNK)
+    counted = num_pairs > FEW_PAIRS
     bins = max(32, triton.next_power_of_2(num_experts))
-    sub = max(16, min(128, 16384 // bins, triton.next_power_of_2(num_pairs)))
     order = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
     blocks = torch.empty(3, num_blocks, dtype=torch.int32, device=ids.device)
     counts = order  # not read
-    if chunks > 1:
+    if counted:
         counts = torch.empty(chunks, bins, dtype=torch.int32, device=ids.device)
         _count[(chunks,)](
             ids, counts, num_pairs, BINS=bins, CHUNK=CHUNK, PDL=overlap, num_warps=4, **launch.options(overlap)
         )
     _place[(chunks,)](
         ids, counts, order, blocks, num_pairs, chunks, num_blocks, triton.cdiv(num_blocks, chunks),
-        NUM_EXPERTS=num_experts, BINS=bins, CHUNK=min(CHUNK, triton.next_power_of_2(num_pairs)), SUB=sub,
-        BLOCK_M=block_m, ROWS=max(1, 4096 // bins), ALONE=chunks == 1, PDL=overlap, num_warps=8,
+        NUM_EXPERTS=num_experts, BINS=bins, CHUNK=CHUNK, SUB=max(16, min(128, 16384 // bins)),
+        ROWS=max(1, 8192 // bins), BLOCK_M=block_m, COUNTED=counted, PDL=overlap, num_warps=8,
         **launch.options(overlap),
     )  # fmt: skip
     return Sorted(order, blocks, num_blocks)
@@ -72,25 +73,27 @@ def _count(ids, counts, num_pairs, BINS: tl.constexpr, CHUNK: tl.constexpr, PDL:
 @triton.jit(do_not_specialize=["num_pairs", "num_chunks", "num_blocks", "blocks_per_program"])
 def _place(
     ids, counts, order, blocks, num_pairs, num_chunks, num_blocks, blocks_per_program,
-    NUM_EXPERTS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr, BLOCK_M: tl.constexpr,
-    ROWS: tl.constexpr, ALONE: tl.constexpr, PDL: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr, COUNTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Each program writes the places of its chunk's pairs, and a share of the blocks."""
     launch.begin(PDL)
     chunk = tl.program_id(0)
     bins = tl.arange(0, BINS)
-    before = tl.zeros([BINS], tl.int32)  # pairs of each expert in earlier chunks
-    if ALONE:
-        pairs = tl.arange(0, CHUNK)
-        inside = pairs < num_pairs
-        total = tl.histogram(tl.load(ids + pairs, mask=inside, other=0).to(tl.int32), BINS, mask=inside)
-    else:
-        total = tl.zeros([BINS], tl.int32)
+    total = tl.zeros([BINS], tl.int32)  # pairs of each expert
+    before = tl.zeros([BINS], tl.int32)  # of these, in earlier chunks
+    if COUNTED:
         for start in range(0, num_chunks, ROWS):
-            rows = start + tl.arange(0, ROWS)
-            some = tl.load(counts + rows[:, None] * BINS + bins[None, :], mask=rows[:, None] < num_chunks, other=0)
+            row = start + tl.arange(0, ROWS)
+            some = tl.load(counts + row[:, None] * BINS + bins[None, :], mask=row[:, None] < num_chunks, other=0)
             total += tl.sum(some, axis=0)
-            before += tl.sum(tl.where(rows[:, None] < chunk, some, 0), axis=0)
+            before += tl.sum(tl.where(row[:, None] < chunk, some, 0), axis=0)
+    else:
+        for start in range(0, num_pairs, 2 * CHUNK):
+            any_pair = start + tl.arange(0, 2 * CHUNK)
+            any_expert = tl.load(ids + any_pair, mask=any_pair < num_pairs, other=0).to(tl.int32)
+            total += tl.histogram(any_expert, BINS, mask=any_pair < num_pairs)
+            before += tl.histogram(any_expert, BINS, mask=any_pair < tl.minimum(num_pairs, chunk * CHUNK))
     first = tl.cumsum(total, axis=0) - total
     num = (total + BLOCK_M - 1) // BLOCK_M
     block_end = tl.cumsum(num, axis=0)
@@ -99,20 +102,18 @@ def _place(
     last_block = tl.minimum((chunk + 1) * blocks_per_program, num_blocks)
     for start in range(chunk * blocks_per_program, last_block, SUB):
         block = start + tl.arange(0, SUB)
-        expert = tl.sum((block[:, None] >= block_end[None, :]).to(tl.int32), axis=1)
-        mine = bins[None, :] == expert[:, None]
-        begin = block * BLOCK_M + tl.sum(tl.where(mine, shift[None, :], 0), axis=1)
-        end = tl.sum(tl.where(mine, (first + total)[None, :], 0), axis=1)
-        inside = block < last_block
-        tl.store(blocks + block, tl.where(expert < NUM_EXPERTS, expert, -1), mask=inside)
-        tl.store(blocks + num_blocks + block, begin, mask=inside)
-        tl.store(blocks + 2 * num_blocks + block, end, mask=inside)
-    place = first + before
-    for start in range(0, CHUNK, SUB):
-        pairs = chunk * CHUNK + start + tl.arange(0, SUB)
-        inside = pairs < num_pairs
-        expert = tl.load(ids + pairs, mask=inside, other=-1).to(tl.int32)
-        mine = (expert[:, None] == bins[None, :]).to(tl.int32)
-        where = tl.sum(mine * (tl.cumsum(mine, axis=0) - 1 + place[None, :]), axis=1)
-        tl.store(order + where, pairs, mask=inside)
-        place += tl.sum(mine, axis=0)
+        owner = tl.sum((block[:, None] >= block_end[None, :]).to(tl.int32), axis=1)
+        index = tl.minimum(owner, BINS - 1)
+        inside_blocks = block < last_block
+        tl.store(blocks + block, tl.where(owner < NUM_EXPERTS, owner, -1), mask=inside_blocks)
+        tl.store(blocks + num_blocks + block, block * BLOCK_M + tl.gather(shift, index, 0), mask=inside_blocks)
+        tl.store(blocks + 2 * num_blocks + block, tl.gather(first + total, index, 0), mask=inside_blocks)
+    pair = chunk * CHUNK + tl.arange(0, CHUNK)
+    expert = tl.load(ids + pair, mask=pair < num_pairs, other=0).to(tl.int32)
+    rank = tl.zeros([CHUNK], tl.int32)  # pairs of the same expert earlier in the chunk
+    for start in range(0, CHUNK, 64):
+        other = chunk * CHUNK + start + tl.arange(0, 64)
+        other_expert = tl.load(ids + other, mask=other < num_pairs, other=-1).to(tl.int32)
+        earlier = (expert[:, None] == other_expert[None, :]) & (other[None, :] < pair[:, None])
+        rank += tl.sum(earlier.to(tl.int32), axis=1)
+    tl.store(order + tl.gather(first + before, expert, 0) + rank, pair, mask=pair < num_pairs)

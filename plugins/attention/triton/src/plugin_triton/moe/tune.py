@@ -7,6 +7,7 @@ host is counted.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,43 +42,34 @@ class Timed:
 
 
 # block_m -> (tiles for gate_up, tiles for down) worth trying. As of Tile: block_n, block_k, warps, stages, group_m.
-_SIZES: dict[int, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]] = {
+_Sizes = dict[int, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]]
+_SIZES: _Sizes = {
     1: (
-        [(1, 2048, 4, 1), (2, 2048, 4, 1), (2, 2048, 8, 1), (4, 2048, 8, 1), (1, 1024, 4, 1), (2, 1024, 4, 1),
-         (4, 1024, 4, 1), (4, 1024, 8, 1), (4, 512, 4, 1), (8, 512, 4, 1), (1, 2048, 2, 1), (1, 1024, 2, 1),
-         (4, 512, 4, 3)],
-        [(4, 256, 4, 1), (8, 256, 4, 1), (16, 256, 4, 1), (4, 256, 4, 4), (8, 256, 4, 4), (8, 256, 8, 1),
-         (2, 1024, 4, 1), (4, 1024, 4, 1), (4, 1024, 8, 1), (8, 1024, 8, 1), (2, 512, 4, 1), (4, 512, 4, 1),
-         (8, 512, 8, 1), (2, 256, 2, 1)],
+        [(1, 1024, 4), (2, 2048, 4), (2, 1024, 4), (1, 2048, 4), (4, 1024, 4), (2, 2048, 8), (1, 1024, 2), (4, 512, 4)],
+        [(2, 1024, 4, 1), (2, 1024, 4, 4), (4, 1024, 4, 1), (4, 1024, 4, 3), (4, 1024, 8, 1), (4, 1024, 8, 4),
+         (8, 256, 4, 3), (8, 256, 4, 6), (4, 256, 2, 3), (4, 256, 2, 6), (4, 512, 4, 4), (8, 512, 4, 3)],
     ),
     16: (
-        [(16, 128, 4, 4), (32, 128, 4, 3), (32, 128, 4, 4), (32, 256, 4, 3), (64, 64, 4, 4), (64, 128, 4, 3),
-         (16, 256, 4, 4)],
-        [(32, 128, 4, 4), (64, 128, 4, 3), (64, 128, 4, 4), (64, 256, 4, 3), (128, 64, 4, 4), (128, 128, 4, 3),
-         (32, 256, 4, 3)],
+        [(64, 128, 4, 3), (32, 128, 4, 4), (64, 64, 4, 4), (32, 256, 4, 3)],
+        [(128, 128, 4, 3), (128, 64, 4, 4), (64, 128, 4, 4), (64, 256, 4, 3)],
     ),
     32: (
-        [(32, 128, 4, 3), (64, 64, 4, 3), (64, 128, 4, 3)],
-        [(64, 128, 4, 3), (128, 64, 4, 3), (128, 128, 4, 3)],
+        [(64, 128, 4, 3), (64, 64, 4, 4)],
+        [(128, 64, 4, 3), (128, 128, 4, 3), (64, 128, 4, 4)],
     ),
     64: (
-        [(64, 64, 4, 4, 4), (128, 64, 4, 3, 4), (128, 64, 8, 3, 4), (128, 64, 8, 4, 4), (64, 128, 4, 3, 4)],
-        [(128, 64, 4, 4, 4), (128, 128, 4, 3, 4), (256, 64, 4, 3, 4), (256, 64, 8, 4, 4), (128, 64, 8, 4, 4)],
+        [(128, 64, 8, 4, 4), (128, 64, 4, 3, 4), (64, 128, 4, 3, 4)],
+        [(256, 64, 8, 4, 4), (128, 128, 8, 3, 4), (128, 64, 4, 4, 4)],
     ),
     128: (
-        [(128, 64, 8, 3, 1), (128, 64, 8, 3, 4), (128, 64, 8, 3, 16), (128, 64, 8, 4, 4), (64, 64, 8, 4, 4),
-         (64, 64, 4, 4, 4), (64, 128, 8, 3, 4)],
-        [(128, 64, 8, 3, 4), (128, 64, 8, 4, 4), (256, 64, 8, 3, 1), (256, 64, 8, 3, 4), (256, 64, 8, 4, 4),
-         (128, 64, 4, 4, 4), (128, 128, 8, 3, 4)],
+        [(128, 64, 8, 4, 4), (128, 64, 8, 3, 1), (128, 64, 8, 3, 16)],
+        [(256, 64, 8, 3, 1), (256, 64, 8, 4, 4), (128, 64, 4, 4, 4), (128, 128, 8, 3, 4)],
     ),
 }  # fmt: skip
 # The same with weights on the left.
-_SWAPPED: dict[int, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]] = {
-    16: (
-        [(64, 64, 4, 4), (64, 128, 4, 3), (128, 64, 4, 3)],
-        [(64, 128, 4, 4), (128, 64, 4, 4), (128, 128, 4, 3), (64, 256, 4, 3)],
-    ),
-    32: ([(64, 128, 4, 3), (128, 64, 8, 3)], [(128, 64, 4, 4), (128, 128, 8, 3)]),
+_SWAPPED: _Sizes = {
+    16: ([(64, 128, 4, 3), (64, 128, 4, 4), (128, 64, 4, 3)], [(128, 128, 4, 3), (128, 64, 4, 4)]),
+    32: ([(128, 64, 8, 3), (64, 128, 4, 3), (128, 64, 4, 3)], [(128, 64, 4, 4), (128, 128, 8, 3)]),
 }
 
 
@@ -86,6 +78,8 @@ def candidates(block_m: int, kernel: int, weights: str) -> list[Tile]:
     tiles = [Tile(*sizes) for sizes in _SIZES[block_m][kernel]]
     if block_m in _SWAPPED:
         tiles += [Tile(*sizes, swap=True) for sizes in _SWAPPED[block_m][kernel]]
+    if block_m > 1:
+        tiles += [replace(tile, tma=True) for tile in tiles]
     if weights == fp8.BLOCK:  # its kernel has blocks of 128 along k, and each accumulator twice
         tiles = [replace(tile, block_k=fp8.GROUP) if block_m > 1 else tile for tile in tiles]
         most = 64 * 128 if kernel == 0 else 128 * 128
@@ -98,7 +92,7 @@ def candidates(block_m: int, kernel: int, weights: str) -> list[Tile]:
 def blocks_for(shape: Shape, tokens: int) -> list[int]:
     """block_m worth trying: about the rows that an expert gets, and 1 where few tokens share experts."""
     rows = max(1.0, tokens * shape.top_k / shape.experts)
-    sizes = [size for size in (16, 32, 64, 128) if size / 4 <= max(rows, 4) and rows <= size * 16]
+    sizes = [size for size in (16, 32, 64, 128) if size / 4 <= max(rows, 4) and rows <= size * 8]
     return ([1] if tokens <= 16 else []) + (sizes if tokens > 1 else [])
 
 
@@ -222,17 +216,22 @@ def _replayed(graph: torch.cuda.CUDAGraph, times: int) -> float:
 
 
 def tune(bench: Bench, tokens: int, tell: Callable[[str], None], most: int = 3) -> Iterator[tuple[MoeConfig, Timed]]:
-    """For each block_m the best tiles and the layer's time with them. tell: gets a line for each of the `most` best
-    tiles of each kernel, and for each that the device cannot run."""
+    """For each block_m the best configuration: of the `most` best tiles of each kernel the pair that makes the whole
+    layer fastest (kernels share the caches, and how a processor's memory is split). tell: gets a line for each of
+    these tiles, and for each that the device cannot run."""
     bench.inputs(tokens)
     for block_m in blocks_for(bench.shape, tokens):
-        best = [_best(bench, block_m, kernel, tell, most) for kernel in (0, 1)]
-        if best[0] is not None and best[1] is not None:
-            config = MoeConfig(block_m, best[0], best[1])
-            yield config, bench.layer(config)
+        tiles = [_best(bench, block_m, kernel, tell, most) for kernel in (0, 1)]
+        found = [
+            (bench.layer(config), config)
+            for config in (MoeConfig(block_m, *pair) for pair in itertools.product(*tiles))
+        ]
+        if found:
+            time, config = min(found, key=lambda item: item[0].us)
+            yield config, time
 
 
-def _best(bench: Bench, block_m: int, kernel: int, tell: Callable[[str], None], most: int) -> Tile | None:
+def _best(bench: Bench, block_m: int, kernel: int, tell: Callable[[str], None], most: int) -> list[Tile]:
     found: list[tuple[Timed, Tile]] = []
     name = f"T={bench.tokens} block_m={block_m} {('gate_up', 'down')[kernel]:8}"
     for tile in candidates(block_m, kernel, bench.shape.weights):
@@ -243,31 +242,30 @@ def _best(bench: Bench, block_m: int, kernel: int, tell: Callable[[str], None], 
     found.sort(key=lambda item: item[0].us)
     for time, tile in found[:most]:
         tell(f"{name}{time} {tile}")
-    return found[0][1] if found else None
+    return [tile for _, tile in found[:most]]
 
 
-def compile_all(shape: Shape, tokens: Sequence[int], dtype: torch.dtype, processes: int) -> None:
+def compile_all(shapes: Sequence[Shape], tokens: Sequence[int], dtype: torch.dtype, processes: int) -> None:
     """Every candidate's kernels into Triton's cache on disk, in several processes: one after the other takes far
     longer than measuring. Compiled kernels do not depend on the number of experts that a layer holds."""
-    blocks = sorted({block_m for count in tokens for block_m in blocks_for(shape, count)}, reverse=True)
-    jobs: list[Job] = [
-        (block_m, kernel, tile)
-        for block_m in blocks
+    jobs = [
+        (shape, (block_m, kernel, tile))
+        for shape in shapes
+        for block_m in sorted({block_m for count in tokens for block_m in blocks_for(shape, count)}, reverse=True)
         for kernel in (0, 1)
         for tile in candidates(block_m, kernel, shape.weights)
     ]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        list(pool.map(_compile, [(shape, dtype, jobs[i::processes]) for i in range(processes)]))
+        list(pool.map(_compile, [(dtype, jobs[i::processes]) for i in range(processes)]))
 
 
-def _compile(work: tuple[Shape, torch.dtype, list[Job]]) -> None:
-    shape, dtype, jobs = work
+def _compile(work: tuple[torch.dtype, list[tuple[Shape, Job]]]) -> None:
+    dtype, jobs = work
     device = torch.device("cuda", torch.cuda.current_device())
-    bench = Bench(replace(shape, experts=shape.top_k), device, layers=1, dtype=dtype)
-    for tokens in (1, 2):
-        bench.inputs(tokens)
-        for job in jobs:
-            if tokens == 2 and job[0] > 1:
-                continue  # only the unsorted kernels tell one token from several
-            with contextlib.suppress(Exception):  # the tuner itself says which tiles do not fit
-                bench.run_once(job)
+    for shape in dict.fromkeys(shape for shape, _ in jobs):
+        bench = Bench(replace(shape, experts=shape.top_k), device, layers=1, dtype=dtype)
+        for tokens in (1, 2):  # unsorted kernels tell one token from several
+            bench.inputs(tokens)
+            for job in [job for other, job in jobs if other == shape and (tokens == 1 or job[0] == 1)]:
+                with contextlib.suppress(Exception):  # the tuner itself says which tiles do not fit
+                    bench.run_once(job)
