@@ -51,7 +51,7 @@ def timed(graph: torch.cuda.CUDAGraph, calls: int, repeats: int = 5) -> float:
     return sorted(start.elapsed_time(end) for start, end in events)[repeats // 2] * 1e3 / calls
 
 
-def record(call: Callable[[int], None], calls: int) -> torch.cuda.CUDAGraph:
+def record(call: Callable[[int], object], calls: int) -> torch.cuda.CUDAGraph:
     call(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -240,8 +240,12 @@ def backend_decode_us(shared: int, own: int, rows: int, *, prefixes: bool, layer
     wide = np.zeros((rows, CONTEXT // 16), np.int32)
     wide[:, : table.shape[1]] = table
     slots = torch.from_numpy(table[:, -1].astype(np.int64) * 16).to(DEVICE)
-    tensors = [torch.from_numpy(x).to(DEVICE) for x in (wide, lens, cu)]
-    layout = BatchLayout(16, rows, np.ones(rows, np.int32), lens, cu, table, slots, *tensors, captured=True)
+    layout = BatchLayout(
+        page_size=16, num_decodes=rows, q_lens=np.ones(rows, np.int32), seq_lens=lens, cu_q_lens=cu, page_table=table,
+        slot_mapping=slots, device_page_table=torch.from_numpy(wide).to(DEVICE),
+        device_seq_lens=torch.from_numpy(lens).to(DEVICE), device_cu_q_lens=torch.from_numpy(cu).to(DEVICE),
+        captured=True,
+    )  # fmt: skip
     q = torch.randn(rows, 32, HEAD_DIM, dtype=DTYPE, device=DEVICE)
     backend.plan(layout)
     calls = 4 * layers

@@ -32,7 +32,7 @@ def has_compiler() -> bool:
 def wrapper() -> Any:
     """FlashInfer's class for attention over pages. Raises ConfigError if the import fails."""
     try:
-        from flashinfer import BatchPrefillWithPagedKVCacheWrapper
+        from flashinfer import BatchPrefillWithPagedKVCacheWrapper  # type: ignore[import-not-found]
     except Exception as exc:  # a package it needs, or a torch it was not made for
         raise ConfigError(
             f"flashinfer cannot be imported: {type(exc).__name__}: {exc}",
