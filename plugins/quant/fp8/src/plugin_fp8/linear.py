@@ -30,11 +30,21 @@ class Kernels:
     scratch: Scratch
 
 
-class OnlineLinear(UnquantizedLinear):
+class OnlineLinear(LinearMethod):
     """Loaded as it stands, quantized when all parts are there: one scale a row."""
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
+        self.plain = UnquantizedLinear()
+
+    def create(self, module: nn.Module, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.plain.create(module, shape, dtype, device)
+
+    def expected(self, shape: LinearShape) -> set[tuple[str, str]]:
+        return self.plain.expected(shape)
+
+    def load(self, module: Any, shape: LinearShape, suffix: str, part: str, tensor: torch.Tensor) -> None:
+        self.plain.load(module, shape, suffix, part, tensor)
 
     def finish(self, module: Any, shape: LinearShape) -> None:
         stored, scale = scales.quantize_rows(module.weight.data)
