@@ -55,6 +55,16 @@ def weight(rows: int, columns: int, group: int, bias: bool = False, static: bool
     return Weight(stored, scale, group or columns, inputs, offset)
 
 
+def scratch() -> kernels.Scratch:
+    """Large enough for every tile that is tried."""
+    made = kernels.Scratch()
+    made.memory = (
+        torch.empty(8 * 28672 * 64, device=DEVICE),
+        torch.zeros(28672, dtype=torch.int32, device=DEVICE),
+    )
+    return made
+
+
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
 
@@ -66,7 +76,7 @@ def correct() -> None:
         (1000, 1056, 32, False), (4096, 14336, 128, False), (72, 4112, 64, False),
     ):  # fmt: skip
         held = weight(rows, columns, group, bias=True, static=static)
-        product = product_of(held, NO_OPS, 32)
+        product = product_of(held, NO_OPS, 32, kernels.Scratch())
         found = []
         for tokens in (1, 3, 17, 32, 33, 200):
             x = torch.randn(tokens, columns, device=DEVICE).bfloat16()
@@ -109,6 +119,7 @@ def attempt(make: Callable[[], list[Callable[[], object]]]) -> str:
 def layers() -> None:
     """Microseconds, by number of tokens: bfloat16 product; quantizing and scaled product, and each alone; few tokens as
     they are; blocks of 128."""
+    memory = scratch()
     print(f"{'':8} {'T':>5} {'bf16':>8} {'scaled':>8} {'mm only':>8} {'few':>8} {'grouped':>8} {'few 128':>8}")
     for name, (rows, columns) in SHAPES.items():
         copies = max(2, min(8, (256 << 20) // (rows * columns)))
@@ -134,12 +145,12 @@ def layers() -> None:
             ]  # fmt: skip
             few_too = tokens <= kernels.FEW_ROWS
             cells.append(
-                attempt(lambda: [lambda w=w: kernels.few_rows_product(x, w.stored, w.scale, 0, None) for w in by_row])
+                attempt(lambda: [lambda w=w: kernels.few_rows_product(x, w.stored, w.scale, 0, None, memory) for w in by_row])
                 if few_too else "       -"
             )  # fmt: skip
             cells.append(attempt(lambda: [lambda p=Grouped(w, NO_OPS): p(x) for w in by_group]))
             cells.append(
-                attempt(lambda: [lambda w=w: kernels.few_rows_product(x, w.stored, w.scale, 128, None) for w in by_group])
+                attempt(lambda: [lambda w=w: kernels.few_rows_product(x, w.stored, w.scale, 128, None, memory) for w in by_group])
                 if few_too else "       -"
             )  # fmt: skip
             print(f"{name:8} {tokens:5} " + " ".join(cells), flush=True)
@@ -147,6 +158,7 @@ def layers() -> None:
 
 def tiles() -> None:
     """Other tiles of the kernel for few tokens: microseconds and TB/s."""
+    memory = scratch()
     for name in ("o", "gate_up", "down"):
         rows, columns = SHAPES[name]
         copies = max(2, min(8, (256 << 20) // (rows * columns)))
@@ -167,7 +179,10 @@ def tiles() -> None:
                     break
                 try:
                     us = timed(
-                        [lambda w=w, t=tile: few.run(t, x, w.stored, w.scale, 0, None, y, pdl=True) for w in held]
+                        [
+                            lambda w=w, t=tile: few.run(t, x, w.stored, w.scale, 0, None, y, memory.memory, pdl=True)
+                            for w in held
+                        ]
                     )
                     found.append((us, tile))
                 except Exception as problem:

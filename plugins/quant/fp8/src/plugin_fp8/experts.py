@@ -76,12 +76,27 @@ def compute(
     return loop_experts(x, topk_ids, topk_weights, len(weights.down), run)
 
 
-class OnlineExperts(UnquantizedExperts):
+class OnlineExperts(ExpertsMethod):
     """Loaded as they stand, quantized when all are there: one scale a row."""
 
     format = None
 
-    def finish(self, module: Any, shape: ExpertsShape) -> ExpertWeights | None:  # type: ignore[override]
+    def __init__(self) -> None:
+        self.plain = UnquantizedExperts()
+
+    def create(self, module: nn.Module, shape: ExpertsShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.plain.create(module, shape, dtype, device)
+
+    def expected(self, shape: ExpertsShape) -> set[ExpertSlot]:
+        return self.plain.expected(shape)
+
+    def covers(self, shape: ExpertsShape, suffix: str, part: str, expert: int) -> set[ExpertSlot]:
+        return self.plain.covers(shape, suffix, part, expert)
+
+    def load(self, module: Any, shape: ExpertsShape, suffix: str, part: str, expert: int, tensor: torch.Tensor) -> None:
+        self.plain.load(module, shape, suffix, part, expert, tensor)
+
+    def finish(self, module: Any, shape: ExpertsShape) -> ExpertWeights | None:
         stored, found = {}, {}
         for name in ("gate_up", "down"):
             stored[name], scale = _quantize(getattr(module, name).data)

@@ -45,9 +45,10 @@ def tile_for(tokens: int, rows: int, columns: int, group: int) -> Tile:
 
 def run(
     tile: Tile, x: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, group: int, bias: torch.Tensor | None,
-    y: torch.Tensor, *, pdl: bool,
+    y: torch.Tensor, scratch: tuple[torch.Tensor, torch.Tensor] | None, *, pdl: bool,
 ) -> None:  # fmt: skip
-    """y [T, N] = x [T, K] times stored [N, K], scaled, plus bias."""
+    """y [T, N] = x [T, K] times stored [N, K], scaled, plus bias. scratch: as large as `needs` says where the tile is
+    split, its counters zero; they are zero again afterwards."""
     tokens, columns = x.shape
     rows = stored.shape[0]
     extra = {"launch_pdl": True} if pdl else {}
@@ -59,7 +60,8 @@ def run(
         )  # fmt: skip
         return
     block_t = max(16, triton.next_power_of_2(tokens))
-    parts, arrived = scratch(x.device, tile.split * rows * block_t, blocks) if tile.split > 1 else (y, y)
+    assert tile.split == 1 or scratch is not None
+    parts, arrived = scratch or (y, y)
     _some[(blocks, tile.split)](
         x, stored, scale, bias, y, parts, arrived, tokens, N=rows, K=columns, GROUPS=scale.shape[1], GROUP=group,
         BLOCK_T=block_t, BLOCK_N=tile.rows, BLOCK_K=tile.columns, SPLIT=tile.split, BIAS=bias is not None, PDL=pdl,
@@ -67,23 +69,15 @@ def run(
     )  # fmt: skip
 
 
-_scratch: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-def scratch(device: torch.device, numbers: int, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(float32 for parts of sums, int32 zeros for counting). Kept for the device, since a recorded step reads the same
-    memory again; made larger where need be, and the smaller ones live on for steps that were recorded with them."""
-    found = _scratch.get(device)
-    if found is None or found[0].numel() < numbers or found[1].numel() < blocks:
-        most = max(numbers, found[0].numel() if found else 0), max(blocks, found[1].numel() if found else 4096)
-        if found is not None:
-            _outgrown.append(found)
-        found = torch.empty(most[0], device=device), torch.zeros(most[1], dtype=torch.int32, device=device)
-        _scratch[device] = found
-    return found
-
-
-_outgrown: list[tuple[torch.Tensor, torch.Tensor]] = []
+def needs(rows: int, columns: int, group: int, few_rows: int) -> tuple[int, int]:
+    """(float32 numbers, int32 counters) that products of up to `few_rows` tokens want of the scratch memory."""
+    numbers = counters = 0
+    for tokens in range(2, few_rows + 1):
+        tile = tile_for(tokens, rows, columns, group)
+        if tile.split > 1:
+            numbers = max(numbers, tile.split * rows * max(16, triton.next_power_of_2(tokens)))
+            counters = max(counters, triton.cdiv(rows, tile.rows))
+    return numbers, counters
 
 
 @triton.jit

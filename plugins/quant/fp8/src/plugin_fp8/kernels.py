@@ -26,18 +26,36 @@ def takes_groups(group: int, columns: int) -> bool:
     return HAS_TRITON and columns % 16 == 0 and group in (32, 64, 128)
 
 
+class Scratch:
+    """Device memory that the layers of a model share for sums in parts, since they run one after another. It is taken
+    while layers are finished, never in a step, so that recorded steps find it where it was."""
+
+    def __init__(self) -> None:
+        self.memory: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def reserve(self, device: torch.device, rows: int, columns: int, group: int, few_rows: int) -> None:
+        """For a weight [rows, columns] and up to `few_rows` tokens."""
+        from plugin_fp8 import few
+
+        numbers, counters = few.needs(rows, columns, group, few_rows)
+        held = (0, 0) if self.memory is None else (self.memory[0].numel(), self.memory[1].numel())
+        if numbers > held[0] or counters > held[1]:
+            parts = torch.empty(max(numbers, held[0]), dtype=torch.float32, device=device)
+            self.memory = parts, torch.zeros(max(counters, held[1]), dtype=torch.int32, device=device)
+
+
 def few_rows_product(
-    x: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, group: int, bias: torch.Tensor | None
+    x: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, group: int, bias: torch.Tensor | None, scratch: Scratch
 ) -> torch.Tensor:
     """x [T, K] with 0 < T <= FEW_ROWS, not quantized -> [T, N] in x's dtype. group: columns that share a scale, 0 for
-    all of a row."""
+    all of a row. scratch: with memory reserved for such a product."""
     from plugin_fp8 import few
 
     x = x.contiguous()
     rows, columns = stored.shape
     y = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
     tile = few.tile_for(x.shape[0], rows, columns, group)
-    few.run(tile, x, stored, scale, group, bias, y, pdl=dependent(x.device))
+    few.run(tile, x, stored, scale, group, bias, y, scratch.memory, pdl=dependent(x.device))
     return y
 
 

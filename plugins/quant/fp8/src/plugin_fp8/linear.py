@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,22 +15,41 @@ from core.layers.module import check_tensor, empty_parameter
 from core.layers.unquantized import UnquantizedLinear, copy_rows
 from plugin_fp8 import scales
 from plugin_fp8.config import BLOCK, TENSOR, Format
+from plugin_fp8.kernels import Scratch
 from plugin_fp8.products import Product, Weight, product_of
 
 # Scales of keys and values, which some checkpoints keep at the projections; a KV cache in 8 bits would read them.
 KV_SCALES = ("k_scale", "v_scale", "output_scale")
 
 
-class OnlineLinear(UnquantizedLinear):
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What the layers of a model share. few_rows: see the settings."""
+
+    few_rows: int
+    scratch: Scratch
+
+
+class OnlineLinear(LinearMethod):
     """Loaded as it stands, quantized when all parts are there: one scale a row."""
 
-    def __init__(self, few_rows: int) -> None:
-        self.few_rows = few_rows
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.plain = UnquantizedLinear()
+
+    def create(self, module: nn.Module, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.plain.create(module, shape, dtype, device)
+
+    def expected(self, shape: LinearShape) -> set[tuple[str, str]]:
+        return self.plain.expected(shape)
+
+    def load(self, module: Any, shape: LinearShape, suffix: str, part: str, tensor: torch.Tensor) -> None:
+        self.plain.load(module, shape, suffix, part, tensor)
 
     def finish(self, module: Any, shape: LinearShape) -> None:
         stored, scale = scales.quantize_rows(module.weight.data)
         del module.weight
-        keep(module, stored, scale, shape.in_features, None, self.few_rows)
+        keep(module, stored, scale, shape.in_features, None, self.kernels)
 
     def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         return module.product(x)
@@ -39,14 +59,15 @@ class OnlineLinear(UnquantizedLinear):
 
 
 def keep(
-    module: Any, stored: torch.Tensor, scale: torch.Tensor, group: int, input_scale: torch.Tensor | None, few_rows: int
-) -> None:
+    module: Any, stored: torch.Tensor, scale: torch.Tensor, group: int, input_scale: torch.Tensor | None,
+    kernels: Kernels,
+) -> None:  # fmt: skip
     """Bind what a forward pass needs."""
     module.register_parameter("weight", nn.Parameter(stored, requires_grad=False))
     module.register_parameter("weight_scale", nn.Parameter(scale, requires_grad=False))
     bias = module.bias.data if module.bias is not None else None
     held = Weight(stored, scale, group, input_scale, bias)
-    product: Product = product_of(held, module.ops, few_rows)
+    product: Product = product_of(held, module.ops, kernels.few_rows, kernels.scratch)
     # Plain attributes: a step must not go through nn.Module's parameter look-up.
     module.__dict__["held"], module.__dict__["product"] = held, product
 
@@ -55,9 +76,9 @@ class CheckpointLinear(LinearMethod):
     """Weights that a checkpoint holds in e4m3, of any of the layouts. A module that it holds unquantized although no
     list says so is taken as it is: lists differ in what they name (a router, an output embedding)."""
 
-    def __init__(self, format_: Format, few_rows: int) -> None:
+    def __init__(self, format_: Format, kernels: Kernels) -> None:
         self.format = format_
-        self.few_rows = few_rows
+        self.kernels = kernels
         self.plain = UnquantizedLinear()
 
     def group(self, shape: LinearShape) -> int:
@@ -159,14 +180,14 @@ class CheckpointLinear(LinearMethod):
             largest = torch.stack(list(state.inputs.values())).amax() if state.inputs else torch.ones(())
             inputs = largest.to(module.weight.device)
         stored, scale = module.weight.data, module.weight_scale.data
-        keep(module, stored, scale, group, inputs, self.few_rows)
+        keep(module, stored, scale, group, inputs, self.kernels)
 
     def _finish_plain(self, module: Any, shape: LinearShape, state: _State) -> None:
         quantized = [part.name for part in shape.parts if ("weight", part.name) not in state.plain]
         if quantized:
             raise WeightError(
-                f"{shape.path}: part {quantized[0]!r} is quantized and {min(name for _, name in state.plain)!r} is not, "
-                "but they are one matrix",
+                f"{shape.path}: part {quantized[0]!r} is quantized and {min(name for _, name in state.plain)!r} is "
+                "not, but they are one matrix",
                 hint="take a checkpoint that quantizes all of them, or none",
             )
         del module.weight, module.weight_scale

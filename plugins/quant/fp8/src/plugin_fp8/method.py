@@ -25,6 +25,7 @@ class Fp8(QuantMethod):
         super().__init__(hf_quant_config, ctx)
         self.options = ctx.settings if isinstance(ctx.settings, Options) else Options(**ctx.settings)
         self.format = read(hf_quant_config, self.options)
+        self._kernels: Any = None
 
     @classmethod
     def recognises(cls, hf_quant_config: Mapping[str, Any] | None) -> bool:
@@ -39,11 +40,14 @@ class Fp8(QuantMethod):
         if self.format.leaves_out(path, sources):
             return UnquantizedLinear()
         # Kernels are imported where a layer is built, not where a format is recognised.
-        from plugin_fp8.linear import CheckpointLinear, OnlineLinear
+        from plugin_fp8.kernels import Scratch
+        from plugin_fp8.linear import CheckpointLinear, Kernels, OnlineLinear
 
+        if self._kernels is None:
+            self._kernels = Kernels(self.options.few_rows, Scratch())
         if not self.format.prequantized:
-            return OnlineLinear(self.options.few_rows)
-        return CheckpointLinear(self.format, self.options.few_rows)
+            return OnlineLinear(self._kernels)
+        return CheckpointLinear(self.format, self._kernels)
 
     def experts(self, path: str, sources: Sequence[str]) -> ExpertsMethod:
         single = [source for source in sources if "{expert}" in source]

@@ -40,7 +40,9 @@ class Weight:
         return scales.dequantize(self.stored, self.scale, self.group, dtype)
 
 
-def product_of(weight: Weight, ops: Mapping[str, Callable[..., Any]], few_rows: int) -> Product:
+def product_of(
+    weight: Weight, ops: Mapping[str, Callable[..., Any]], few_rows: int, scratch: kernels.Scratch
+) -> Product:
     """What is fastest on the weight's device and can hold its shape. few_rows: see the settings."""
     if weight.stored.device.type != "cuda":
         return Reference(weight)
@@ -53,7 +55,7 @@ def product_of(weight: Weight, ops: Mapping[str, Callable[..., Any]], few_rows: 
     else:
         many = Dense(weight)
     if few_rows and kernels.takes_few(weight.group if not weight.by_row else 0, columns):
-        return Few(weight, many, few_rows)
+        return Few(weight, many, few_rows, scratch)
     return many
 
 
@@ -130,12 +132,13 @@ class Grouped:
 class Few:
     """Few tokens are multiplied as they are, since reading the weight is what takes the time."""
 
-    def __init__(self, weight: Weight, many: Product, few_rows: int) -> None:
-        self.weight, self.many, self.few_rows = weight, many, few_rows
+    def __init__(self, weight: Weight, many: Product, few_rows: int, scratch: kernels.Scratch) -> None:
+        self.weight, self.many, self.few_rows, self.scratch = weight, many, few_rows, scratch
         self.group = 0 if weight.by_row else weight.group
+        scratch.reserve(weight.stored.device, *weight.stored.shape, self.group, few_rows)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not 0 < x.shape[0] <= self.few_rows:
             return self.many(x)
         weight = self.weight
-        return kernels.few_rows_product(x, weight.stored, weight.scale, self.group, weight.bias)
+        return kernels.few_rows_product(x, weight.stored, weight.scale, self.group, weight.bias, self.scratch)
