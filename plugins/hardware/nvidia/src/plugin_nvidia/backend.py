@@ -193,10 +193,11 @@ class NvidiaBackend(HardwareBackend):
     def graphs(self, facts: EngineFacts) -> StepGraphs | None:
         if self.settings.graphs == "off":
             return None
-        from plugin_nvidia.graphs import CudaStepGraphs, graph_sizes
+        from plugin_nvidia.graphs import CudaStepGraphs, graph_sizes, token_sizes
 
         sizes = graph_sizes(min(facts.max_seqs, self.settings.max_graph_rows))
-        return CudaStepGraphs(sizes, on_demand=self.settings.graphs == "demand")
+        tokens = token_sizes(min(facts.max_tokens, self.settings.max_graph_tokens))
+        return CudaStepGraphs(sizes, tokens, on_demand=self.settings.graphs == "demand")
 
     def pinned(self) -> bool:
         return True
