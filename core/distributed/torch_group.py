@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +14,7 @@ import torch.distributed as dist
 
 from core.interfaces.errors import ConfigError, EngineError
 
+logger = logging.getLogger("core.engine")
 _GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 # Its name from torch 2.13 on; the old one warns there.
 _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -122,11 +125,25 @@ class TorchCommunicator:
         if self._group is not None:
             self._group.abort()
 
-    def close(self) -> None:
-        """Leave the group. Collectives fail afterwards; closing again does nothing."""
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Leave the group, as all ranks do. Recorded steps with collectives must be gone by then. Collectives fail
+        afterwards; closing again does nothing. A library that waits for a rank which has died is left to wait, in a
+        thread of its own, after `timeout_s`."""
         group, self._group = self._group, None
-        if group is not None and dist.is_initialized():
-            dist.destroy_process_group(group)
+        if group is None or not dist.is_initialized():
+            return
+        leaving = threading.Thread(target=_leave, args=(group,), name="core-leave-ranks", daemon=True)
+        leaving.start()
+        leaving.join(timeout_s)
+        if leaving.is_alive():
+            logger.warning("the group of %d ranks could not be left within %.0f s", self.size, timeout_s)
+
+
+def _leave(group: dist.ProcessGroup) -> None:
+    try:
+        dist.destroy_process_group(group)
+    except Exception as error:  # it may be broken, which is why it is left
+        logger.warning("leaving the group of ranks failed: %s", error)
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def _build(
     executor: Executor = InProcessExecutor(runner)
     if resolution.overlap and not hardware.capabilities.async_steps:
         executor = ThreadExecutor(runner)
-    executor = group.executor(executor)
+    executor = group.executor(executor, runner)
     memory = hardware.memory()
     hello = make_hello(settings, resolution, num_pages, timer.phases, memory)
     capacity = (num_pages - 1) * resolution.page_size
@@ -159,7 +159,7 @@ def _build(
         log_interval_s=settings.engine.log_interval_s,
         listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
         grammars=make_grammars(settings, resolution, read_tokenizer),
-        check=group.check,
+        ranks=group.ranks,
     )
     if hooks.has("core_engine_started"):
         started = EngineStarted(

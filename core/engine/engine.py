@@ -21,7 +21,7 @@ from core.engine.grammars import GrammarPool
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, ErrorInfo, Hello, StepOutputs
 from core.engine.outputs import OutputBuilder, abort_outputs, error_outputs
-from core.engine.protocols import ExecutorLike, SchedulerLike, StepEventsLike, StepHandle
+from core.engine.protocols import ExecutorLike, RanksLike, SchedulerLike, StepEventsLike, StepHandle
 from core.engine.wire_errors import describe
 from core.interfaces.errors import EngineDead, EngineError
 from core.interfaces.step import StepPlan, StepResult, TokenMasks
@@ -70,7 +70,7 @@ class Engine:
     max_slots: size of the scheduler's request table.
     listeners: hooks about requests and steps; None where nobody listens.
     grammars: compiles what texts must fit; None where there is no grammar backend.
-    check: raises EngineDead if what runs the steps is gone; asked while nothing runs.
+    ranks: the other ranks; None where this one runs the model alone.
 
     paused: while True nothing is launched. Steps in flight complete, requests are taken into the queue and can be
     cancelled; those that run keep what they hold.
@@ -90,7 +90,7 @@ class Engine:
         logger: logging.Logger | None = None,
         listeners: EngineListeners | None = None,
         grammars: GrammarPool | None = None,
-        check: Callable[[], None] | None = None,
+        ranks: RanksLike | None = None,
     ) -> None:
         self.hello = hello
         self.paused = False
@@ -108,7 +108,7 @@ class Engine:
         self._arrival_s: dict[int, float] = {}
         self._outputs = OutputBuilder()
         self._constraints = Constraints(grammars, max_slots)
-        self._check = check
+        self._ranks = ranks
         self._live: set[int] = set()
         self._failing_steps = 0
         self._last_end_s: float | None = None
@@ -162,12 +162,17 @@ class Engine:
         return self._log.values(self._clock()) | self._constraints.stats()
 
     def check(self) -> None:
-        """Raises EngineFailed if what runs the steps is gone, which steps in flight show by themselves."""
-        if self._check is not None:
+        """Raises EngineFailed if a rank is gone, which steps in flight show by themselves."""
+        if self._ranks is not None:
             try:
-                self._check()
+                self._ranks.check()
             except EngineDead as error:
                 raise EngineFailed(error.message, hint=error.hint) from error
+
+    def set_log_level(self, level: str) -> None:
+        """Of other processes of this engine."""
+        if self._ranks is not None:
+            self._ranks.set_log_level(level)
 
     def tell_steps(self, *, at_once: bool = False) -> None:
         """Tell hooks of complete steps if it is time, or `at_once`; for callers that have no more work for now."""

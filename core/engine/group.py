@@ -37,7 +37,7 @@ class RankGroup:
     size = 1
     communicator: Communicator = SingleProcess()
     broadcast: Callable[[torch.Tensor], torch.Tensor] | None = None
-    check: Callable[[], None] | None = None
+    ranks: Ranks | None = None
 
     def __init__(self, settings: Settings, resolution: Resolution, hardware: HardwareBackend) -> None:
         self._settings = settings
@@ -77,8 +77,8 @@ class RankGroup:
         """All ranks run and record the same steps."""
         runner.warm_up()
 
-    def executor(self, executor: Executor) -> Executor:
-        """What runs steps on all ranks, over the executor of rank 0; its `close` ends the group."""
+    def executor(self, executor: Executor, runner: ModelRunner) -> Executor:
+        """What runs steps on all ranks, over the executor of rank 0's `runner`; its `close` ends the group."""
         return executor
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class ProcessRanks(RankGroup):
             leave_if_stuck=own_process,
             timeout_s=timeout_s,
         )
-        self.check = self._ranks.check
+        self.ranks = self._ranks
 
     def loading(self, runner: ModelRunner) -> AbstractContextManager[Any]:
         return self._ranks.phase("weights")
@@ -146,9 +146,15 @@ class ProcessRanks(RankGroup):
         with self._ranks.phase("warm-up", together=True):
             runner.warm_up()
 
-    def executor(self, executor: Executor) -> Executor:
-        return MultiRankExecutor(executor, self._ranks, self._tp.close)
+    def executor(self, executor: Executor, runner: ModelRunner) -> Executor:
+        def leave() -> None:
+            if self._ranks.lost is None:  # else nobody is there to leave with
+                self._ranks.leave()
+            runner.release()
+            self._tp.close()
+
+        return MultiRankExecutor(executor, self._ranks, leave)
 
     def close(self) -> None:
         self._ranks.close()
-        self._tp.close()
+        self._tp.close(timeout_s=2.0)

@@ -1,7 +1,8 @@
 """Main of one of an engine's other ranks: `python -m core.engine.rank SOCKET MEETING PARENT`.
 
-It resolves and loads by itself, goes through the phases of the start when rank 0 does, and then follows its steps. The
-end of its socket means that rank 0 is gone: it leaves at once, in the middle of whatever it does.
+It resolves and loads by itself, goes through the phases of the start when rank 0 does, and then follows its steps, to
+the phase in which all leave. The end of its socket means that rank 0 is gone: it leaves at once, in the middle of
+whatever it does.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 3
 ALIVE_S = 1.0
-PHASES = ("weights", "join", "largest step", "pages", "KV cache", "warm-up")
+PHASES = ("weights", "join", "largest step", "pages", "KV cache", "warm-up", "leave")
 # Steps that may be under way before the oldest is waited for. Rank 0 launches at most one ahead, so this waits for
 # steps that are done; it is where a fault of the device shows.
 MAX_IN_FLIGHT = 4
@@ -70,6 +71,7 @@ class Rank:
             "pages": self._pages,
             "KV cache": self._allocate,
             "warm-up": self._warm_up,
+            "leave": self._leave,
         }[phase.name](phase.value)
         return PhaseDone(phase.name, values, text)
 
@@ -129,6 +131,13 @@ class Rank:
             "ready on %s; %.2f of %.2f GiB of device memory free",
             self._runner.device, memory.free_bytes / 2**30, memory.total_bytes / 2**30,
         )  # fmt: skip
+        return {}, ""
+
+    def _leave(self, _: int) -> Answer:
+        assert self._runner is not None
+        self.rest()
+        self._runner.release()
+        self._tp.close()
         return {}, ""
 
     def follow(self, message: PlanMessage) -> None:

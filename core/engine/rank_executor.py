@@ -17,7 +17,7 @@ class MultiRankExecutor:
     """
 
     def __init__(self, executor: Executor, ranks: Ranks, leave: Callable[[], None] = lambda: None) -> None:
-        """leave: rank 0's own end of the group."""
+        """leave: have all ranks leave their group; called before they are ended."""
         self._executor = executor
         self._ranks = ranks
         self._leave = leave
@@ -28,10 +28,10 @@ class MultiRankExecutor:
         return _Step(self._executor.launch(plan), self._ranks)
 
     def close(self) -> None:
-        """Rank 0's steps end first, then the other ranks."""
+        """Rank 0's steps end first, then the group, then the other ranks."""
         self._executor.close()
-        self._ranks.close()
         self._leave()
+        self._ranks.close()
 
 
 class _Step:

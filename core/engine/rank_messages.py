@@ -31,7 +31,9 @@ class StartRank(msgspec.Struct, tag="start", frozen=True, array_like=True):
 
 
 class Phase(msgspec.Struct, tag="phase", frozen=True, array_like=True):
-    """Do the next part of the start, one of `core.engine.rank.PHASES`, and answer PhaseDone. value: number of pages."""
+    """Do the next part of the start, or of the end: one of `core.engine.rank.PHASES`. Answer PhaseDone.
+
+    value: number of pages."""
 
     name: str
     value: int = 0

@@ -163,6 +163,11 @@ class Ranks:
         self.check()
         self._tell(self._encoder.encode(PlanMessage.of(plan)))
 
+    def leave(self) -> None:
+        """Have them leave their group, which takes rank 0 too."""
+        with contextlib.suppress(EngineDead):
+            self._tell(self._encoder.encode(Phase("leave")))
+
     def _tell(self, encoded: bytes) -> None:
         framed = frame(encoded)
         for member in self._members:
@@ -291,14 +296,18 @@ class Ranks:
             self._lost = why
             self._changed.notify_all()
         logger.error("%s", why.message)
+        # In a thread: libraries free what is waiting first, and may then wait themselves.
+        threading.Thread(target=self._end_collectives, name="core-ranks-abort", daemon=True).start()
+        if self._leave_if_stuck:
+            threading.Thread(target=self._leave_stuck, name="core-ranks-stuck", daemon=True).start()
+
+    def _end_collectives(self) -> None:
         try:
             self._on_loss()
         except Exception as error:
             logger.warning("collectives could not be ended: %s", error)
-        if self._leave_if_stuck:
-            threading.Thread(target=self._leave, name="core-ranks-stuck", daemon=True).start()
 
-    def _leave(self) -> None:
+    def _leave_stuck(self) -> None:
         """A device that waits for a rank that is gone may hold the engine's thread for ever."""
         if not self._noticed.wait(STUCK_S) and not self._closing.is_set():
             logger.critical("the engine does not come back from its step: this process leaves")

@@ -289,6 +289,11 @@ class ModelRunner:
         self._state = self._new_state()
         self.stats = RunnerStats()
 
+    def release(self) -> None:
+        """Give back recorded steps and KV buffers; no step is launched any more."""
+        self._captured, self._forward = None, None
+        self._attention, self._kv = (), ()
+
     def _new_state(self) -> RunnerState:
         config = self.config
         sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer, config.ops)

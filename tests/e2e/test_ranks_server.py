@@ -19,7 +19,8 @@ pytest.importorskip("plugin_demo")
 pytestmark = pytest.mark.slow
 FLAGS = ("--dtype", "float32", "--cpu-threads", "1", "--served-model-name", "tiny", "--max-running-requests", "4")
 SETTINGS = {"dtype": "float32", "cpu_threads": 1, "max_running_requests": 4, "device": "cpu"}
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "What is 7 + 5?"}], "temperature": 0, "max_tokens": 24}
+ASKED = [{"role": "user", "content": "What is 7 + 5?"}]
+CHAT = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 24}
 
 
 def rank_of(server: ServerProcess) -> psutil.Process | None:
@@ -42,7 +43,7 @@ def folders() -> set[str]:
 
 def test_a_server_of_two_ranks(tmp_path: Path) -> None:
     with LLM(**SETTINGS) as one:
-        want = one.chat(CHAT["messages"], {"temperature": 0.0, "max_tokens": 24})[0].text
+        want = one.chat(ASKED, {"temperature": 0.0, "max_tokens": 24})[0].text
     before = folders()
     with ServerProcess(None, tmp_path / "log", *FLAGS, "--tp", "2") as server:
         assert ask(server) == want
@@ -89,7 +90,7 @@ def test_a_library_of_two_ranks_and_sizes_that_do_not_divide() -> None:
     before = len(me.children(recursive=True))
     with LLM(**SETTINGS, tensor_parallel_size=2) as two:
         assert [output.text for output in two.generate(prompts, greedy)] == want
-        with pytest.raises(ConfigError, match="already|shared evenly by 3"):
+        with pytest.raises(ConfigError, match=r"already|shared evenly by 3"):
             LLM(**SETTINGS, tensor_parallel_size=3)
         assert [output.text for output in two.generate(prompts, greedy)] == want, "the refused one changed nothing"
     assert len(me.children(recursive=True)) == before

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-
 from engine_fakes import FakeHandle, add, make_engine
 
 import core.engine.ranks as module
+from core.engine.control import EngineControl
 from core.engine.engine import Engine, EngineFailed
 from core.engine.rank_executor import MultiRankExecutor
 from core.engine.ranks import Ranks
@@ -195,7 +195,7 @@ def test_an_executor_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     with ranks(2) as group:
         ask(group)
         failing = MultiRankExecutor(InProcessExecutor(_Runner("OutOfMemoryError: no")), group)
-        with pytest.raises(EngineDead, match="^rank 0 failed: OutOfMemoryError: no$"):
+        with pytest.raises(EngineDead, match=r"^rank 0 failed: OutOfMemoryError: no$"):
             failing.launch(plan(1)).wait()
 
 
@@ -212,22 +212,31 @@ def test_an_engine_whose_executor_is_dead_gives_up_at_once(at: str, monkeypatch:
         monkeypatch.setattr(engine._executor, "launch", fail)
     else:
         monkeypatch.setattr(FakeHandle, "wait", fail)
-    with pytest.raises(EngineFailed, match="^rank 1 is gone$"):
+    with pytest.raises(EngineFailed, match=r"^rank 1 is gone$"):
         drive(engine)
 
 
-def test_an_idle_engine_is_told() -> None:
-    lost: list[str] = []
+def test_an_idle_engine_is_told_and_tells_of_the_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Others:
+        lost = False
+        level = ""
 
-    def check() -> None:
-        if lost:
-            raise EngineDead(lost[0])
+        def check(self) -> None:
+            if self.lost:
+                raise EngineDead("rank 1 is gone")
 
+        def set_log_level(self, level: str) -> None:
+            self.level = level
+
+    monkeypatch.setattr("core.engine.control.LOGGERS", ())
     engine = make_engine()
     engine.check()
-    engine._check = check
+    EngineControl(engine).run("set_log_level", {"level": "info"})
+    engine._ranks = others = Others()
     engine.check()
-    lost.append("rank 1 is gone")
+    EngineControl(engine).run("set_log_level", {"level": "info"})
+    assert others.level == "info"
+    others.lost = True
     with pytest.raises(EngineFailed, match="rank 1 is gone"):
         engine.check()
 
