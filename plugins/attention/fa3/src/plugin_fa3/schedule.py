@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from core.interfaces.attention import AttentionConfig
+from plugin_fa3.plan import cached_dims
 from plugin_fa3.providers.base import Provider, Rows, Rule
 
 
@@ -29,7 +30,7 @@ class Schedules:
         self._provider = provider
         self._config = config
         self._kind_of = {
-            layer: _Kind(spec.window, spec.softcap is not None, spec.head_dim, spec.v_head_dim)
+            layer: _Kind(spec.window, spec.softcap is not None, *cached_dims(spec))
             for layer, spec in config.layers.items()
         }
         self._kinds = tuple(dict.fromkeys(self._kind_of.values()))
