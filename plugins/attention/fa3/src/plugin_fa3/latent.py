@@ -84,10 +84,10 @@ class LatentCalls:
         rest: list[Piece],
         schedule: torch.Tensor | None,
     ) -> None:
-        """Rows of `decodes` and `rest` into out [T, H, Dv]; other rows of out are left with no meaning."""
+        """Rows of `decodes` and `rest` into out [T, H, Dv]; the others are left with anything, for `_expanded`."""
         latents, ropes = kv
         query = torch.bmm(q_nope.transpose(0, 1), weights.key).transpose(0, 1)  # [T, H, R]
-        seen = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        seen = torch.empty_like(query, memory_format=torch.contiguous_format)
         if decodes is not None:
             self._provider.attend(
                 q_rope, ropes, latents, seen, decodes.paged, rule,
