@@ -68,15 +68,16 @@ class CommonPrefixes:
         if not tokens and not layout.captured:
             return None
         assert decodes.page_table is not None
-        numbers = np.zeros(num_rows + 1, np.int32)  # one copy to the device: skipped keys of each, then the common ones
-        numbers[:-1][members] = tokens
-        numbers[-1] = tokens
+        # One copy to the device: skipped keys of each row, all rows as one sequence, number of common keys.
+        numbers = np.zeros(num_rows + 3, np.int32)
+        numbers[:num_rows][members] = tokens
+        numbers[num_rows:] = 0, num_rows, tokens
         leader = int(members.argmax())
         if not layout.captured:
             return self._common(self._upload(numbers), decodes.page_table[leader : leader + 1], decodes.max_k)
         kept = self._kept.get(num_rows)
         if kept is None:
-            buffer = torch.zeros(num_rows + 1, dtype=torch.int32, device=self._config.device)
+            buffer = torch.zeros(num_rows + 3, dtype=torch.int32, device=self._config.device)
             kept = self._common(buffer, torch.zeros_like(decodes.page_table[:1]), decodes.max_k)
             self._kept[num_rows] = kept
         assert kept.rows.page_table is not None
@@ -87,9 +88,9 @@ class CommonPrefixes:
         return kept
 
     def _common(self, numbers: torch.Tensor, table: torch.Tensor, max_k: int) -> CommonKeys:
-        num_rows = len(numbers) - 1
-        whole = torch.tensor([0, num_rows], dtype=torch.int32, device=self._config.device)
-        return CommonKeys(Rows(whole, num_rows, max_k, numbers[num_rows:], table, causal=False), numbers[:num_rows])
+        num_rows = len(numbers) - 3
+        whole, common = numbers[num_rows : num_rows + 2], numbers[num_rows + 2 :]
+        return CommonKeys(Rows(whole, num_rows, max_k, common, table, causal=False), numbers[:num_rows])
 
     def _upload(self, numbers: Int32) -> torch.Tensor:
         tensor = torch.from_numpy(numbers)
