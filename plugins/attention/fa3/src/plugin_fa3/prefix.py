@@ -54,7 +54,7 @@ class CommonPrefixes:
         self._config = config
         widest = max((spec.head_dim + spec.v_head_dim for spec in config.layers.values()), default=0)
         self._token_bytes = config.num_kv_heads * widest * config.dtype.itemsize
-        self._kept: dict[int, CommonKeys] = {}
+        self._kept: dict[int, tuple[torch.Tensor, CommonKeys]] = {}
 
     def find(self, layout: BatchLayout, decodes: Rows) -> CommonKeys | None:
         """None where a call of its own for common keys is not worth it. decodes: the step's, over pages."""
@@ -75,17 +75,23 @@ class CommonPrefixes:
         leader = int(members.argmax())
         if not layout.captured:
             return self._common(self._upload(numbers), decodes.page_table[leader : leader + 1], decodes.max_k)
-        kept = self._kept.get(num_rows)
-        if kept is None:
-            buffer = torch.zeros(num_rows + 3, dtype=torch.int32, device=self._config.device)
-            kept = self._common(buffer, torch.zeros_like(decodes.page_table[:1]), decodes.max_k)
-            self._kept[num_rows] = kept
+        if num_rows not in self._kept:
+            self._kept[num_rows] = self._keep(num_rows, decodes)
+        buffer, kept = self._kept[num_rows]
+        buffer.copy_(self._upload(numbers))
         assert kept.rows.page_table is not None
-        assert kept.skipped._base is not None
-        kept.skipped._base.copy_(self._upload(numbers))
         if tokens:
             kept.rows.page_table.copy_(decodes.page_table[leader : leader + 1])
         return kept
+
+    def _keep(self, num_rows: int, decodes: Rows) -> tuple[torch.Tensor, CommonKeys]:
+        """Buffers of recorded steps of that many rows: the numbers, and what refers to them."""
+        assert decodes.page_table is not None
+        # A step may be recorded in inference mode and planned outside of it, where tensors made in it are read-only.
+        with torch.inference_mode(False):
+            buffer = torch.zeros(num_rows + 3, dtype=torch.int32, device=self._config.device)
+            table = torch.zeros(1, decodes.page_table.shape[1], dtype=torch.int32, device=self._config.device)
+            return buffer, self._common(buffer, table, decodes.max_k)
 
     def _common(self, numbers: torch.Tensor, table: torch.Tensor, max_k: int) -> CommonKeys:
         num_rows = len(numbers) - 3

@@ -58,9 +58,8 @@ class Schedules:
         return self._now.get(self._kind_of[layer])
 
     def _keep(self, key: tuple[int, int, _Kind], made: torch.Tensor) -> torch.Tensor:
-        kept = self._kept.get(key)
-        if kept is None:
-            kept = self._kept[key] = made.clone()
-        else:
-            kept.copy_(made)
-        return kept
+        if key not in self._kept:
+            # As in CommonPrefixes: recorded in inference mode, and perhaps planned outside of it.
+            with torch.inference_mode(False):
+                self._kept[key] = torch.empty(made.shape, dtype=made.dtype, device=made.device)
+        return self._kept[key].copy_(made)
