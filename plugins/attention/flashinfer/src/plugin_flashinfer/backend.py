@@ -115,7 +115,7 @@ class FlashInferAttention(AttentionBackend):
         call = self._calls.get((what, rule))
         if call is None:
             rows = what if isinstance(what, int) else None
-            # A step may be recorded in inference mode and planned outside of it; tensors made in it are read-only there.
+            # Steps may be recorded in inference mode and planned outside of it; tensors made in it are read-only there.
             with torch.inference_mode(False):
                 plan = self._workspaces.plan("recorded" if rows else str(what), rule)
                 call = PagedCall(
