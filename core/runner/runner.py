@@ -98,6 +98,11 @@ class ModelRunner:
             raise EngineError("the model is not loaded", hint="call load() first")
         return self._model
 
+    @property
+    def recorded_sizes(self) -> tuple[int, ...]:
+        """Rows of the steps that the device is going to record, or has recorded; known after `allocate`."""
+        return tuple(self._captured.sizes) if self._captured is not None else ()
+
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
@@ -133,8 +138,9 @@ class ModelRunner:
     def kv_bytes_per_page(self) -> int:
         """Bytes of one page in every cache group together, on this rank."""
         config = self.config
+        itemsize = (config.kv_dtype or config.dtype).itemsize
         return sum(
-            backend.page_bytes(group, config.page_size, config.dtype.itemsize, config.tp.size)
+            backend.page_bytes(group, config.page_size, itemsize, config.tp.size)
             for backend, group in zip(config.attention, config.spec.cache_groups, strict=True)
         )
 
@@ -188,6 +194,7 @@ class ModelRunner:
                 max_seqs=config.max_running,
                 max_tokens=config.max_step_tokens,
                 context_length=config.context_length,
+                kv_dtype=config.kv_dtype,
             )
             reason = backend_class.rejects(attention)
             if reason is not None:
@@ -282,6 +289,11 @@ class ModelRunner:
         self._state = self._new_state()
         self.stats = RunnerStats()
 
+    def release(self) -> None:
+        """Give back recorded steps and KV buffers; no step is launched any more."""
+        self._captured, self._forward = None, None
+        self._attention, self._kv = (), ()
+
     def _new_state(self) -> RunnerState:
         config = self.config
         sampler = Sampler(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
@@ -365,10 +377,12 @@ class ModelRunner:
         else:
             greedy = replayed.greedy(len(slots))
             if masks is None and edits is None and sampler.plain(slots):  # nothing is left to do
+                self._tell_tokens(greedy.tokens)
                 host = self._transfer.download_packed(replayed.result)
                 host += self._transfer.download(given) if given else []
                 return Pending(step.slots, computed.times, greedy, host, None, extras)
             sampled = sampler.sample(replayed.logits[: len(slots)], slots, positions, masks, edits, greedy)
+        self._tell_tokens(sampled.tokens)
         self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
@@ -377,6 +391,11 @@ class ModelRunner:
             tensors += edits.tensors
         host = self._transfer.download([*tensors, *given])
         return Pending(step.slots, computed.times, sampled, host, generating, extras, edits=edits)
+
+    def _tell_tokens(self, tokens: torch.Tensor) -> None:
+        """The other ranks decode what this one drew, see FollowingRunner."""
+        if self.config.broadcast is not None:
+            self.config.broadcast(tokens)
 
     def count_failure(self) -> None:
         """A step went wrong."""
