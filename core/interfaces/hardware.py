@@ -23,7 +23,7 @@ Forward = Callable[["ForwardBatch"], "torch.Tensor"]
 class Between(Protocol):
     """What a step that is recorded in pieces calls between two of them, see `StepGraphs.capture_pieces`."""
 
-    def __call__(self, call: Callable[..., None], *tensors: torch.Tensor) -> None: ...
+    def __call__(self, call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,9 @@ class StepGraphs(ABC):
     the attention backends plan before each replay, outside of the recording. A step of another shape, or larger than
     the largest size, runs through `HardwareBackend.forward_runner`.
 
-    Steps with prefills can be recorded too, for some numbers of tokens: in pieces, between which attention runs as ever,
-    since its launches depend on the lengths of the sequences. What is saved is the host's time for all the rest.
+    Steps with prefills can be recorded too, for some numbers of tokens: in pieces, between which attention runs as it
+    does elsewhere, since its launches depend on the lengths of the sequences. What is saved is the host's time for all
+    the rest.
 
     sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs. token_sizes: numbers of tokens, ascending; empty:
     steps with prefills are launched. on_demand: a size is recorded when a step first needs it, and not at the start.
@@ -114,9 +115,9 @@ class StepGraphs(ABC):
 
     def capture_pieces(self, size: int, run: Callable[[Between], torch.Tensor]) -> None:
         """Record `run`, which computes hidden states [size, hidden_size] of a step of `size` tokens. Where it calls
-        `between(call, *tensors)`, the piece that is being recorded ends and another begins: at every replay, and only
-        then, `call(*tensors)` is called there, with tensors of the same memory as those given, which nobody else keeps.
-        The first of them is `call`'s result; where `run` is not recorded but run, it is filled with zeros instead.
+        `between(call, result, *tensors)`, the piece that is being recorded ends and another begins: at every replay,
+        and only then, `call(result, *tensors)` is called there to fill `result`, with tensors of the same memory as
+        those given, which nobody else keeps. Where `run` is not recorded but run, `result` is filled with zeros.
         Only for `token_sizes`."""
         raise AssertionError(f"{type(self).__name__} names token_sizes and lacks capture_pieces")
 

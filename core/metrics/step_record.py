@@ -14,8 +14,8 @@ class StepRecord:
     free_pages, cached_pages, total_pages: KV pages after it (cached ones can be evicted). preemptions: since the
     record before. Counts of requests and pages, preemptions and cached_tokens are taken every 50 ms of steps, not
     at each. schedule_s: spent in the scheduler. device_s: as the executor measured it. build_s, launch_s, wait_s,
-    output_s: as `core.interfaces.step.StepTimes`. step_s: host time from the end of the previous step, or from the start
-    of this one after a pause.
+    output_s: as `core.interfaces.step.StepTimes`. step_s: host time from the end of the previous step, or from the
+    start of this one after a pause.
     """
 
     prefill_tokens: int = 0

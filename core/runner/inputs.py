@@ -60,8 +60,8 @@ def build(
 ) -> StepInputs:
     """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror.
 
-    buffer: where on the device to build it, else in new memory. pad_to: number of tokens; what is missing is filled with
-    token 0 at position 0, stored in the null page, which is none of the layouts' tokens.
+    buffer: where on the device to build it, else in new memory. pad_to: number of tokens; what is missing is filled
+    with token 0 at position 0, stored in the null page, which is none of the layouts' tokens.
     """
     shape = _shape(plan)
     if plan.samples.all():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -149,8 +148,14 @@ class _Apart(AttentionBackend):
         result = q_nope.new_empty(*q_nope.shape[:-1], weights.value.shape[1])
         backend = self._backend
 
-        def call(result: torch.Tensor, *inputs: torch.Tensor) -> None:
-            result.copy_(backend.run_mla(*inputs, weights, layer, kv))
+        def call(
+            result: torch.Tensor,
+            q_nope: torch.Tensor,
+            q_rope: torch.Tensor,
+            latent: torch.Tensor,
+            k_rope: torch.Tensor,
+        ) -> None:
+            result.copy_(backend.run_mla(q_nope, q_rope, latent, k_rope, weights, layer, kv))
 
         self._between(call, result, q_nope, q_rope, latent, k_rope)
         return result

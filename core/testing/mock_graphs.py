@@ -82,9 +82,9 @@ class MockGraphs(StepGraphs):
             pieces.append(partial(_repeat, list(recorder.calls)))
             recorder.calls.clear()
 
-        def between(call: Callable[..., None], *tensors: torch.Tensor) -> None:
+        def between(call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None:
             end()
-            pieces.append(partial(call, *tensors))
+            pieces.append(partial(call, result, *tensors))
 
         with recorder:
             out = run(between)

@@ -92,9 +92,9 @@ class _Recording:
             if self._collecting:
                 gc.enable()
 
-    def between(self, call: Callable[..., None], *tensors: torch.Tensor) -> None:
+    def between(self, call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None:
         self._end()
-        self.pieces.append(partial(call, *(unowned(tensor) for tensor in tensors)))
+        self.pieces.append(partial(call, *(unowned(tensor) for tensor in (result, *tensors))))
         self._begin()
 
     def _begin(self) -> None:
