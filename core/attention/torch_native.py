@@ -17,7 +17,7 @@ from core.attention.latent import (
 from core.attention.narrow import NarrowRows, Rows
 from core.attention.plan import Planner, Rule, StepPlan
 from core.attention.prefill import prefill_rows
-from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights
+from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights, TokenRows
 from core.interfaces.batch import BatchLayout
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import AttentionSpec, StateKind
@@ -126,6 +126,13 @@ class TorchNativeAttention(AttentionBackend):
         if plan.num_tokens < num_rows:
             out[plan.num_tokens :] = 0  # padding rows: defined, and never read
         return out
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        assert self._slots is not None, "plan() comes before token_rows()"
+        if not self._exact:
+            return None
+        heads = (self.config.num_kv_heads, -1)
+        return kv[0].unflatten(1, heads), kv[1].unflatten(1, heads), self._slots
 
     def run_mla(
         self,

@@ -97,6 +97,11 @@ class MlaWeights:
     value: torch.Tensor
 
 
+# (keys [S, num_kv_heads, head_dim], values [S, num_kv_heads, v_head_dim], slots [T]): token t of the step belongs into
+# row slots[t] of both. Any strides between rows; the heads of a row lie beside one another.
+TokenRows = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+
+
 class AttentionBackend(ABC):
     """Attention over paged KV for the layers of one cache group.
 
@@ -110,6 +115,12 @@ class AttentionBackend(ABC):
     def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
         self.config = config
         self.ctx = ctx
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this machine cannot run it whatever the model (a library or a kind of device that it lacks), with the
+        way out, or None. Asked when backends are chosen, in every process that chooses: quick, allocates nothing."""
+        return None
 
     @classmethod
     def rejects(cls, config: AttentionConfig) -> str | None:
@@ -158,6 +169,12 @@ class AttentionBackend(ABC):
         the layer's window. T may exceed the layout's num_tokens: those rows are padding, may hold anything, and what
         comes back for them is finite.
         """
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        """Where a fused operation may write this step's keys and values of one layer, whose buffers are `kv`, before
+        `run` gets None for both; or None if `run` has to have them: they are scaled, laid out otherwise, or stored
+        on the way. Called after `plan`, for each layer."""
+        return None
 
     def run_mla(
         self,

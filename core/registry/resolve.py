@@ -25,7 +25,15 @@ from core.registry.checkpoint import (
     read_hf_config,
     stated_checkpoint,
 )
-from core.registry.checks import check_deterministic, check_device, check_device_of_all, check_quant, check_requested
+from core.registry.checks import (
+    check_deterministic,
+    check_device,
+    check_device_of_all,
+    check_quant,
+    check_ranks,
+    check_requested,
+    describe_ranks,
+)
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
@@ -328,6 +336,9 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
 
 def _finish(draft: _Draft) -> Resolution:
     """Put the decisions together and check the whole."""
+    sizes = (draft.dtype, draft.kv_dtype, draft.page_size, draft.context, draft.chunk, draft.overlap)
+    num_ranks = draft.settings.engine.tensor_parallel_size
+    ranks = describe_ranks(num_ranks, draft.device.communicator())
     resolution = Resolution(
         checkpoint=draft.found.folder,
         checkpoint_choice=draft.checkpoint,
@@ -355,19 +366,11 @@ def _finish(draft: _Draft) -> Resolution:
         context_length=int(draft.context.value),
         chunk_tokens=int(draft.chunk.value),
         overlap=draft.overlap.value == "on",
-        decisions=(
-            draft.dtype,
-            draft.kv_dtype,
-            draft.page_size,
-            draft.context,
-            draft.chunk,
-            draft.overlap,
-            *draft.task_decisions,
-        ),
+        decisions=(*sizes, ranks, *draft.task_decisions),
         pooling=draft.pooling,
         ops_rejected=tuple(draft.ops_rejected),
         hooks_rejected=tuple(draft.hooks_rejected),
-        tensor_parallel_size=draft.settings.engine.tensor_parallel_size,
+        tensor_parallel_size=num_ranks,
         max_running=draft.settings.scheduler.max_running_requests,
     )
     records = [choice.record for choice in resolution.choices() if choice.record is not None]
@@ -375,6 +378,7 @@ def _finish(draft: _Draft) -> Resolution:
     resolution = resolution.with_plugin_data(draft.sections.exact(records), draft.catalog, ignored)
     check_device_of_all(resolution)
     check_quant(resolution)
+    check_ranks(resolution, deterministic=draft.settings.engine.deterministic)
     if draft.settings.engine.deterministic:
         check_deterministic(resolution)
     check_device(resolution, draft.device)

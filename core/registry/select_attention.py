@@ -125,6 +125,7 @@ def _choose(asked: str, ordered: list[tuple[PluginRecord, str]], needs: GroupNee
             wrong_hardware(record, needs.hardware)
             or _manifest_rejects(record, needs)
             or needs.rejects(_capabilities(target))
+            or _unavailable(target)
         )
         if why:
             raise ConfigError(
@@ -140,7 +141,7 @@ def _choose(asked: str, ordered: list[tuple[PluginRecord, str]], needs: GroupNee
             rejected.append((record.name, why))
             continue
         for _, target in loadable(catalog, [record], needs.hardware, rejected):
-            why = needs.rejects(_capabilities(target))
+            why = needs.rejects(_capabilities(target)) or _unavailable(target)
             if not why:
                 return Choice(KIND, record.name, record, target, why_here, tuple(rejected))
             rejected.append((record.name, why))
@@ -159,6 +160,12 @@ def _choose(asked: str, ordered: list[tuple[PluginRecord, str]], needs: GroupNee
 def _capabilities(target: Any) -> AttentionCapabilities:
     caps = getattr(target, "capabilities", None)
     return caps if isinstance(caps, AttentionCapabilities) else AttentionCapabilities()
+
+
+def _unavailable(target: Any) -> str:
+    """What the backend says of this machine. Factories that are no subclass of AttentionBackend need not say it."""
+    ask = getattr(target, "unavailable", None)
+    return (ask() if callable(ask) else None) or ""
 
 
 def _manifest_rejects(record: PluginRecord, needs: GroupNeeds) -> str:

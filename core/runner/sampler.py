@@ -83,6 +83,10 @@ class Sampler:
         if self.table.flags[admission.slot] & PENALISED:
             self._counts.admit(admission)
 
+    def plain(self, slots: Int32) -> bool:
+        """Whether all these rows take the arg max of what the model gives and ask for nothing else."""
+        return not self.table.flags[slots].any()
+
     def sample(
         self,
         logits: torch.Tensor,
@@ -90,15 +94,15 @@ class Sampler:
         positions: Int32,
         masks: TokenMasks | None = None,
         edits: RowEdits | None = None,
+        greedy: Sampled | None = None,
     ) -> Sampled:
         """One token per row. logits [S, V] any float dtype, not changed; slots [S]; positions [S]: where in its
-        sequence the token will stand; masks: what some rows may have; edits: rows with logit processors. Tokens of
-        penalised rows are counted."""
+        sequence the token will stand; masks: what some rows may have; edits: rows with logit processors; greedy: the
+        arg max of each row, where it is known already (used up). Tokens of penalised rows are counted."""
         flags = self.table.flags[slots]
         union = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
         if not union and masks is None and edits is None:
-            best, tokens = logits.max(dim=-1)
-            return Sampled(tokens, best)
+            return greedy or _greedy(logits)
 
         work, raw_best, count_rows = logits, None, None
         if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None or edits is not None:
@@ -107,7 +111,8 @@ class Sampler:
             count_rows = self._edit(work, flags, slots, positions, masks, edits)
             if masks is not None:
                 work = self._masked(work, masks)
-        best, tokens = work.max(dim=-1)
+        found = greedy if greedy is not None and work is logits else _greedy(work)
+        best, tokens = found.best, found.tokens
         if union & SAMPLED:
             drawn = np.flatnonzero(flags & SAMPLED)
             self._draw(work, best, tokens, drawn, flags[drawn], slots[drawn], positions[drawn])
@@ -211,14 +216,21 @@ class Sampler:
                 index, row_keys, temperature = self._transfer.upload(
                     drawn[here], keys[here], self.table.temperature[slots[here]]
                 )
-                scaled = work[index].to(torch.float32).div_(temperature[:, None])
+                # Without a copy of the logits where all rows are drawn alike, as in most batches.
+                every_row = len(here) == len(work)
+                mine = work if every_row else work[index]
+                scaled = torch.div(mine, temperature[:, None]).float()
                 if not has_filters:
-                    tokens[index] = self._race(scaled, self._vocab, row_keys)
+                    found = self._race(scaled, self._vocab, row_keys)
                 elif self._candidates:
                     peak = best[index].to(torch.float32) / temperature
-                    tokens[index] = self._draw_candidates(scaled, peak[:, None], row_keys, slots[here])
+                    found = self._draw_candidates(scaled, peak[:, None], row_keys, slots[here])
                 else:
-                    tokens[index] = self._draw_filtered(scaled, row_keys, slots[here])
+                    found = self._draw_filtered(scaled, row_keys, slots[here])
+                if every_row:
+                    tokens.copy_(found)
+                else:
+                    tokens[index] = found
 
     def _draw_filtered(self, scaled: torch.Tensor, keys: torch.Tensor, slots: Int32) -> torch.Tensor:
         """scaled [R, V] float32 (overwritten), keys [R, 2]; returns tokens [R] int64. Reads nothing back."""
@@ -261,6 +273,11 @@ class Sampler:
 
     def _chunk_rows(self, vocab_size: int) -> int:
         return max(1, _HOST_CHUNK // vocab_size) if self._transfer.direct else 1 << 30
+
+
+def _greedy(logits: torch.Tensor) -> Sampled:
+    best, tokens = logits.max(dim=-1)
+    return Sampled(tokens, best)
 
 
 def _rows(flags: npt.NDArray[np.uint8], bit: int) -> Int32:

@@ -401,7 +401,7 @@ class AttentionContract(AttentionSetup):
             work: Sequence[tuple[int, int]] = [(n, 1) for n in numbers]
             layout = world.layout(work)
             inputs = world.inputs(layer, layout.num_tokens)
-            with NoHostReads():
+            with NoHostReads(world.config.device):
                 world.backend.plan(layout)
                 got = world.run(layer, inputs)
             self.check_outcome(world, Outcome(layer, got, world.remember(layer, work, inputs)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugin_triton.attention.launch import dot
+from plugin_triton.attention.numbers import dot
 
 
 @triton.jit

@@ -1,23 +1,13 @@
-"""Launching kernels, and what the interpreter does otherwise than a compiler.
+"""Arithmetic that Triton's interpreter, for tests on a CPU, does otherwise than its compiler."""
 
-Programmatic dependent launch: a kernel's programs may start while the kernel before it still runs.
-
-Every kernel waits before it reads what an earlier one made and before it writes anything; where the target lacks it
-(anything before sm_90, other vendors, the interpreter), PDL is False and nothing of it is compiled.
-"""
-
-# ruff: noqa: N803, N806
+# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+from plugin_triton.interpreter import INTERPRETED
 
 
 @triton.jit
@@ -53,29 +43,3 @@ def _rounded(x, BITS: tl.constexpr, NORMAL: tl.constexpr):
         small = ((steps + 12582912.0) - 12582912.0) * (NORMAL / (1 << BITS))  # 1.5 * 2**23 leaves no fraction
         near = tl.where(tl.abs(x) < NORMAL, small, near)
     return near
-
-
-@triton.jit
-def wait_for_previous(PDL: tl.constexpr):
-    """What earlier kernels wrote may be read after this, and what they read may be written."""
-    if PDL:
-        gdc_wait()
-
-
-@triton.jit
-def start_next(PDL: tl.constexpr):
-    """The next kernel's programs may take free places from now on; they wait for this kernel's end themselves."""
-    if PDL:
-        gdc_launch_dependents()
-
-
-def dependent_launch(device: torch.device) -> bool:
-    """Whether kernels on `device` are launched so."""
-    if INTERPRETED.value or device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def options(pdl: bool) -> dict[str, Any]:
-    """Keyword arguments of a launch."""
-    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
