@@ -106,10 +106,10 @@ class ModelRunner:
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
-        from core.runner.weights_rules import HEADS, RuleTable, without_head
+        from core.runner.weights_rules import HEADS, RuleTable, leaving_out, without_head
 
         config = self.config
-        rules = config.arch.weights(config.spec)
+        rules = leaving_out(config.arch.weights(config.spec), config.quant.ignored())
         ctx = BuildContext(
             dtype=config.dtype,
             device=self.device,

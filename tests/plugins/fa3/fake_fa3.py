@@ -84,7 +84,10 @@ def _fwd(schemas: dict[str, str], many: bool, *args: Any) -> Any:
     cu_q = v["cu_seqlens_q"]
     _int32(v, "cu_seqlens_q")
     batch = len(cu_q) - 1
-    assert (v["k_new"], v["q_v"], v["seqused_q"], v["cu_seqlens_k_new"]) == (None,) * 4
+    assert (v["k_new"], v["seqused_q"], v["cu_seqlens_k_new"]) == (None,) * 3
+    q_v = v["q_v"]
+    assert q_v is None or (q_v.shape == (*q.shape[:2], value.shape[-1]) and q_v.stride(-1) == 1)
+    assert q_v is None or (q.shape[-1] <= 64 and value.shape[-1] >= 256)
     assert v["window_size_right"] == (0 if v["is_causal"] else -1)
     skipped = v["leftpad_k"]
     assert skipped is None or (paged and skipped.dtype == torch.int32 and skipped.shape == (batch,))
@@ -125,19 +128,28 @@ def _fwd(schemas: dict[str, str], many: bool, *args: Any) -> Any:
             a, b = int(v["cu_seqlens_k"][i]), int(v["cu_seqlens_k"][i + 1])
             assert b - a <= max_k
             keys, values = k[a:b], value[a:b]
-        out[first:last], lse[:, first:last] = _attend(q[first:last], keys, values, v, sinks)
+        second = None if q_v is None else q_v[first:last]
+        out[first:last], lse[:, first:last] = _attend(q[first:last], keys, values, v, sinks, second)
     empty = q.new_empty(0)
     return [out, lse, empty, empty] if many else (out, lse, empty, empty)
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, value: torch.Tensor, v: dict[str, Any], sinks: torch.Tensor | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    value: torch.Tensor,
+    v: dict[str, Any],
+    sinks: torch.Tensor | None,
+    q_v: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q [M, H, D], k [L, Hkv, D]: the last M of L tokens attend to those before them, or M others to all L. Returns
     [M, H, D] and the logarithm of the sum of exponentials, [H, M]; zeros and minus infinity where L is 0."""
     groups = q.shape[1] // k.shape[1]
     keys, values = (x.float().repeat_interleave(groups, 1) for x in (k, value))
-    scores = torch.einsum("mhd,lhd->hml", q.float(), keys) * v["softmax_scale"]
+    scores = torch.einsum("mhd,lhd->hml", q.float(), keys)
+    if q_v is not None:
+        scores = scores + torch.einsum("mhd,lhd->hml", q_v.float(), values)
+    scores = scores * v["softmax_scale"]
     if v["softcap"] > 0:
         scores = v["softcap"] * torch.tanh(scores / v["softcap"])
     at = torch.arange(len(k) - len(q), len(k))[:, None]

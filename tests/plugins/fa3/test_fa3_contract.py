@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from fa3_backends import OnCpu, OnCpuWithVllm
+from fa3_backends import LATENTS, OnCpu, OnCpuWithVllm
 
 from core.interfaces.context import PluginContext
 from core.testing.contracts.attention import AttentionContract
@@ -19,6 +19,8 @@ from plugin_fa3.settings import Settings
 
 
 class _Suite(AttentionContract):
+    mla_dims = LATENTS
+
     def context(
         self, device: torch.device | None = None, settings: Mapping[str, Any] = MappingProxyType({})
     ) -> PluginContext:

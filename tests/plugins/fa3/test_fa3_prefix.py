@@ -98,6 +98,24 @@ def test_recorded_steps_with_and_without_common_keys(device: str, any_saving_is_
     _check(recorded.step(families[0]))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_steps_are_recorded_in_inference_mode(device: str, any_saving_is_worth_it: None) -> None:
+    """As the engine does it. What is planned later in that mode or outside of it goes to the same addresses."""
+    world = world_of(device, {}, Rule())
+    with torch.inference_mode():
+        recorded = RecordedSteps(world, graphs_of(device, (16,)), 16, max_pages=40)
+        (parent,) = world.new()
+        _check(world.step([(parent, 16 * 7)]))
+        family = _family(world, parent, 4, 6)
+        _check(world.step([(number, 2) for number in family]))
+        _check(recorded.step(family))
+        _check(recorded.step([parent]))
+        _check(world.step([(number, 1) for number in family]))
+    layout = world.layout_again([(number, 1) for number in family])
+    world.backend.plan(layout)
+    world.backend.plan(recorded.layout)
+
+
 @pytest.mark.parametrize("rule", [Rule(window=40), Rule(has_sinks=True)])
 def test_windows_and_sinks_go_without(rule: Rule, any_saving_is_worth_it: None) -> None:
     world = world_of("cpu", {}, rule)

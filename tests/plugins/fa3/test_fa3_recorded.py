@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fa3_backends import OnCpu
+from fa3_backends import LATENTS, OnCpu
 from recorded_steps import CudaGraphs, RecordedSteps
 
 from core.interfaces.context import PluginContext
@@ -24,14 +24,19 @@ SIZES = (1, 4, 8)
 
 
 def world_of(device: str, settings: Mapping[str, Any], *rules: Rule) -> World:
-    lacks = Fa3Attention.unavailable()
-    if device == "cuda" and lacks is not None:
-        pytest.skip(lacks)
     windows = all(rule.window is not None for rule in rules)
     shape = Shape(
         kind=StateKind.SLIDING_WINDOW if windows else StateKind.FULL,
         num_heads=8, num_kv_heads=2, head_dim=128, page_size=16, num_pages=200, dtype=torch.bfloat16, rules=rules,
     )  # fmt: skip
+    return world_for(device, settings, shape)
+
+
+def world_for(device: str, settings: Mapping[str, Any], shape: Shape) -> World:
+    """device: "cpu" with stand-in kernels, "cuda" with the real ones, skipped where there are none."""
+    lacks = Fa3Attention.unavailable()
+    if device == "cuda" and lacks is not None:
+        pytest.skip(lacks)
     config = shape.config(torch.device(device))
     backend = (Fa3Attention if device == "cuda" else OnCpu)(config, PluginContext(settings=Settings(**settings)))
     kv = backend.allocate()
@@ -65,6 +70,25 @@ def test_replayed_steps_equal_the_reference(device: str, num_splits: int, window
         assert relative_error(outcome.got, outcome.want) < 0.02
     for outcome in recorded[8].step(numbers):
         assert relative_error(outcome.got, outcome.want) < 0.02
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("sizes", LATENTS[:2], ids=str)
+def test_replayed_steps_over_latents_equal_the_reference(device: str, sizes: tuple[int, int, int, int]) -> None:
+    latent, rope, nope, value = sizes
+    shape = Shape(
+        kind=StateKind.MLA_LATENT, num_heads=8, num_kv_heads=1, latent_dim=latent, rope_dim=rope, head_dim=nope,
+        v_head_dim=value, page_size=16, num_pages=200, dtype=torch.bfloat16,
+    )  # fmt: skip
+    world = world_for(device, {}, shape)
+    recorded = RecordedSteps(world, graphs_of(device), 8, max_pages=40)
+    numbers = world.new(6)
+    for work in ([(number, 1 + 37 * number) for number in numbers], [(numbers[0], 1), (numbers[1], 5)]):
+        for outcome in world.step(work):
+            assert relative_error(outcome.got, outcome.want) < 0.02
+    for rows in (numbers, numbers[2:], numbers[:1], numbers[::-1]):
+        for outcome in recorded.step(rows):
+            assert relative_error(outcome.got, outcome.want) < 0.02
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

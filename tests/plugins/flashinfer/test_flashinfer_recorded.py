@@ -60,6 +60,19 @@ def test_replayed_steps_equal_the_reference(device: str, window: int | None) -> 
         assert relative_error(outcome.got, outcome.want) < 0.02
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_steps_are_recorded_in_inference_mode(device: str) -> None:
+    """As the engine does it. What is planned later in that mode or outside of it goes to the same addresses."""
+    world = _world(device, Rule())
+    with torch.inference_mode():
+        recorded = RecordedSteps(world, CudaGraphs() if device == "cuda" else MockGraphs(SIZES), 4, max_pages=40)
+        numbers = world.new(3)
+        for outcome in [*world.step([(number, 20) for number in numbers]), *recorded.step(numbers)]:
+            assert relative_error(outcome.got, outcome.want) < 0.02
+    world.backend.plan(world.layout_again([(number, 1) for number in numbers]))
+    world.backend.plan(recorded.layout)
+
+
 def test_layers_that_share_a_rule_share_a_plan() -> None:
     """The scale of a layer is given with the call; window and soft cap are planned."""
     FakeWrapper.made.clear()

@@ -187,12 +187,6 @@ def test_scales_as_bare_exponents() -> None:
         torch.testing.assert_close(dense(layer), tensors["weight"].double() * 2.0**-6)
 
 
-def test_scales_of_keys_and_values_beside_a_projection_are_taken() -> None:
-    layer = ReplicatedLinear("k_proj", 128, 64, context(CHANNEL), bias=False)
-    fill(layer, {**stored(matrix(64, 128), CHANNEL), "k_scale": torch.ones(1)})
-    layer.finish()
-
-
 class Fp8Runner(MoeRunner):
     """Knows one layout, and notes what it got."""
 

@@ -1,6 +1,6 @@
 """Times FlashAttention-3 over pages on an NVIDIA H100 or H200, the way this plugin calls it.
 
-    python measure_fa3.py [decode] [groups] [prefill] [store] [nan] [prefix]
+    python measure_fa3.py [decode] [groups] [prefill] [store] [nan] [prefix] [latent]
 
 Decodes are recorded in a CUDA graph of many calls, each over pages of its own, together larger than the L2 cache. What
 is printed decides the plugin's page sizes and the rule in splits.py.
@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from core.interfaces.attention import AttentionConfig
+from core.interfaces.attention import AttentionConfig, MlaWeights
 from core.interfaces.batch import BatchLayout
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import AttentionSpec, CacheGroupSpec, StateKind
@@ -259,8 +259,56 @@ def prefix_table() -> None:
         print(f"  {rows:4d} rows, {shared} in common, {own} own: {times[0]:.1f} / {times[1]:.1f}", flush=True)
 
 
+def latent_us(rows: int, new: int, old: int, *, heads: int = 20, layers: int = 8) -> float:
+    """Microseconds a layer of latent attention through the backend, projections included; GLM-4.7-Flash's sizes.
+    Decodes (new = 1) as in a recorded step."""
+    spec = AttentionSpec(heads, 1, head_dim=256, scale=1 / 16, v_head_dim=256, latent_dim=512, rope_dim=64)
+    names = tuple(range(layers))
+    group = CacheGroupSpec("kv", StateKind.MLA_LATENT, names, num_kv_heads=1, head_dim=512, v_head_dim=64)
+    each = -(-(new + old) // 16)
+    config = AttentionConfig(
+        group=group, layers=dict.fromkeys(names, spec), num_heads=heads, num_kv_heads=1, page_size=16,
+        num_pages=1 + rows * each, dtype=DTYPE, device=torch.device("cuda", 0), max_seqs=rows, max_tokens=rows * new,
+        context_length=CONTEXT,
+    )  # fmt: skip
+    backend = Fa3Attention(config, PluginContext(settings=Settings()))
+    kv = backend.allocate()
+    for pair in kv.values():
+        for x in pair:
+            x.normal_()
+    table = np.random.default_rng(0).permutation(np.arange(1, 1 + rows * each)).astype(np.int32).reshape(rows, each)
+    lens, cu = np.full(rows, new + old, np.int32), np.arange(rows + 1, dtype=np.int32) * new
+    wide = np.zeros((rows, CONTEXT // 16), np.int32)
+    wide[:, :each] = table
+    positions = np.tile(np.arange(old, old + new), rows)
+    owners = np.repeat(np.arange(rows), new)
+    slots = table[owners, positions // 16].astype(np.int64) * 16 + positions % 16
+    layout = BatchLayout(
+        page_size=16, num_decodes=rows if new == 1 else 0, q_lens=np.full(rows, new, np.int32), seq_lens=lens,
+        cu_q_lens=cu, page_table=table, slot_mapping=torch.from_numpy(slots).to(DEVICE),
+        device_page_table=torch.from_numpy(wide).to(DEVICE), device_seq_lens=torch.from_numpy(lens).to(DEVICE),
+        device_cu_q_lens=torch.from_numpy(cu).to(DEVICE), captured=new == 1,
+    )  # fmt: skip
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=DTYPE, device=DEVICE)
+
+    tokens = rows * new
+    parts = random(tokens, heads, 192), random(tokens, heads, 64), random(tokens, 512), random(tokens, 64)
+    weights = MlaWeights(random(heads, 192, 512) / 22, random(heads, 256, 512) / 22)
+    backend.plan(layout)
+    calls = 2 * layers
+    return timed(record(lambda i: backend.run_mla(*parts, weights, i % layers, kv[i % layers]), calls), calls)
+
+
+def latent_table() -> None:
+    print("\nlatent attention through the backend, 20 heads: us a layer")
+    for rows, new, old in ((1, 1, 1023), (1, 1, 4095), (64, 1, 1023), (64, 1, 4095), (8, 1024, 0), (4, 512, 4096)):
+        print(f"  {rows:4d} x {new} after {old}: {latent_us(rows, new, old):.1f}", flush=True)
+
+
 def main() -> None:
-    which = sys.argv[1:] or ["nan", "store", "prefill", "prefix", "decode", "groups"]
+    which = sys.argv[1:] or ["nan", "store", "prefill", "prefix", "latent", "decode", "groups"]
     provider = choose("auto", sinks=False)
     print(torch.cuda.get_device_name(), torch.__version__, provider.install)
     torch.manual_seed(0)
@@ -274,6 +322,7 @@ def main() -> None:
         "prefill": partial(prefill_table, provider, pool, PREFILLS),
         "decode": partial(decode_table, provider, pool, (32, 8), [1, 16, 64, 128, 256], [128, 1024, 4096], sizes),
         "prefix": prefix_table,
+        "latent": latent_table,
         "groups": partial(decode_table, provider, halves, (32, 4), [1, 64, 256], [1024], {16: list(VARIANTS)}),
     }
     for name in which:

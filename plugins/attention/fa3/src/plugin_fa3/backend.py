@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import torch
 
-from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig
+from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights
 from core.interfaces.batch import BatchLayout
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError
 from core.interfaces.spec import AttentionSpec, StateKind
 from plugin_fa3.device import NEEDED, unsuitable
+from plugin_fa3.latent import LatentCalls, rejects_latent
 from plugin_fa3.merge import merge_into
 from plugin_fa3.plan import Piece, Step, plan_step
 from plugin_fa3.prefix import CommonKeys, CommonPrefixes
@@ -23,16 +24,17 @@ from plugin_fa3.store import read_kv, store_kv
 
 
 class Fa3Attention(AttentionBackend):
-    """KV of a layer: K [num_pages, page_size, num_kv_heads, head_dim] and V [..., v_head_dim].
+    """KV of a layer: K [num_pages, page_size, num_kv_heads, head_dim] and V [..., v_head_dim]; of latents
+    [num_pages, page_size, 1, latent_dim] and [..., rope_dim].
 
-    Pages of 128 tokens and more would be read by the tensor memory accelerator, whole: what lies behind a sequence's
-    last token would be multiplied by zero instead of being left out, and not-a-number that another request left there
-    would show. So they are not claimed.
+    Pages that hold whole tiles of keys, 64 tokens and more, would be read by the tensor memory accelerator: what lies
+    behind a sequence's last token would be multiplied by zero instead of being left out, and not-a-number that another
+    request left there would show. So they are not claimed.
     """
 
     capabilities = AttentionCapabilities(
-        state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW}),
-        page_sizes=(16, 32, 64),
+        state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW, StateKind.MLA_LATENT}),
+        page_sizes=(16, 32),
         head_dims=(64, 80, 96, 112, 128, 160, 192, 256),
         dtypes=("bfloat16", "float16"),
         hardware=("nvidia",),
@@ -52,8 +54,11 @@ class Fa3Attention(AttentionBackend):
         self._splits = Splits(ctx.settings.num_splits, config)
         self._schedules = Schedules(self._provider, config)
         self._common_schedules = Schedules(self._provider, config)
-        plain = all(spec.window is None and not spec.has_sinks for spec in config.layers.values())
+        plain = config.group.kind is StateKind.FULL and all(
+            spec.window is None and not spec.has_sinks for spec in config.layers.values()
+        )
         self._prefixes = CommonPrefixes(config) if ctx.settings.shared_prefixes and plain else None
+        self._latent = LatentCalls(self._provider, config, self._splits)
         self._common: CommonKeys | None = None
         self._decode_rows: Rows | None = None
         self._step: Step | None = None
@@ -68,7 +73,11 @@ class Fa3Attention(AttentionBackend):
         if config.num_heads % config.num_kv_heads:
             return f"{config.num_heads} query heads are not a multiple of {config.num_kv_heads} KV heads"
         for spec in config.layers.values():
-            if spec.v_head_dim != spec.head_dim:
+            if spec.latent_dim:
+                problem = rejects_latent(spec)
+                if problem is not None:
+                    return problem
+            elif spec.v_head_dim != spec.head_dim:
                 return f"values of {spec.v_head_dim} elements beside keys of {spec.head_dim}"
             if spec.has_sinks and config.dtype != torch.bfloat16:
                 return f"attention sinks are read in bfloat16, the model computes in {config.dtype}"
@@ -92,6 +101,8 @@ class Fa3Attention(AttentionBackend):
             shape = (config.num_pages, config.page_size, config.num_kv_heads, dim)
             return torch.zeros(shape, dtype=config.dtype, device=config.device)
 
+        if config.group.kind is StateKind.MLA_LATENT:
+            return {layer: (pages(spec.latent_dim), pages(spec.rope_dim)) for layer, spec in config.layers.items()}
         return {layer: (pages(spec.head_dim), pages(spec.v_head_dim)) for layer, spec in config.layers.items()}
 
     def plan(self, layout: BatchLayout) -> None:
@@ -144,6 +155,23 @@ class Fa3Attention(AttentionBackend):
                     sinks=sinks, num_splits=self._splits.of_prefills(piece),
                 )  # fmt: skip
         return out
+
+    def run_mla(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        weights: MlaWeights,
+        layer: int,
+        kv: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        step = self._step
+        assert step is not None, "plan() comes before run_mla()"
+        latents, ropes = kv
+        store_kv(latent[:, None], k_rope[:, None], latents, ropes, step.slots)
+        schedule = self._schedules.of(layer)
+        return self._latent.run(q_nope, q_rope, latent, k_rope, weights, layer, kv, step, schedule)
 
     def _decode(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from core.interfaces.batch import BatchLayout
+from core.interfaces.spec import AttentionSpec
 from plugin_fa3.providers.base import Rows
 
 # Mean length, by token, from which fresh rows that a fused operation has stored are worth reading back: keys and values
@@ -46,6 +47,11 @@ class Step:
     decodes: Piece | None
     prefills: tuple[Piece, ...]
     captured: bool
+
+
+def cached_dims(spec: AttentionSpec) -> tuple[int, int]:
+    """Elements of a token's key and value in the pages. Of a latent: the part with its position, and the rest."""
+    return (spec.rope_dim, spec.latent_dim) if spec.latent_dim else (spec.head_dim, spec.v_head_dim)
 
 
 def plan_step(layout: BatchLayout, group: int, device: torch.device) -> Step:

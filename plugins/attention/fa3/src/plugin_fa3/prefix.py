@@ -54,7 +54,7 @@ class CommonPrefixes:
         self._config = config
         widest = max((spec.head_dim + spec.v_head_dim for spec in config.layers.values()), default=0)
         self._token_bytes = config.num_kv_heads * widest * config.dtype.itemsize
-        self._kept: dict[int, CommonKeys] = {}
+        self._kept: dict[int, tuple[torch.Tensor, CommonKeys]] = {}
 
     def find(self, layout: BatchLayout, decodes: Rows) -> CommonKeys | None:
         """None where a call of its own for common keys is not worth it. decodes: the step's, over pages."""
@@ -68,28 +68,35 @@ class CommonPrefixes:
         if not tokens and not layout.captured:
             return None
         assert decodes.page_table is not None
-        numbers = np.zeros(num_rows + 1, np.int32)  # one copy to the device: skipped keys of each, then the common ones
-        numbers[:-1][members] = tokens
-        numbers[-1] = tokens
+        # One copy to the device: skipped keys of each row, all rows as one sequence, number of common keys.
+        numbers = np.zeros(num_rows + 3, np.int32)
+        numbers[:num_rows][members] = tokens
+        numbers[num_rows:] = 0, num_rows, tokens
         leader = int(members.argmax())
         if not layout.captured:
             return self._common(self._upload(numbers), decodes.page_table[leader : leader + 1], decodes.max_k)
-        kept = self._kept.get(num_rows)
-        if kept is None:
-            buffer = torch.zeros(num_rows + 1, dtype=torch.int32, device=self._config.device)
-            kept = self._common(buffer, torch.zeros_like(decodes.page_table[:1]), decodes.max_k)
-            self._kept[num_rows] = kept
+        if num_rows not in self._kept:
+            self._kept[num_rows] = self._keep(num_rows, decodes)
+        buffer, kept = self._kept[num_rows]
+        buffer.copy_(self._upload(numbers))
         assert kept.rows.page_table is not None
-        assert kept.skipped._base is not None
-        kept.skipped._base.copy_(self._upload(numbers))
         if tokens:
             kept.rows.page_table.copy_(decodes.page_table[leader : leader + 1])
         return kept
 
+    def _keep(self, num_rows: int, decodes: Rows) -> tuple[torch.Tensor, CommonKeys]:
+        """Buffers of recorded steps of that many rows: the numbers, and what refers to them."""
+        assert decodes.page_table is not None
+        # A step may be recorded in inference mode and planned outside of it, where tensors made in it are read-only.
+        with torch.inference_mode(False):
+            buffer = torch.zeros(num_rows + 3, dtype=torch.int32, device=self._config.device)
+            table = torch.zeros(1, decodes.page_table.shape[1], dtype=torch.int32, device=self._config.device)
+            return buffer, self._common(buffer, table, decodes.max_k)
+
     def _common(self, numbers: torch.Tensor, table: torch.Tensor, max_k: int) -> CommonKeys:
-        num_rows = len(numbers) - 1
-        whole = torch.tensor([0, num_rows], dtype=torch.int32, device=self._config.device)
-        return CommonKeys(Rows(whole, num_rows, max_k, numbers[num_rows:], table, causal=False), numbers[:num_rows])
+        num_rows = len(numbers) - 3
+        whole, common = numbers[num_rows : num_rows + 2], numbers[num_rows + 2 :]
+        return CommonKeys(Rows(whole, num_rows, max_k, common, table, causal=False), numbers[:num_rows])
 
     def _upload(self, numbers: Int32) -> torch.Tensor:
         tensor = torch.from_numpy(numbers)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from core.interfaces.attention import AttentionConfig
+from plugin_fa3.plan import cached_dims
 from plugin_fa3.providers.base import Provider, Rows, Rule
 
 
@@ -29,7 +30,7 @@ class Schedules:
         self._provider = provider
         self._config = config
         self._kind_of = {
-            layer: _Kind(spec.window, spec.softcap is not None, spec.head_dim, spec.v_head_dim)
+            layer: _Kind(spec.window, spec.softcap is not None, *cached_dims(spec))
             for layer, spec in config.layers.items()
         }
         self._kinds = tuple(dict.fromkeys(self._kind_of.values()))
@@ -57,9 +58,8 @@ class Schedules:
         return self._now.get(self._kind_of[layer])
 
     def _keep(self, key: tuple[int, int, _Kind], made: torch.Tensor) -> torch.Tensor:
-        kept = self._kept.get(key)
-        if kept is None:
-            kept = self._kept[key] = made.clone()
-        else:
-            kept.copy_(made)
-        return kept
+        if key not in self._kept:
+            # As in CommonPrefixes: recorded in inference mode, and perhaps planned outside of it.
+            with torch.inference_mode(False):
+                self._kept[key] = torch.empty(made.shape, dtype=made.dtype, device=made.device)
+        return self._kept[key].copy_(made)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from core.interfaces.attention import AttentionConfig
-from plugin_fa3.plan import Piece
+from plugin_fa3.plan import Piece, cached_dims
 
 # Of an H200, for devices that cannot be asked.
 _NUM_PROCESSORS = 132
@@ -28,7 +28,7 @@ class Splits:
         self._asked = asked
         self._num_kv_heads = config.num_kv_heads
         self._group = config.num_heads // config.num_kv_heads
-        widest = max((spec.v_head_dim for spec in config.layers.values()), default=1)
+        widest = max((cached_dims(spec)[1] for spec in config.layers.values()), default=1)
         self._row_bytes = config.num_heads * widest * 4
         self._processors = _NUM_PROCESSORS
         if config.device.type == "cuda":

@@ -115,10 +115,13 @@ class FlashInferAttention(AttentionBackend):
         call = self._calls.get((what, rule))
         if call is None:
             rows = what if isinstance(what, int) else None
-            plan = self._workspaces.plan("recorded" if rows else str(what), rule)
-            call = self._calls[what, rule] = PagedCall(
-                self._wrapper, self.config, rule, self._workspaces.partial, plan, self.ctx.settings.kernels, rows
-            )
+            # Steps may be recorded in inference mode and planned outside of it; tensors made in it are read-only there.
+            with torch.inference_mode(False):
+                plan = self._workspaces.plan("recorded" if rows else str(what), rule)
+                call = PagedCall(
+                    self._wrapper, self.config, rule, self._workspaces.partial, plan, self.ctx.settings.kernels, rows
+                )
+            self._calls[what, rule] = call
         return call
 
 

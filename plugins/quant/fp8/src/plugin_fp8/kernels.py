@@ -63,12 +63,11 @@ def grouped_product(
     stored_x: torch.Tensor, scale_x: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, group: int,
     bias: torch.Tensor | None, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
-    """stored_x [T, K] e4m3 with scale_x [T, G], times stored [N, K] with scale [N, G] -> [T, N] in `dtype`."""
+    """stored_x [T, K] e4m3 with scale_x [T, G], times stored [N, K] with scale [N, G] -> [T, N] in `dtype`; T > 0."""
     from plugin_fp8 import grouped
 
     y = torch.empty(stored_x.shape[0], stored.shape[0], dtype=dtype, device=stored.device)
-    if y.numel():
-        grouped.run(stored_x, scale_x, stored, scale, group, bias, y)
+    grouped.run(stored_x, scale_x, stored, scale, group, bias, y)
     return y
 
 

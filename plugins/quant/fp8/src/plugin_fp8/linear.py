@@ -18,9 +18,6 @@ from plugin_fp8.config import BLOCK, TENSOR, Format
 from plugin_fp8.kernels import Scratch
 from plugin_fp8.products import Product, Weight, product_of
 
-# Scales of keys and values, which some checkpoints keep at the projections; a KV cache in 8 bits would read them.
-KV_SCALES = ("k_scale", "v_scale", "output_scale")
-
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
@@ -105,7 +102,7 @@ class CheckpointLinear(LinearMethod):
 
     def _suffixes(self) -> tuple[str, ...]:
         static = (self.format.input_scale,) if self.format.static else ()
-        return (self.format.scale, *static, *KV_SCALES)
+        return (self.format.scale, *static)
 
     def load(self, module: Any, shape: LinearShape, suffix: str, part: str, tensor: torch.Tensor) -> None:
         place = next((p for p in shape.parts if p.name == part), None)
@@ -266,4 +263,4 @@ def one_number(tensor: torch.Tensor) -> torch.Tensor:
     return scales.as_float(tensor).reshape(())
 
 
-__all__ = ["KV_SCALES", "CheckpointLinear", "LinearPart", "OnlineLinear", "block_rows", "check_stored", "one_number"]
+__all__ = ["CheckpointLinear", "LinearPart", "OnlineLinear", "block_rows", "check_stored", "one_number"]

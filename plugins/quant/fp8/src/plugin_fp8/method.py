@@ -59,5 +59,9 @@ class Fp8(QuantMethod):
 
         return CheckpointExperts(self.format) if self.format.prequantized else OnlineExperts()
 
+    def ignored(self) -> Mapping[str, str]:
+        unscaled = "scales of an 8-bit KV cache are not used, it is stored unscaled"
+        return dict.fromkeys((r".*\.(k|v|kv|q|prob)_scale", r".*\.[kv]_proj\.output_scale"), unscaled)
+
     def kv_cache_dtype(self) -> str | None:
         return KV_DTYPE if self.format.kv_cache else None

@@ -103,6 +103,8 @@ class Scaled:
         self.wide_bias = weight.bias is not None and weight.bias.dtype != torch.bfloat16
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.shape[0]:
+            return x.new_empty(0, self.stored.shape[1])
         if self.input_scale is None:
             stored, scale = self.quantize(x)
         else:
@@ -125,6 +127,8 @@ class Grouped:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight
+        if not x.shape[0]:
+            return x.new_empty(0, weight.stored.shape[0])
         stored, scale = self.quantize(x, weight.group)
         return kernels.grouped_product(stored, scale, weight.stored, weight.scale, weight.group, weight.bias, x.dtype)
 

@@ -13,9 +13,9 @@ import torch
 from plugin_fa3.providers.binding import Binding
 
 _ATTEND = (
-    "q", "k", "v", "out", "cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k", "page_table",
-    "leftpad_k", "softmax_scale", "is_causal", "window_size_left", "window_size_right", "softcap", "scheduler_metadata",
-    "num_splits", "pack_gqa",
+    "q", "k", "v", "q_v", "out", "cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k",
+    "page_table", "leftpad_k", "softmax_scale", "is_causal", "window_size_left", "window_size_right", "softcap",
+    "scheduler_metadata", "num_splits", "pack_gqa",
 )  # fmt: skip
 _SCHEDULE = (
     "batch_size", "max_seqlen_q", "max_seqlen_k", "num_heads", "num_heads_k", "headdim", "headdim_v", "qkv_dtype",
@@ -108,6 +108,7 @@ class Provider(ABC):
         rows: Rows,
         rule: Rule,
         *,
+        q_v: torch.Tensor | None = None,
         sinks: torch.Tensor | None = None,
         num_splits: int = 1,
         metadata: torch.Tensor | None = None,
@@ -116,12 +117,13 @@ class Provider(ABC):
         the sum of exponentials that each row was divided by.
 
         q [T, H, D], out [T, H, Dv]; k, v [num_pages, page_size, Hkv, D or Dv] over pages, else [T, Hkv, D or Dv].
-        sinks [H]. num_splits: most parts of a sequence's keys, 0 lets the kernels choose. metadata: of `schedule` for
-        the same rows, window, softcap and num_splits.
+        q_v [T, H, Dv]: a second query, over values, so that a score is q . k + q_v . v. sinks [H]. num_splits: most
+        parts of a sequence's keys, 0 lets the kernels choose. metadata: of `schedule` for the same rows, window,
+        softcap and num_splits.
         """
         extra = {} if sinks is None else {str(self.sinks_argument): sinks.to(torch.bfloat16)}
         results = self._fwd(
-            q=q, k=k, v=v, out=out, cu_seqlens_q=rows.cu_q,
+            q=q, k=k, v=v, q_v=q_v, out=out, cu_seqlens_q=rows.cu_q,
             cu_seqlens_k=rows.cu_q if rows.page_table is None else None,
             seqused_k=rows.lengths, max_seqlen_q=rows.max_q,
             max_seqlen_k=rows.max_k, page_table=rows.page_table,

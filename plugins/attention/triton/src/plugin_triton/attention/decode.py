@@ -33,6 +33,21 @@ def store_row(source, target, scale, DIM: tl.constexpr, BLOCK: tl.constexpr, LIM
 
 
 @triton.jit
+def _weighted(
+    parts, logs, rows, valid, peak, place, end, PARTS: tl.constexpr, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr
+):
+    """[BLOCK_M, V_BLOCK]: the rows' part at `place`, times its weight; zero from `end` on."""
+    dims = tl.arange(0, V_BLOCK)
+    places = tl.zeros_like(rows) + place
+    index = rows * PARTS + places
+    mask = valid & (places < end)
+    size = tl.load(logs + index, mask=mask, other=float("-inf"), cache_modifier=".cg")
+    mask = mask[:, None] & (dims < V_DIM)[None, :]
+    part = tl.load(parts + index[:, None] * V_DIM + dims[None, :], mask=mask, other=0.0, cache_modifier=".cg")
+    return part * tl.exp2(size - peak)[:, None]
+
+
+@triton.jit
 def merged(
     parts, logs, rows, valid, num_own, num_shared,
     OWN: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, AT_ONCE: tl.constexpr,
@@ -48,20 +63,16 @@ def merged(
     peak = tl.max(sizes, 0)
     peak = tl.where(peak == float("-inf"), 0.0, peak)
     total = tl.sum(tl.exp2(sizes - peak[None, :]), 0)
-    dims = tl.arange(0, V_BLOCK)
     acc = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
-    for start in range(0, OWN + num_shared, AT_ONCE):
-        some = start + tl.arange(0, AT_ONCE)
-        filled = (some < num_own) | ((some >= OWN) & (some < OWN + num_shared))
-        mask = filled[:, None] & valid[None, :]
-        index = rows[None, :] * PARTS + some[:, None]
-        size = tl.load(logs + index, mask=mask, other=float("-inf"), cache_modifier=".cg")
-        weight = tl.exp2(size - peak[None, :])
-        part = tl.load(
-            parts + index[:, :, None] * V_DIM + dims[None, None, :],
-            mask=mask[:, :, None] & (dims < V_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
-        )  # fmt: skip
-        acc += tl.sum(part * weight[:, :, None], 0)
+    # Several at a time, so that their loads are on the way together; unrolled, because a reduction over a third
+    # dimension would go through shared memory.
+    for start in range(0, num_own, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            acc += _weighted(parts, logs, rows, valid, peak, start + i, num_own, PARTS, V_DIM, V_BLOCK)
+    for start in range(OWN, OWN + num_shared, AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            end = OWN + num_shared
+            acc += _weighted(parts, logs, rows, valid, peak, start + i, end, PARTS, V_DIM, V_BLOCK)
     return acc / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
@@ -93,12 +104,21 @@ def decode_kernel(
     wait_for_previous(PDL)
     row, split = tl.program_id(0), tl.program_id(2)
     kv_head, pack = tl.program_id(1) // PACKS, tl.program_id(1) % PACKS
-    seq_len = tl.load(seq_lens + row)
     if QUERIES == 1:
         first_token, num_tokens = row, 1
     else:
         first_token = tl.load(cu_q_lens + row)
         num_tokens = tl.load(cu_q_lens + row + 1) - first_token
+    # Before the length is here, so that both are on their way at once.
+    row_of_tile = tl.arange(0, BLOCK_M)
+    token, head = row_of_tile // PACK, pack * PACK + row_of_tile % PACK
+    valid = (token < num_tokens) & (head < GROUP)
+    heads, tokens = kv_head * GROUP + head, first_token + token
+    query = load_queries(q, q_token_stride, q_head_stride, tokens, heads, valid, DIM, DIM_BLOCK)
+    tail = query
+    if TAIL > 0:
+        tail = load_queries(q_tail, tail_token_stride, tail_head_stride, tokens, heads, valid, TAIL, TAIL_BLOCK)
+    seq_len = tl.load(seq_lens + row)
     before = seq_len - num_tokens
     oldest = 0
     if WINDOW > 0:
@@ -132,15 +152,7 @@ def decode_kernel(
                 store_row(v_row, values + slot * value_stride, v_scale, V_DIM, V_BLOCK, LIMIT)
             tl.debug_barrier()  # other threads of this program read it below
 
-    row_of_tile = tl.arange(0, BLOCK_M)
-    token, head = row_of_tile // PACK, pack * PACK + row_of_tile % PACK
-    valid = (token < num_tokens) & (head < GROUP)
     positions = before + token
-    heads, tokens = kv_head * GROUP + head, first_token + token
-    query = load_queries(q, q_token_stride, q_head_stride, tokens, heads, valid, DIM, DIM_BLOCK)
-    tail = query
-    if TAIL > 0:
-        tail = load_queries(q_tail, tail_token_stride, tail_head_stride, tokens, heads, valid, TAIL, TAIL_BLOCK)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if SINKS:

@@ -28,6 +28,33 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def narrowed(x, TYPE: tl.constexpr):
+    """x in TYPE, rounded to nearest, ties to even. The interpreter cuts bfloat16 off, and loses a carry in 8 bits."""
+    if INTERPRETED:
+        if TYPE == tl.bfloat16:
+            x = _rounded(x.to(tl.float32), 7, 0.0)
+        elif TYPE == tl.float8e4nv:
+            x = _rounded(x.to(tl.float32), 3, 0.015625)
+        elif TYPE == tl.float8e5:
+            x = _rounded(x.to(tl.float32), 2, 0.00006103515625)
+    return x.to(TYPE)
+
+
+@triton.jit
+def _rounded(x, BITS: tl.constexpr, NORMAL: tl.constexpr):
+    """float32 x with BITS of mantissa; below NORMAL, the least number that has them all, in steps of that one's."""
+    LOW: tl.constexpr = 23 - BITS
+    whole = x.to(tl.int32, bitcast=True)
+    whole = (whole + ((1 << (LOW - 1)) - 1) + ((whole >> LOW) & 1)) & -(1 << LOW)
+    near = whole.to(tl.float32, bitcast=True)
+    if NORMAL > 0:
+        steps = x * ((1 << BITS) / NORMAL)
+        small = ((steps + 12582912.0) - 12582912.0) * (NORMAL / (1 << BITS))  # 1.5 * 2**23 leaves no fraction
+        near = tl.where(tl.abs(x) < NORMAL, small, near)
+    return near
+
+
+@triton.jit
 def wait_for_previous(PDL: tl.constexpr):
     """What earlier kernels wrote may be read after this, and what they read may be written."""
     if PDL:

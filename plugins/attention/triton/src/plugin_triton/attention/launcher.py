@@ -201,7 +201,7 @@ class Launcher:
             SPLITS=splits.own, LEAST=splits.least,
             SHARED=0 if shared is None else splits.shared, SHARED_LEAST=PREFIX_BLOCK,
             PARTS_BLOCK=1 << (splits.parts - 1).bit_length(),
-            AT_ONCE=max(1, min(8, 8192 // (tile.m * power_of_two(shape.v_dim)))),
+            AT_ONCE=max(1, min(4, 256 * tile.warps * 32 // (tile.m * power_of_two(shape.v_dim)))),
             STORE=new is not None, LIMIT=self.limit, num_warps=tile.warps, **options(self.pdl),
         )  # fmt: skip
 

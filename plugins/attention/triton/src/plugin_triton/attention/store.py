@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugin_triton.attention.launch import start_next, wait_for_previous
+from plugin_triton.attention.launch import narrowed, start_next, wait_for_previous
 
 
 @triton.jit
@@ -16,7 +16,7 @@ def to_cache(x, scale, CACHE: tl.constexpr, LIMIT: tl.constexpr):
         x = x.to(tl.float32) / scale
         # A comparison with not-a-number is false: it stays.
         x = tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
-    return x.to(CACHE)
+    return narrowed(x, CACHE)
 
 
 @triton.jit(

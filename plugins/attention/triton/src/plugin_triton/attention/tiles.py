@@ -133,9 +133,8 @@ def decode_tile(shape: HeadShape, queries: int, itemsize: int, cache_itemsize: i
     pack = min(shape.group, 64)
     m = min(64, power_of_two(pack * queries))
     if shape.latent:
-        return _fitting(Tile(m, 32, 8 if m > 32 else 4, 2), shape, itemsize, cache_itemsize, device)
-    n = 64 if shape.width <= 256 else 32
-    return _fitting(Tile(m, n if itemsize < 4 else 32, 4, 3), shape, itemsize, cache_itemsize, device)
+        return _fitting(Tile(m, 32, 8 if m > 32 else 4, 3), shape, itemsize, cache_itemsize, device)
+    return _fitting(Tile(m, 32, 2 if m <= 32 else 4, 4), shape, itemsize, cache_itemsize, device)
 
 
 def prefill_tile(shape: HeadShape, itemsize: int, cache_itemsize: int, device: Device) -> Tile:
@@ -143,9 +142,9 @@ def prefill_tile(shape: HeadShape, itemsize: int, cache_itemsize: int, device: D
     if itemsize > 2:
         tile = Tile(32 if shape.latent else 64, 32, 4, 2)
     elif shape.latent:
-        tile = Tile(64, 32, 8, 2)
+        tile = Tile(64, 32, 8, 3)
     elif shape.width > 256:
-        tile = Tile(128, 64, 8, 2)
+        tile = Tile(128, 64, 8, 3)
     elif device.wide:
         tile = Tile(128, 64 if shape.width > 128 else 128, 8 if shape.width > 128 else 4, 3)
     else:
@@ -170,7 +169,7 @@ class Splits:
     def of(cls, rows: int, shape: HeadShape, packs: int, tile_rows: int, device: Device, *, shares: bool) -> Splits:
         """For `rows` decode rows. Powers of two, so that few different kernels serve all numbers of rows."""
         tiles = rows * shape.num_kv_heads * packs
-        own = min(64, max(4, _floor_power(4 * device.processors // tiles)))
+        own = min(32, max(4, _floor_power(device.processors // tiles)))
         shared = 0
         if shares and rows >= MIN_PREFIX_ROWS:
             prefix_tiles = -(-rows // tile_rows) * shape.num_kv_heads * packs
@@ -178,4 +177,4 @@ class Splits:
         part_bytes = rows * shape.num_heads * shape.v_dim * 4
         while own > 1 and (own + shared) * part_bytes > _MAX_PARTS_BYTES:
             own, shared = own // 2, shared and max(1, shared // 2)
-        return cls(own, 512 if own <= 4 else 256 if own <= 8 else 128, shared)
+        return cls(own, 512 if own <= 4 else 128, shared)
