@@ -226,6 +226,7 @@ class ModelRunner:
             self._kv,
             self._last_tokens,
             self._transfer,
+            config.ops["best_token"],
             page_size=config.page_size,
             max_seqs=config.max_running,
             max_pages=config.max_pages_per_seq,
