@@ -80,6 +80,11 @@ class CacheSettings(Section):
     page_size: int | None = Field(
         None, ge=1, le=1024, description="Tokens a KV page.", json_schema_extra=_aka("block-size")
     )
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
+        "auto",
+        description="Type of cached keys and values; fp8 is fp8_e4m3. auto: what the checkpoint asks for, where an "
+        "attention plugin can, else the compute type.",
+    )
     memory_fraction: float = Field(
         0.85,
         gt=0,

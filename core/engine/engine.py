@@ -147,6 +147,11 @@ class Engine:
             self._constraints.wait(timeout_s)
 
     @property
+    def executor(self) -> ExecutorLike:
+        """What runs the steps, for measurements."""
+        return self._executor
+
+    @property
     def steps(self) -> int:
         """Finished steps."""
         return self._log.totals.steps
@@ -397,6 +402,10 @@ class Engine:
             finished=int(np.count_nonzero(events.finish)),
             failed=failed,
             schedule_s=flight.schedule_s + complete_s,
+            build_s=result.times.build_s,
+            launch_s=result.times.launch_s,
+            wait_s=result.times.wait_s,
+            output_s=result.times.output_s,
             device_s=result.device_time_s,
             step_s=now_s - (now_s if self._last_end_s is None else self._last_end_s),
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
 from core.engine.set_up import context_of, set_up
 from core.interfaces.build import Communicator
+from core.interfaces.attention import KV_DTYPES
 from core.interfaces.errors import CapacityError
 from core.interfaces.hardware import HardwareBackend
 from core.registry.context import plugin_context
@@ -70,7 +71,7 @@ def make_runner(
         return context_of(resolution, choice, device)
 
     tables = [set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
-    quant, moe = resolution.quant, resolution.moe
+    quant, moe, kv_dtype = resolution.quant, resolution.moe, resolution.kv_cache_dtype
     ops = build_ops(hardware.ops(), *tables)
     if settings.engine.deterministic:
         ops = fixed_rows(ops)
@@ -84,6 +85,7 @@ def make_runner(
         attention_contexts=tuple(made(choice) for choice in resolution.attention),
         tp=tp,
         dtype=getattr(torch, resolution.dtype),
+        kv_dtype=getattr(torch, KV_DTYPES[kv_dtype]) if kv_dtype in KV_DTYPES else None,
         page_size=resolution.page_size,
         max_running=settings.scheduler.max_running_requests,
         chunk_tokens=resolution.chunk_tokens,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import ModelSpec
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from core.interfaces.model import CausalLM
 
 Forward = Callable[["ForwardBatch"], "torch.Tensor"]
+
+
+class Between(Protocol):
+    """What a step that is recorded in pieces calls between two of them, see `StepGraphs.capture_pieces`."""
+
+    def __call__(self, call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +88,16 @@ class StepGraphs(ABC):
     the attention backends plan before each replay, outside of the recording. A step of another shape, or larger than
     the largest size, runs through `HardwareBackend.forward_runner`.
 
-    sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs. on_demand: a size is recorded when a step first
-    needs it, and not at the start.
+    Steps with prefills can be recorded too, for some numbers of tokens: in pieces, between which attention runs as it
+    does elsewhere, since its launches depend on the lengths of the sequences. What is saved is the host's time for all
+    the rest.
+
+    sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs. token_sizes: numbers of tokens, ascending; empty:
+    steps with prefills are launched. on_demand: a size is recorded when a step first needs it, and not at the start.
     """
 
     sizes: tuple[int, ...] = ()
+    token_sizes: tuple[int, ...] = ()
     on_demand: bool = False
 
     @abstractmethod
@@ -101,6 +112,18 @@ class StepGraphs(ABC):
     def replay(self, size: int) -> tuple[torch.Tensor, ...]:
         """Queue the recorded step on the current stream; returns what `run` returned, in the same order and shapes,
         valid until the next replay of any size."""
+
+    def capture_pieces(self, size: int, run: Callable[[Between], torch.Tensor]) -> None:
+        """Record `run`, which computes hidden states [size, hidden_size] of a step of `size` tokens. Where it calls
+        `between(call, result, *tensors)`, the piece that is being recorded ends and another begins: at every replay,
+        and only then, `call(result, *tensors)` is called there to fill `result`, with tensors of the same memory as
+        those given, which nobody else keeps. Where `run` is not recorded but run, `result` is filled with zeros.
+        Only for `token_sizes`."""
+        raise AssertionError(f"{type(self).__name__} names token_sizes and lacks capture_pieces")
+
+    def replay_pieces(self, size: int) -> torch.Tensor:
+        """Queue the recorded pieces and what is called between them; returns what `run` returned."""
+        raise AssertionError(f"{type(self).__name__} names token_sizes and lacks replay_pieces")
 
 
 class HardwareBackend(ABC):

@@ -31,7 +31,13 @@ _PLUGINS = (
     ("engine.hooks", "hooks"),
     ("server.routes", "routes"),
 )
-_VALUES = (("model.dtype", "dtype"), ("engine.overlap", "overlap"), ("cache.page_size", "page_size"))
+_VALUES = (
+    ("model.dtype", "dtype"),
+    ("engine.overlap", "overlap"),
+    ("cache.page_size", "page_size"),
+    ("cache.kv_cache_dtype", "kv_cache_dtype"),
+)
+_SAME = {"fp8": "fp8_e4m3"}  # other spellings of a value
 _OPEN = (None, "auto", "", (), ("auto",))
 _NOTHING = ("none",)  # of lists; where one plugin is chosen its name is "none" too
 
@@ -160,6 +166,7 @@ def check_requested(settings: Settings, resolution: Resolution, *, explicit_cach
         asked = _setting(settings, dotted)
         effective = getattr(resolution, attribute)
         effective = ("on" if effective else "off") if isinstance(effective, bool) else effective
+        asked = _SAME.get(asked, asked) if isinstance(asked, str) else asked
         if asked not in _OPEN and asked != effective:
             raise _differs(dotted, asked, effective)
 

@@ -285,7 +285,8 @@ def _aligned(num_bytes: int) -> int:
 def _regions(size: int, slot_dtypes: list[np.dtype[np.integer]]) -> list[_Region]:
     """Where a step of `size` rows stands in the buffer: slots, positions, lengths, and KV slots of each group."""
     made: list[_Region] = []
-    for dtype in (np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.int32), *slot_dtypes):
+    dtypes: list[np.dtype[np.integer]] = [np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.int32), *slot_dtypes]
+    for dtype in dtypes:
         made.append(_Region(_aligned(made[-1].end) if made else 0, dtype, size))
     return made
 

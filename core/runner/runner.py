@@ -15,13 +15,15 @@ from core.interfaces.attention import AttentionBackend, AttentionConfig
 from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, EngineError, PluginError
-from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
+from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend, StepGraphs
 from core.interfaces.model import CausalLM
 from core.interfaces.step import StepPlan, StepResult, StepTimes, TokenMasks
 from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
 from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
+from core.runner.inputs import StepInputs
+from core.runner.pieces import PiecewiseSteps
 from core.runner.processors import LogitProcessors, ProcessedRows
 from core.runner.running_step import Computed, Pending, RunningStep
 from core.runner.sampler import Sampler
@@ -39,12 +41,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RunnerStats:
-    """Since the runner was built, warm-up not counted. replayed_steps: of `steps`, those that ran as recorded.
+    """Since the runner was built, warm-up not counted. replayed_steps, pieced_steps: of `steps`, those that
+    ran as recorded, as one or in pieces.
     device_time_s: from a step's launch, or the end of the step before it if that came later, to its tokens being on
     the host. The others are sums of `StepTimes`."""
 
     steps: int = 0
     replayed_steps: int = 0
+    pieced_steps: int = 0
     tokens: int = 0
     failed_steps: int = 0
     device_time_s: float = 0.0
@@ -80,6 +84,7 @@ class ModelRunner:
         self._attention: tuple[AttentionBackend, ...] = ()
         self._forward: Forward | None = None
         self._captured: CapturedSteps | None = None
+        self._pieces: PiecewiseSteps | None = None
         self._kv: tuple[tuple[torch.Tensor, ...], ...] = ()
         self._last_end_s = 0.0
         # Made once: recorded steps know where it stands.
@@ -101,10 +106,10 @@ class ModelRunner:
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
-        from core.runner.weights_rules import HEADS, RuleTable, without_head
+        from core.runner.weights_rules import HEADS, RuleTable, leaving_out, without_head
 
         config = self.config
-        rules = config.arch.weights(config.spec)
+        rules = leaving_out(config.arch.weights(config.spec), config.quant.ignored())
         ctx = BuildContext(
             dtype=config.dtype,
             device=self.device,
@@ -133,8 +138,9 @@ class ModelRunner:
     def kv_bytes_per_page(self) -> int:
         """Bytes of one page in every cache group together, on this rank."""
         config = self.config
+        itemsize = (config.kv_dtype or config.dtype).itemsize
         return sum(
-            backend.page_bytes(group, config.page_size, config.dtype.itemsize, config.tp.size)
+            backend.page_bytes(group, config.page_size, itemsize, config.tp.size)
             for backend, group in zip(config.attention, config.spec.cache_groups, strict=True)
         )
 
@@ -164,7 +170,9 @@ class ModelRunner:
         self._make_kv(num_pages)
         facts = self._facts()
         self._forward = self._hardware.forward_runner(self.model, facts)
-        self._captured = self._captured_steps(facts)
+        if self._hardware.capabilities.graphs and (graphs := self._hardware.graphs(facts)) is not None:
+            self._captured = self._captured_steps(graphs)
+            self._pieces = self._piecewise_steps(graphs)
 
     def _make_kv(self, num_pages: int) -> None:
         config, tp_size = self.config, self.config.tp.size
@@ -186,6 +194,7 @@ class ModelRunner:
                 max_seqs=config.max_running,
                 max_tokens=config.max_step_tokens,
                 context_length=config.context_length,
+                kv_dtype=config.kv_dtype,
             )
             reason = backend_class.rejects(attention)
             if reason is not None:
@@ -201,12 +210,9 @@ class ModelRunner:
             backends.append(backend)
         self._attention, self._kv = tuple(backends), tuple(kv)
 
-    def _captured_steps(self, facts: EngineFacts) -> CapturedSteps | None:
+    def _captured_steps(self, graphs: StepGraphs) -> CapturedSteps | None:
         config = self.config
-        if config.spec.task != "generate" or not self._hardware.capabilities.graphs:
-            return None
-        graphs = self._hardware.graphs(facts)
-        if graphs is None or not graphs.sizes:
+        if config.spec.task != "generate" or not graphs.sizes:
             return None
         for backend in self._attention:
             if not backend.capabilities.graph:
@@ -223,6 +229,21 @@ class ModelRunner:
             page_size=config.page_size,
             max_seqs=config.max_running,
             max_pages=config.max_pages_per_seq,
+        )
+
+    def _piecewise_steps(self, graphs: StepGraphs) -> PiecewiseSteps | None:
+        config = self.config
+        if not graphs.token_sizes:
+            return None
+        return PiecewiseSteps(
+            graphs,
+            self.model,
+            self._attention,
+            self._kv,
+            page_size=config.page_size,
+            max_seqs=config.max_running,
+            max_pages=config.max_pages_per_seq,
+            device=self.device,
         )
 
     def _facts(self) -> EngineFacts:
@@ -261,9 +282,10 @@ class ModelRunner:
             error = self.launch(plan).wait().error
             if error is not None:
                 raise EngineError(f"the warm-up step failed: {error}")
-        if self._captured is not None:
-            with torch.inference_mode(), self._hardware.stream():
-                self._captured.capture()
+        with torch.inference_mode(), self._hardware.stream():
+            for recorded in (self._captured, self._pieces):
+                if recorded is not None:
+                    recorded.capture()
         self._state = self._new_state()
         self.stats = RunnerStats()
 
@@ -302,8 +324,13 @@ class ModelRunner:
             replayed = captured.replay(size)
             hidden = replayed.hidden[: len(plan.slots)]
             self.stats.replayed_steps += 1
+        elif self._pieces is not None and (size := self._pieces.size_for(plan)):
+            step = self._build(plan, self._pieces.buffer, size)
+            times.build_s = time.perf_counter() - started_s
+            hidden = self._pieces.run(step.batch, size)[: plan.num_tokens]
+            self.stats.pieced_steps += 1
         else:
-            step = inputs.build(plan, state, self._transfer, self.config.page_size, self._attention, self._kv)
+            step = self._build(plan)
             times.build_s = time.perf_counter() - started_s
             hidden = self._forward(step.batch)
         extras = state.wishes.collect(plan, hidden, state.tokens, self.model)
@@ -316,6 +343,10 @@ class ModelRunner:
             hidden = hidden.index_select(0, step.batch.logits_rows)
         times.launch_s = time.perf_counter() - started_s - times.build_s
         return Computed(step, hidden, times, generating, extras, replayed, event)
+
+    def _build(self, plan: StepPlan, buffer: torch.Tensor | None = None, pad_to: int = 0) -> StepInputs:
+        page_size = self.config.page_size
+        return inputs.build(plan, self._state, self._transfer, page_size, self._attention, self._kv, buffer, pad_to)
 
     def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
         """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""

@@ -20,9 +20,10 @@ class RunnerState:
     """Indexed by slot.
 
     page_table [G, S, P] int32. tokens: what each slot was admitted with, the ids that prefill chunks read (host).
-    last_tokens [S + 1] int64 on the device: newest token of each slot, the ids that decodes read; written by the sampler
-    without passing the host, so the next step can be launched before this one's tokens are known. The last entry is
-    that of padding rows. wishes: what requests ask for beside tokens. processed: requests with logit processors.
+    last_tokens [S + 1] int64 on the device: newest token of each slot, the ids that decodes read; written by the
+    sampler without passing the host, so the next step can be launched before this one's tokens are known. The last
+    entry is that of padding rows. wishes: what requests ask for beside tokens. processed: requests with logit
+    processors.
     """
 
     def __init__(

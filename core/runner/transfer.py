@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -87,19 +87,22 @@ class Transfer:
         """Tensors on the device with the arrays' shapes, dtypes and values, in order."""
         if self.direct:
             return [torch.from_numpy(_plain(array)) for array in arrays]
-        offsets, size = [], 0
-        for array in arrays:
-            offsets.append(size)
-            size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+        starts, size = starts_of(array.nbytes for array in arrays)
         staged = self.copies.staging(size)
-        view = staged.numpy()
-        for array, offset in zip(arrays, offsets, strict=True):
-            view[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        packed = self.copies.to_device(staged, self.device)
-        return [
-            packed[offset : offset + array.nbytes].view(_torch_dtype(array.dtype)).view(array.shape)
-            for array, offset in zip(arrays, offsets, strict=True)
-        ]
+        _write(staged, arrays, starts)
+        return _views(self.copies.to_device(staged, self.device), arrays, starts)
+
+    def upload_into(self, buffer: torch.Tensor, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
+        """The same in memory that is there already: buffer [B] uint8 on the device, where they begin as `starts_of`
+        says. On the CPU too they are copied."""
+        starts, size = starts_of(array.nbytes for array in arrays)
+        if self.direct:
+            _write(buffer, arrays, starts)
+        else:
+            staged = self.copies.staging(size)
+            _write(staged, arrays, starts)
+            self.copies.to_buffer(staged, buffer[:size])
+        return _views(buffer, arrays, starts)
 
     def download(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Host tensors of the same values. If not direct, the copies may only be queued: they are to be read after an
@@ -114,6 +117,28 @@ class Transfer:
         """`download` of tensors that are packed already. What is packed may be overwritten by a later step: on the CPU,
         where nothing waits, the result is to be read before that."""
         return packed.unpack(packed.bytes if self.direct else self.copies.to_host(packed.bytes))
+
+
+def starts_of(num_bytes: Iterable[int]) -> tuple[list[int], int]:
+    """Where arrays of these sizes begin in a packed buffer, and its size."""
+    starts, size = [], 0
+    for own in num_bytes:
+        starts.append(size)
+        size += -(-own // ALIGNMENT) * ALIGNMENT
+    return starts, size
+
+
+def _write(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> None:
+    view = buffer.numpy()
+    for array, start in zip(arrays, starts, strict=True):
+        view[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _views(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> list[torch.Tensor]:
+    return [
+        buffer[start : start + array.nbytes].view(_torch_dtype(array.dtype)).view(array.shape)
+        for array, start in zip(arrays, starts, strict=True)
+    ]
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -65,8 +65,8 @@ class NvidiaBackend(HardwareBackend):
         gpus, reason = visible_gpus()
         if not gpus:
             return ProbeResult(False, reason)
-        if (reason := _unusable_torch()) is not None:
-            return ProbeResult(False, reason)
+        if (unusable := _unusable_torch()) is not None:
+            return ProbeResult(False, unusable)
         first = gpus[0]
         count = f"{len(gpus)} x " if len(gpus) > 1 else ""
         return ProbeResult(
@@ -75,7 +75,7 @@ class NvidiaBackend(HardwareBackend):
 
     def rejects(self, facts: EngineFacts) -> str | None:
         gpus, _ = visible_gpus()
-        if facts.tensor_parallel_size > len(gpus):
+        if gpus and facts.tensor_parallel_size > len(gpus):  # where there is none, the probe has said so
             return (
                 f"tensor_parallel_size is {facts.tensor_parallel_size}, and {len(gpus)} GPUs can be seen; use "
                 f"--tensor-parallel-size {len(gpus)} at most, or let CUDA_VISIBLE_DEVICES show more"
@@ -175,9 +175,9 @@ class NvidiaBackend(HardwareBackend):
         budget = min(int(memory.total_bytes * fraction) - weights, usable)
         if budget <= 0:
             raise CapacityError(
-                f"no memory is left for the KV cache: memory_fraction={fraction} of {memory.total_bytes / _GIB:.2f} GiB "
-                f"less {weights / _GIB:.2f} GiB of weights; {rest}",
-                hint="raise memory_fraction, choose a smaller model or --chunked-prefill-size, or free memory of the GPU",
+                f"no memory is left for the KV cache: memory_fraction={fraction} less {weights / _GIB:.2f} GiB of "
+                f"weights is not enough; {rest}",
+                hint="raise memory_fraction, take a smaller model or --chunked-prefill-size, or free memory of the GPU",
             )
         return budget
 
@@ -193,10 +193,11 @@ class NvidiaBackend(HardwareBackend):
     def graphs(self, facts: EngineFacts) -> StepGraphs | None:
         if self.settings.graphs == "off":
             return None
-        from plugin_nvidia.graphs import CudaStepGraphs, graph_sizes
+        from plugin_nvidia.graphs import CudaStepGraphs, graph_sizes, token_sizes
 
         sizes = graph_sizes(min(facts.max_seqs, self.settings.max_graph_rows))
-        return CudaStepGraphs(sizes, on_demand=self.settings.graphs == "demand")
+        tokens = token_sizes(min(facts.max_tokens, self.settings.max_graph_tokens))
+        return CudaStepGraphs(sizes, tokens, on_demand=self.settings.graphs == "demand")
 
     def pinned(self) -> bool:
         return True

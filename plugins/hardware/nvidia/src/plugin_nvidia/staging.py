@@ -28,9 +28,7 @@ class StagingRing:
         self, *, segment_bytes: int = SEGMENT_BYTES, num_segments: int = NUM_SEGMENTS, pinned: bool = True
     ) -> None:
         self._pinned = pinned
-        self._segments = [
-            torch.empty(segment_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in range(num_segments)
-        ]
+        self._segments = [torch.empty(segment_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in range(num_segments)]
         self._fences: list[Fence | None] = [None] * num_segments
         self._current = 0
         self._used = 0

@@ -1,0 +1,80 @@
+"""Launching kernels, and what the interpreter does otherwise than a compiler.
+
+Programmatic dependent launch: a kernel's programs may start while the kernel before it still runs.
+
+Every kernel waits before it reads what an earlier one made and before it writes anything; where the target lacks it
+(anything before sm_90, other vendors, the interpreter), PDL is False and nothing of it is compiled.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b. The interpreter multiplies the bits of bfloat16 numbers as if they were integers."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def narrowed(x, TYPE: tl.constexpr):
+    """x in TYPE, rounded to nearest, ties to even. The interpreter cuts bfloat16 off, and loses a carry in 8 bits."""
+    if INTERPRETED:
+        if TYPE == tl.bfloat16:
+            x = _rounded(x.to(tl.float32), 7, 0.0)
+        elif TYPE == tl.float8e4nv:
+            x = _rounded(x.to(tl.float32), 3, 0.015625)
+        elif TYPE == tl.float8e5:
+            x = _rounded(x.to(tl.float32), 2, 0.00006103515625)
+    return x.to(TYPE)
+
+
+@triton.jit
+def _rounded(x, BITS: tl.constexpr, NORMAL: tl.constexpr):
+    """float32 x with BITS of mantissa; below NORMAL, the least number that has them all, in steps of that one's."""
+    LOW: tl.constexpr = 23 - BITS
+    whole = x.to(tl.int32, bitcast=True)
+    whole = (whole + ((1 << (LOW - 1)) - 1) + ((whole >> LOW) & 1)) & -(1 << LOW)
+    near = whole.to(tl.float32, bitcast=True)
+    if NORMAL > 0:
+        steps = x * ((1 << BITS) / NORMAL)
+        small = ((steps + 12582912.0) - 12582912.0) * (NORMAL / (1 << BITS))  # 1.5 * 2**23 leaves no fraction
+        near = tl.where(tl.abs(x) < NORMAL, small, near)
+    return near
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """What earlier kernels wrote may be read after this, and what they read may be written."""
+    if PDL:
+        gdc_wait()
+
+
+@triton.jit
+def start_next(PDL: tl.constexpr):
+    """The next kernel's programs may take free places from now on; they wait for this kernel's end themselves."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+def dependent_launch(device: torch.device) -> bool:
+    """Whether kernels on `device` are launched so."""
+    if INTERPRETED.value or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def options(pdl: bool) -> dict[str, Any]:
+    """Keyword arguments of a launch."""
+    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
