@@ -33,8 +33,8 @@ class RunnerConfig:
     max_running: slots. chunk_tokens: token budget of a step. context_length: most tokens of a sequence. checkpoint:
     folder, None with load_format "dummy" (random weights from `seed`). load_threads: readers of weight files. tp:
     communicator of the ranks that share each layer. facts: what the device's plugin is told; None makes them from
-    the rest. processors: logit processors that requests may name. broadcast: gives rank 0's tensor to every rank, in
-    the order of their collectives; None where there is one rank.
+    the rest. processors: logit processors that requests may name.
+    broadcast: gives rank 0's tensor to every rank, in the order of their collectives; None where there is one rank.
     """
 
     spec: ModelSpec

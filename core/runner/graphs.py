@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,7 +85,8 @@ class _Size:
 class CapturedSteps:
     """One persistent batch for each size that `graphs` records. All sizes share their memory: one step runs at a time.
 
-    last_tokens [S + 1]: as in RunnerState; padding rows read and write the last entry. max_seqs: most rows of a step.
+    last_tokens [S + 1]: as in RunnerState; padding rows read and write the last entry. best_token: the operation.
+    max_seqs: most rows of a step.
     max_pages: columns of a page table. Raises PluginError for impossible sizes.
     """
 
@@ -96,6 +98,7 @@ class CapturedSteps:
         kv: tuple[tuple[torch.Tensor, ...], ...],
         last_tokens: torch.Tensor,
         transfer: Transfer,
+        best_token: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
         *,
         page_size: int,
         max_seqs: int,
@@ -114,6 +117,7 @@ class CapturedSteps:
         self._model = model
         self._last_tokens = last_tokens
         self._transfer = transfer
+        self._best_token = best_token
         self._page_size = page_size
         self._recorded: set[int] = set()
         self._parts: dict[int, tuple[tuple[int, torch.dtype, torch.Size], ...]] = {}  # of the results, by size
@@ -179,7 +183,7 @@ class CapturedSteps:
         torch.index_select(self._last_tokens, 0, entry.device_slots, out=batch.input_ids)
         hidden = self._model.forward(batch)
         logits = self._model.compute_logits(hidden)
-        best, tokens = logits.max(dim=-1)
+        best, tokens = self._best_token(logits)
         self._last_tokens.index_copy_(0, entry.device_slots, tokens)
         result = pack([tokens, best.float()])
         self._parts[len(batch.input_ids)] = result.parts

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from core.interfaces.attention import AttentionBackend, MlaWeights
+from core.interfaces.attention import AttentionBackend, MlaWeights, TokenRows
 from core.interfaces.batch import BatchLayout, ForwardBatch
 from core.interfaces.hardware import Between, StepGraphs
 from core.interfaces.model import CausalLM
@@ -85,29 +86,56 @@ class PiecewiseSteps:
         return self._graphs.replay_pieces(size)
 
     def _record(self, size: int) -> None:
-        self.buffer.zero_()  # padding alone
-        self._graphs.capture_pieces(size, partial(self._forward, size))
+        self.buffer.zero_()
+        batch = self._padding(size)
+        batch.plan_attention()
+        self._graphs.capture_pieces(size, partial(self._forward, batch))
         self._recorded.add(size)
 
-    def _forward(self, size: int, between: Between) -> torch.Tensor:
+    def _forward(self, batch: ForwardBatch, between: Between) -> torch.Tensor:
+        pairs = zip(self._attention, batch.layouts, strict=True)
+        attention = tuple(_Apart(backend, between, layout.slot_mapping) for backend, layout in pairs)
+        return self._model.forward(replace(batch, attention=attention))
+
+    def _padding(self, size: int) -> ForwardBatch:
+        """One prompt of `size` tokens in the null page, in the buffer."""
+        device = self.buffer.device
         ids, positions, mappings = token_views(self.buffer, size, self._slot_dtypes)
-        lens, start = np.array([size], np.int32), np.array([0, size], np.int32)
+        lens, starts = np.array([size], np.int32), np.array([0, size], np.int32)
+        pages = np.zeros((1, -(-size // self._page_size)), np.int32)
         layouts = tuple(
-            BatchLayout(backend.config.page_size, 0, lens, lens, start, np.zeros((1, 1), np.int32), mapping)
-            for backend, mapping in zip(self._attention, mappings, strict=True)
+            BatchLayout(
+                page_size=self._page_size,
+                num_decodes=0,
+                q_lens=lens,
+                seq_lens=lens,
+                cu_q_lens=starts,
+                page_table=pages,
+                slot_mapping=mapping,
+                device_page_table=torch.zeros(pages.shape, dtype=torch.int32, device=device),
+                device_seq_lens=torch.full((1,), size, dtype=torch.int32, device=device),
+                device_cu_q_lens=torch.arange(0, 2 * size, size, dtype=torch.int32, device=device),
+            )
+            for mapping in mappings
         )
-        attention = tuple(_Apart(backend, between) for backend in self._attention)
-        rows = torch.zeros(0, dtype=torch.int64, device=ids.device)
-        return self._model.forward(ForwardBatch(ids, positions, rows, layouts, attention, self._kv))
+        rows = torch.zeros(0, dtype=torch.int64, device=device)
+        return ForwardBatch(ids, positions, rows, layouts, self._attention, self._kv)
 
 
 class _Apart(AttentionBackend):
-    """A backend's place in a recording: it runs between two pieces."""
+    """A backend's place in a recording: it runs between two pieces. slots [size]: where the recorded step's tokens
+    belong in its cache, always the same tensor."""
 
-    def __init__(self, backend: AttentionBackend, between: Between) -> None:
+    def __init__(self, backend: AttentionBackend, between: Between, slots: torch.Tensor) -> None:
         super().__init__(backend.config, backend.ctx)
         self._backend = backend
         self._between = between
+        self._slots = slots
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        rows = self._backend.token_rows(kv)
+        # A fused store is recorded, so it has to read the slots where every step has them.
+        return rows if rows is not None and rows[2].data_ptr() == self._slots.data_ptr() else None
 
     def allocate(self) -> dict[int, tuple[torch.Tensor, ...]]:
         return self._backend.allocate()

@@ -100,8 +100,10 @@ class ModelRunner:
 
     @property
     def recorded_sizes(self) -> tuple[int, ...]:
-        """Rows of the steps that the device is going to record, or has recorded; known after `allocate`."""
-        return tuple(self._captured.sizes) if self._captured is not None else ()
+        """Rows of the steps of decodes that the device is going to record, or has recorded, then tokens of those that it
+        records in pieces; known after `allocate`."""
+        rows = tuple(self._captured.sizes) if self._captured is not None else ()
+        return rows + (tuple(self._pieces.sizes) if self._pieces is not None else ())
 
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
@@ -226,6 +228,7 @@ class ModelRunner:
             self._kv,
             self._last_tokens,
             self._transfer,
+            config.ops["best_token"],
             page_size=config.page_size,
             max_seqs=config.max_running,
             max_pages=config.max_pages_per_seq,
@@ -291,7 +294,7 @@ class ModelRunner:
 
     def release(self) -> None:
         """Give back recorded steps and KV buffers; no step is launched any more."""
-        self._captured, self._forward = None, None
+        self._captured, self._pieces, self._forward = None, None, None
         self._attention, self._kv = (), ()
 
     def _new_state(self) -> RunnerState:

@@ -67,6 +67,7 @@ class Sampler:
         self._transfer = transfer
         self._counts = penalties.TokenCounts(vocab_size, transfer)
         self._vocab = sampling.spread_ids(torch.arange(vocab_size, device=transfer.device))
+        self._best_token: Callable[..., tuple[torch.Tensor, torch.Tensor]] = ops["best_token"]
         self._race: Callable[..., torch.Tensor] = ops["gumbel_argmax"]
         self._threshold: Callable[..., torch.Tensor] = ops["sampling_threshold"]
         self._penalize: Callable[..., torch.Tensor] = ops["penalize"]
@@ -102,7 +103,7 @@ class Sampler:
         flags = self.table.flags[slots]
         union = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
         if not union and masks is None and edits is None:
-            return greedy or _greedy(logits)
+            return greedy or self._greedy(logits)
 
         work, raw_best, count_rows = logits, None, None
         if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None or edits is not None:
@@ -111,7 +112,7 @@ class Sampler:
             count_rows = self._edit(work, flags, slots, positions, masks, edits)
             if masks is not None:
                 work = self._masked(work, masks)
-        found = greedy if greedy is not None and work is logits else _greedy(work)
+        found = greedy if greedy is not None and work is logits else self._greedy(work)
         best, tokens = found.best, found.tokens
         if union & SAMPLED:
             drawn = np.flatnonzero(flags & SAMPLED)
@@ -128,6 +129,10 @@ class Sampler:
         (rows,) = self._transfer.upload(asking.astype(np.int64))
         values = self._token_logprobs(logits[rows], tokens[rows], int(wanted.max()))
         return Sampled(tokens, best, logprobs.LogprobTensors(*values), asking, wanted)
+
+    def _greedy(self, logits: torch.Tensor) -> Sampled:
+        best, tokens = self._best_token(logits)
+        return Sampled(tokens, best)
 
     def _usable(self, raw_best: torch.Tensor, best: torch.Tensor, edits: RowEdits) -> torch.Tensor:
         """raw_best [S] of the model's logits, but for edited rows that were fine: of those they were drawn with."""
@@ -273,11 +278,6 @@ class Sampler:
 
     def _chunk_rows(self, vocab_size: int) -> int:
         return max(1, _HOST_CHUNK // vocab_size) if self._transfer.direct else 1 << 30
-
-
-def _greedy(logits: torch.Tensor) -> Sampled:
-    best, tokens = logits.max(dim=-1)
-    return Sampled(tokens, best)
 
 
 def _rows(flags: npt.NDArray[np.uint8], bit: int) -> Int32:

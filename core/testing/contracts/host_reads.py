@@ -28,7 +28,7 @@ class NoHostReads(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func.overloadpacket.__name__
-reads = name in _READS and func is not torch.ops.aten.repeat_interleave.self_int  # by a number of the host's
+        reads = name in _READS and func is not torch.ops.aten.repeat_interleave.self_int  # by a number of the host's
         assert not reads or not self._on_device(args), f"{name} waits for a value from the device"
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             masks = [index for index in args[1] if isinstance(index, torch.Tensor) and index.dtype == torch.bool]
