@@ -11,13 +11,13 @@ from plugin_triton.moe import fp8, launch
 from plugin_triton.moe.activation import code, gated
 from plugin_triton.moe.configs import Tile
 
+# ruff: noqa: N803, N806
+
 
 UNROLLED = tl.constexpr(48)  # steps of `_down` that the compiler sees at once, so that their loads overlap
 
 
-def run_gate_up(
-    x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, tile: Tile, overlap: bool
-) -> torch.Tensor:
+def run_gate_up(x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, tile: Tile, overlap: bool) -> torch.Tensor:
     """x [T, H], ids [T, K] -> act(gate(x)) * up(x) [T * K, I] float32."""
     tokens, hidden = x.shape
     pairs, inter = ids.numel(), weights.down.shape[2]
@@ -25,7 +25,8 @@ def run_gate_up(
     _gate_up[(pairs * triton.cdiv(inter, tile.block_n),)](
         x, x.stride(0), weights.gate_up, weights.scales.get("gate_up", h), h, ids, pairs, TOP_K=ids.shape[1],
         HIDDEN=hidden, INTER=inter, FORMAT=fp8.CODES[weights.format], ACT=code(weights.activation),
-        BLOCK_N=tile.block_n, BLOCK_K=min(tile.block_k, triton.next_power_of_2(hidden)), KEEP=_keep(tokens), PDL=overlap, num_warps=tile.warps, **launch.options(overlap),
+        BLOCK_N=tile.block_n, BLOCK_K=min(tile.block_k, triton.next_power_of_2(hidden)), KEEP=_keep(tokens),
+        PDL=overlap, num_warps=tile.warps, **launch.options(overlap),
     )  # fmt: skip
     return h
 
@@ -53,7 +54,7 @@ def _keep(tokens: int) -> str:
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
-def _gate_up(
+def _gate_up(  # type: ignore[no-untyped-def]
     x, stride_x, weight, scale, h, ids, num_pairs, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KEEP: tl.constexpr,
     PDL: tl.constexpr,
@@ -104,7 +105,7 @@ def _gate_up(
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _down(
+def _down(  # type: ignore[no-untyped-def]
     h, weight, scale, out, ids, factors, tokens, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, KEEP: tl.constexpr,
     PDL: tl.constexpr,
@@ -143,7 +144,7 @@ def _down(
 
 
 @triton.jit
-def _down_weights(
+def _down_weights(  # type: ignore[no-untyped-def]
     weight, expert, n, start, HIDDEN: tl.constexpr, INTER: tl.constexpr, BLOCK_K: tl.constexpr, KEEP: tl.constexpr
 ):
     """[BLOCK_N, BLOCK_K], zero behind the last column."""
@@ -156,7 +157,7 @@ def _down_weights(
 
 
 @triton.jit
-def _down_part(
+def _down_part(  # type: ignore[no-untyped-def]
     total, w, h, scale, factors, expert, pair, start, n, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip

@@ -15,6 +15,8 @@ from plugin_triton.moe.configs import MoeConfig, Tile
 from plugin_triton.moe.sorting import Sorted, sort_by_expert
 from plugin_triton.ops.quantize import quantize_fp8_group, quantize_fp8_token
 
+# ruff: noqa: N803
+
 
 def run_grouped(
     x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, factors: torch.Tensor, config: MoeConfig, overlap: bool
@@ -51,16 +53,16 @@ def multiply(
         described = TensorDescriptor.from_tensor(weight.view(-1, k), [tile.block_n, block_k])
     grid = (order.max_blocks * triton.cdiv(n, tile.block_n),)
     _grouped[grid](
-        x, x.stride(0), x_scale, weight, described, w_scale, y, factors, order.order, order.blocks, order.max_blocks, n, k,
-        SHARE=share, FORMAT=format_, ACT=act, BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_K=block_k,
-        GROUP_M=tile.group_m, EVEN_K=k % block_k == 0, TMA=described is not None, SWAP=tile.swap, 
+        x, x.stride(0), x_scale, weight, described, w_scale, y, factors, order.order, order.blocks, order.max_blocks,
+        n, k, SHARE=share, FORMAT=format_, ACT=act, BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_K=block_k,
+        GROUP_M=tile.group_m, EVEN_K=k % block_k == 0, TMA=described is not None, SWAP=tile.swap,
         KEEP="evict_first" if block_m == 16 else "", PDL=overlap, num_warps=tile.warps, num_stages=tile.stages,
         **launch.options(overlap),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def _grouped(
+def _grouped(  # type: ignore[no-untyped-def]
     x, stride_x, x_scale, weight, described, w_scale, y, factors, order, blocks, num_blocks, N, K, SHARE: tl.constexpr,
     FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, SWAP: tl.constexpr, KEEP: tl.constexpr,
@@ -69,7 +71,8 @@ def _grouped(
     """One tile of one expert's product. Rows behind the expert's last one repeat pair 0 and are not stored.
 
     described: `weight` as [E * rows, K], for the tensor memory accelerator to fetch, if TMA. A tile may go on into the
-    next expert's rows, which give columns that are not stored.  KEEP: how weights stay in the L2 cache; where each is read once, they go first.
+    next expert's rows, which give columns that are not stored. KEEP: how weights stay in the L2 cache; where each is
+    read once, they go first.
     """
     num_n = tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -150,7 +153,7 @@ def _grouped(
 
 
 @triton.jit
-def _along_k(first, k, ROWS: tl.constexpr):
+def _along_k(first, k, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Pointers from the first element of each row: [row, k] if ROWS, else [k, row]."""
     if ROWS:
         return first[:, None] + k[None, :]
@@ -159,7 +162,7 @@ def _along_k(first, k, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _part(pointers, k, left, ROWS: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr):
+def _part(pointers, k, left, ROWS: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr):  # type: ignore[no-untyped-def]
     """left: values of k that there are."""
     if EVEN:
         return tl.load(pointers, eviction_policy=KEEP)
@@ -170,7 +173,7 @@ def _part(pointers, k, left, ROWS: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.co
 
 
 @triton.jit
-def _dot(a, b, acc, SWAP: tl.constexpr):
+def _dot(a, b, acc, SWAP: tl.constexpr):  # type: ignore[no-untyped-def]
     """acc + a b, or acc + b a if SWAP."""
     if SWAP:
         a, b = b, a
@@ -181,7 +184,7 @@ def _dot(a, b, acc, SWAP: tl.constexpr):
 
 
 @triton.jit
-def _outer(by_row, by_column, SWAP: tl.constexpr):
+def _outer(by_row, by_column, SWAP: tl.constexpr):  # type: ignore[no-untyped-def]
     if SWAP:
         return by_column[:, None] * by_row[None, :]
     else:
@@ -200,7 +203,7 @@ def combine(y: torch.Tensor, overlap: bool) -> torch.Tensor:
 
 
 @triton.jit
-def _combine(y, out, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _combine(y, out, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):  # type: ignore[no-untyped-def]
     launch.begin(PDL)
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -32,5 +32,5 @@ def options(overlap: bool) -> dict[str, Any]:
 
 
 def can_describe(weight: torch.Tensor) -> bool:
-    """Whether the tensor memory accelerator can fetch tiles of `weight` [..., K], contiguous: rows begin at 16 bytes."""
+    """Whether the tensor memory accelerator can fetch tiles of `weight` [..., K], which is contiguous."""
     return dependent(weight.device) and weight.shape[-1] * weight.element_size() % 16 == 0

@@ -28,9 +28,9 @@ class TritonMoe(MoeRunner):
 
     def __init__(self, ctx: PluginContext) -> None:
         super().__init__(ctx)
-        device = ctx.device
-        name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else "cpu"
-        self._configs = Configs(name, getattr(ctx.settings, "tables", None))
+        device = ctx.device if ctx.device is not None else torch.device("cpu")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self._configs = Configs(name, dependent(device), getattr(ctx.settings, "tables", None))
         self._known: dict[tuple[Shape, int], MoeConfig] = {}
         self.served: dict[Shape, dict[int | None, Served]] = {}
 

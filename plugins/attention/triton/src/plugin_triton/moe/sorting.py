@@ -1,8 +1,8 @@
 """Pairs by expert, on the device alone: count, prefix sum, place. Launch shapes depend on sizes only, so that it can be
 recorded in a graph.
 
-A pair is one token's choice of one expert, numbered token * K + choice. The pairs of one expert come in any order, which
-no result depends on: each has its own row of a product.
+A pair is one token's choice of one expert, numbered token * K + choice. The pairs of one expert come in any order;
+no result depends on it, since each has its own row of a product.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _place(  # type: ignore[no-untyped-def]
     if chunk == 0:
         num = (total + BLOCK_M - 1) // BLOCK_M
         block = tl.cumsum(num, axis=0) - num
-        for step in range(0, tl.max(num, axis=0)):
+        for step in range(tl.max(num, axis=0)):
             used = step < num
             tl.store(blocks + block + step, bins, mask=used)
             tl.store(blocks + num_blocks + block + step, first + step * BLOCK_M, mask=used)
