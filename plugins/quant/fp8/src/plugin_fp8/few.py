@@ -67,8 +67,8 @@ def run(
     parts, arrived = scratch or (y, y)
     _some[(blocks, tile.split)](
         x, scale_x, stored, scale, bias, y, parts, arrived, tokens, N=rows, K=columns, GROUPS=scale.shape[1],
-        GROUP=group, BLOCK_T=block_t, BLOCK_N=tile.rows, BLOCK_K=tile.columns, SPLIT=tile.split, BIAS=bias is not None, PDL=pdl,
-        HALF=tile.half and scale_x is None and x.dtype != torch.float32, STORED=scale_x is not None,
+        GROUP=group, BLOCK_T=block_t, BLOCK_N=tile.rows, BLOCK_K=tile.columns, SPLIT=tile.split,
+        BIAS=bias is not None, PDL=pdl, HALF=tile.half and scale_x is None and x.dtype != torch.float32, STORED=scale_x is not None,
         AHEAD=tile.ahead if pdl else 0, num_warps=tile.warps, num_stages=tile.stages, **extra,
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def _some(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """y [T, N] for T <= BLOCK_T. The weight is the left operand of the products, whose narrow side the tokens are. With
     SPLIT, the program that comes last adds what all have, in their order. With GROUP, BLOCK_K is no more than it.
-    STORED: x is e4m3 too, with scale_x [T]. HALF: both sides are multiplied in float16; inputs beyond it are clamped."""
+    STORED: x is e4m3 too, with scale_x [T]. HALF: both sides are multiplied in float16, inputs beyond it clamped."""
     block, split = tl.program_id(0), tl.program_id(1)
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     rows_ok = rows < N
