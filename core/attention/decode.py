@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from core.attention.narrow import Rows
 from core.attention.kernels import apply_sinks, attend, attend_lse, merge
+from core.attention.narrow import Rows
 from core.attention.plan import DecodeBlock, SharedPrefix, StepPlan
 from core.interfaces.spec import AttentionSpec
 
@@ -53,9 +53,7 @@ def decode_rows(
     return out.reshape(num_rows, num_heads, spec.v_head_dim)
 
 
-def _gather(
-    k_buffer: Rows, v_buffer: Rows, block: DecodeBlock, num_kv_heads: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(k_buffer: Rows, v_buffer: Rows, block: DecodeBlock, num_kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys [B, Hkv, L, D] and values [B, Hkv, L, Dv] of a block; views of the buffers for one contiguous row."""
     shape = (block.num_rows, block.length, num_kv_heads, -1)
     k = block.keys.rows(k_buffer).view(shape).transpose(1, 2)

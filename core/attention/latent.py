@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from core.attention.narrow import Rows
 from core.attention.kernels import attend, attend_lse, merge
+from core.attention.narrow import Rows
 from core.attention.plan import Keys, Planner, Rule, StepPlan
 from core.interfaces.attention import AttentionConfig, MlaWeights
 from core.interfaces.batch import BatchLayout

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from core.attention.narrow import Rows
 from core.attention.kernels import apply_sinks, attend, attend_lse, merge
+from core.attention.narrow import Rows
 from core.attention.plan import StepPlan
 from core.interfaces.spec import AttentionSpec
 

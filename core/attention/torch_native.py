@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from core.attention.decode import decode_rows
-from core.attention.narrow import NarrowRows, Rows
 from core.attention.latent import (
     LatentPlan,
     LatentPlanner,
@@ -15,6 +14,7 @@ from core.attention.latent import (
     absorbed_values,
     expanded_rows,
 )
+from core.attention.narrow import NarrowRows, Rows
 from core.attention.plan import Planner, Rule, StepPlan
 from core.attention.prefill import prefill_rows
 from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights, TokenRows

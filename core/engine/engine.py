@@ -107,7 +107,7 @@ class Engine:
         self._slot_ids = np.full(max_slots, -1, np.int64)
         self._arrival_s: dict[int, float] = {}
         self._outputs = OutputBuilder()
-        self._constraints = Constraints(grammars, max_slots)
+        self._constraints = Constraints(grammars, max_slots, hello.vocab_size)
         self._ranks = ranks
         self._live: set[int] = set()
         self._failing_steps = 0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
 from core.engine.set_up import context_of, set_up
-from core.interfaces.build import Communicator
 from core.interfaces.attention import KV_DTYPES
+from core.interfaces.build import Communicator
 from core.interfaces.errors import CapacityError
 from core.interfaces.hardware import HardwareBackend
 from core.registry.context import plugin_context

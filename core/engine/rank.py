@@ -144,7 +144,7 @@ class Rank:
         """Launch a step. Raises EngineError if one that was launched before went wrong."""
         assert self._runner is not None
         self._flying.append(self._runner.launch(message.plan()))
-        if len(self._flying) > MAX_IN_FLIGHT:
+        while self._flying and (self._flying[0].done() or len(self._flying) > MAX_IN_FLIGHT):
             self._settle(1)
 
     def rest(self) -> None:

@@ -103,6 +103,7 @@ class Ranks:
         self._noticed = threading.Event()
         self._closing = threading.Event()
         self._phase = ""
+        self._collective = True
         self._encoder = msgspec.msgpack.Encoder()
         self._members: list[_Member] = []
         ends: list[socket.socket] = []
@@ -135,7 +136,7 @@ class Ranks:
         result = PhaseResult()
         now_s = time.monotonic()
         with self._changed:
-            self._phase = name
+            self._phase, self._collective = name, together
             for member in self._members:
                 member.heard_s = now_s
         self._tell(self._encoder.encode(Phase(name, value)))
@@ -147,7 +148,7 @@ class Ranks:
             raise
         with self._changed:
             self._changed.wait_for(lambda: self._lost is not None or not self._silent(name))
-            self._phase = ""
+            self._phase, self._collective = "", True
         if self._lost is not None:
             self._noticed.set()
             raise self._lost
@@ -174,7 +175,8 @@ class Ranks:
             try:
                 member.line.send_raw(framed)
             except OSError as error:
-                self._lose(EngineDead(f"rank {member.number} cannot be reached: {error or type(error).__name__}"))
+                if self._reason(TELL_TIMEOUT_S) is None:  # it has not ended
+                    self._lose(EngineDead(f"rank {member.number} cannot be reached: {error or type(error).__name__}"))
                 raise self.dead("") from error
 
     def set_log_level(self, level: str) -> None:
@@ -308,11 +310,16 @@ class Ranks:
             logger.warning("collectives could not be ended: %s", error)
 
     def _leave_stuck(self) -> None:
-        """A device that waits for a rank that is gone may hold the engine's thread for ever."""
-        if not self._noticed.wait(STUCK_S) and not self._closing.is_set():
-            logger.critical("the engine does not come back from its step: this process leaves")
-            time.sleep(POLL_S)  # the log is written by a thread
-            os._exit(EXIT_STUCK)
+        """A device that waits for a rank that is gone may hold the engine's thread for ever. Where rank 0 waits for
+        nobody, as while it loads, it is not stuck but busy."""
+        since_s = time.monotonic()
+        while not self._noticed.wait(POLL_S) and not self._closing.is_set():
+            if not self._collective:
+                since_s = time.monotonic()
+            elif time.monotonic() - since_s > STUCK_S:
+                logger.critical("the engine does not come back from its step: this process leaves")
+                time.sleep(POLL_S)  # the log is written by a thread
+                os._exit(EXIT_STUCK)
 
     # End
 

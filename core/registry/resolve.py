@@ -39,9 +39,9 @@ from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
 from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
-from core.registry.select_kv_dtype import COMPUTE_TYPE, asked_kv_dtype, decided, is_known, wished_kv_dtype
 from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
 from core.registry.select_grammar import choose_grammar
+from core.registry.select_kv_dtype import COMPUTE_TYPE, asked_kv_dtype, decided, is_known, wished_kv_dtype
 from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_model import choose_model
 from core.registry.select_others import (

@@ -100,8 +100,10 @@ class ModelRunner:
 
     @property
     def recorded_sizes(self) -> tuple[int, ...]:
-        """Rows of the steps that the device is going to record, or has recorded; known after `allocate`."""
-        return tuple(self._captured.sizes) if self._captured is not None else ()
+        """Rows of the steps of decodes that the device is going to record, or has recorded, then tokens of those that
+        it records in pieces; known after `allocate`."""
+        rows = tuple(self._captured.sizes) if self._captured is not None else ()
+        return rows + (tuple(self._pieces.sizes) if self._pieces is not None else ())
 
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
@@ -292,7 +294,7 @@ class ModelRunner:
 
     def release(self) -> None:
         """Give back recorded steps and KV buffers; no step is launched any more."""
-        self._captured, self._forward = None, None
+        self._captured, self._pieces, self._forward = None, None, None
         self._attention, self._kv = (), ()
 
     def _new_state(self) -> RunnerState:
@@ -318,11 +320,13 @@ class ModelRunner:
         event = self._hardware.record_event() if self._hardware.times_steps() else None
         state, captured = self._state, self._captured
         state.apply(plan)
-        replayed, size = None, captured.size_for(plan) if captured is not None else 0
-        if captured is not None and size:
-            step = captured.prepare(plan, state.page_table, size)
+        replayed, prepared = None, None
+        if captured is not None and (size := captured.size_for(plan)):
+            prepared = captured.prepare(plan, state.page_table, size)
+        if prepared is not None:
+            step, replay = prepared
             times.build_s = time.perf_counter() - started_s
-            replayed = captured.replay(size)
+            replayed = replay()
             hidden = replayed.hidden[: len(plan.slots)]
             self.stats.replayed_steps += 1
         elif self._pieces is not None and (size := self._pieces.size_for(plan)):

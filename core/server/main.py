@@ -21,6 +21,7 @@ import msgspec
 from core.config.loading import ResolvedSettings
 from core.config.sections import ServerSettings
 from core.engine.child import EngineProcess
+from core.engine.collector import leave_started_objects
 from core.engine.environment import device_environment
 from core.engine.process_client import DEFAULT_FACTORY, ProcessClient
 from core.hooks import HookManager
@@ -203,6 +204,7 @@ class _Life:
         finally:
             self._bar.close()
         ctx.service = service_of(engine, hello)
+        leave_started_objects()
         if ctx.phase is Phase.STARTING:
             ctx.phase = Phase.READY
             self._announce()

@@ -40,6 +40,10 @@ class TestBitsandbytes(DistributionContract):
     package = "plugin_bitsandbytes"
 
 
+class TestFp8(DistributionContract):
+    package = "plugin_fp8"
+
+
 class TestDemo(DistributionContract):
     package = "plugin_demo"
 

@@ -250,7 +250,7 @@ from core.engine.ranks import Ranks
 module.STUCK_S = 0.3
 group = Ranks(2, json.dumps({{"rank": 1, "how": "dies", "at": "weights"}}).encode(), b"", module="fake_rank",
               leave_if_stuck={leave})
-with group.phase("weights"):
+with group.phase("weights", together={together}):
     time.sleep({seconds})  # as in a collective that nobody ends
 """
 
@@ -263,13 +263,14 @@ def run(script: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_process_of_its_own_leaves_if_its_device_is_stuck() -> None:
-    done = run(SCRIPT.format(leave=True, seconds=50))
+    done = run(SCRIPT.format(leave=True, together=True, seconds=50))
     assert done.returncode == module.EXIT_STUCK
     assert "was killed by signal 9" in done.stderr
 
 
-def test_another_process_does_not() -> None:
-    done = run(SCRIPT.format(leave=False, seconds=2))
+@pytest.mark.parametrize(("leave", "together"), [(False, True), (True, False)])
+def test_it_stays_where_it_is_not_stuck_or_not_the_engines_own(leave: bool, together: bool) -> None:
+    done = run(SCRIPT.format(leave=leave, together=together, seconds=2))
     assert done.returncode == 1
     assert "EngineDead: rank 1" in done.stderr
 

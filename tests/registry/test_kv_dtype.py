@@ -53,7 +53,9 @@ def test_the_operator_asks(folder: Path, asked: str) -> None:
     resolution = resolve(settings(folder, kv_cache_dtype=asked), swap(records(), EIGHT_BITS))
     assert (resolution.kv_cache_dtype, reason(resolution)) == ("fp8_e4m3", "asked for")
     assert [choice.name for choice in resolution.attention] == ["small"]
-    assert "keeps no cache of fp8_e4m3" in dict(resolution.attention[0].rejected).get("plain", "keeps no cache of fp8_e4m3")
+    assert "keeps no cache of fp8_e4m3" in dict(resolution.attention[0].rejected).get(
+        "plain", "keeps no cache of fp8_e4m3"
+    )
 
 
 def test_the_compute_type_needs_nothing_of_a_backend(folder: Path) -> None:
@@ -63,15 +65,19 @@ def test_the_compute_type_needs_nothing_of_a_backend(folder: Path) -> None:
 
 
 def test_a_backend_that_lacks_it_stops_the_start(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"with a cache of fp8_e5m2 .*small: keeps no cache of fp8_e5m2 \(it keeps fp8_e4m3\)") as error:
+    with pytest.raises(
+        ConfigError, match=r"with a cache of fp8_e5m2 .*small: keeps no cache of fp8_e5m2 \(it keeps fp8_e4m3\)"
+    ) as error:
         resolve(settings(folder, kv_cache_dtype="fp8_e5m2"), swap(records(), EIGHT_BITS))
     assert "--kv-cache-dtype" in (error.value.hint or "")
-    with pytest.raises(ConfigError, match="attention_backend is 'plain'.*it keeps the compute type alone"):
+    with pytest.raises(ConfigError, match=r"attention_backend is 'plain'.*it keeps the compute type alone"):
         resolve(settings(folder, kv_cache_dtype="fp8", attention_backend="plain"), swap(records()))
 
 
 def test_the_manifest_alone_can_rule_a_backend_out(folder: Path) -> None:
-    stated = record("attention", "plain", attention(kv_dtypes=("auto", "fp8_e4m3")), capabilities={"kv_dtypes": ["auto"]})
+    stated = record(
+        "attention", "plain", attention(kv_dtypes=("auto", "fp8_e4m3")), capabilities={"kv_dtypes": ["auto"]}
+    )
     with pytest.raises(ConfigError, match="keeps no cache of fp8_e4m3"):
         resolve(settings(folder, kv_cache_dtype="fp8"), swap(records(), stated))
 
@@ -102,5 +108,5 @@ def test_a_method_that_asks_for_nothing(quantized: Path) -> None:
 
 
 def test_a_method_that_fails_is_named(quantized: Path) -> None:
-    with pytest.raises(PluginLoadError, match="small.*RuntimeError: no idea"):
+    with pytest.raises(PluginLoadError, match=r"small.*RuntimeError: no idea"):
         resolve(settings(quantized), swap(records(), wishing(RuntimeError("no idea"))))

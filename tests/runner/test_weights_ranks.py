@@ -1,4 +1,4 @@
-"""Each rank reads its own rows of a weight file, and no more: the file is mapped, and only what is copied is touched."""
+"""Each rank reads its own rows of a weight file: the file is mapped, and only what is copied is touched."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_a_rank_touches_its_share_of_the_file(tmp_path: Path, rank: int) -> None
     model: Any = Model(rank)
     load_weights(model, RULES, tmp_path, threads=1, progress=progress)
     whole = sum(tensor.nbytes for tensor in full.values()) // KIB
-    # Columns of a matrix are in every page of it, so the output projection is touched whole. The kernel maps up to 2 MiB
-    # around what is read.
+    # Columns of a matrix are in every page of it, so the output projection is touched whole. The kernel maps up to
+    # 2 MiB around what is read.
     projection = HIDDEN * HIDDEN * 4 // KIB
     share = (whole - projection) // RANKS + projection
     assert max(seen) <= share + len(full) * 2 * KIB, (max(seen), share, whole)

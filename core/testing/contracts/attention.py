@@ -39,7 +39,9 @@ class AttentionContract(AttentionSetup):
         assert caps.dtypes, "dtypes is empty"
         assert all(isinstance(getattr(torch, name, None), torch.dtype) for name in caps.dtypes), caps.dtypes
         assert "auto" in caps.kv_dtypes, "core asks for the compute type unless the operator says otherwise"
-        assert set(caps.kv_dtypes) <= {"auto", *KV_DTYPES}, f"kv_dtypes: {caps.kv_dtypes}, known: {', '.join(KV_DTYPES)}"
+        assert set(caps.kv_dtypes) <= {"auto", *KV_DTYPES}, (
+            f"kv_dtypes: {caps.kv_dtypes}, known: {', '.join(KV_DTYPES)}"
+        )
         for sizes in (caps.page_sizes, caps.head_dims):
             assert sizes is None or (sizes and all(isinstance(size, int) and size > 0 for size in sizes)), sizes
         if StateKind.MLA_LATENT in caps.state_kinds:

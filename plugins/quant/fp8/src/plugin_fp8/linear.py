@@ -144,7 +144,7 @@ class CheckpointLinear(LinearMethod):
             )
         return number.expand(rows).unsqueeze(1)
 
-    def load_stacked(self, module: nn.Module, shape: LinearShape, suffix: str, tensor: torch.Tensor) -> None:
+    def load_stacked(self, module: Any, shape: LinearShape, suffix: str, tensor: torch.Tensor) -> None:
         """Scales of a whole are dealt out with the rows that they are for."""
         total = sum(part.full_out_features for part in shape.parts)
         if suffix == self.format.input_scale and self.format.static:
@@ -167,7 +167,7 @@ class CheckpointLinear(LinearMethod):
         if not state.seen:  # drawn weights: any scale will do
             module.weight_scale.data.fill_(1.0)
         elif state.wide is not None:
-            self._finish_plain(module, shape, state)
+            self._finish_plain(module, shape, state, state.wide)
             return
         else:
             self._check_complete(shape, state)
@@ -179,7 +179,7 @@ class CheckpointLinear(LinearMethod):
         stored, scale = module.weight.data, module.weight_scale.data
         keep(module, stored, scale, group, inputs, self.kernels)
 
-    def _finish_plain(self, module: Any, shape: LinearShape, state: _State) -> None:
+    def _finish_plain(self, module: Any, shape: LinearShape, state: _State, wide: torch.Tensor) -> None:
         quantized = [part.name for part in shape.parts if ("weight", part.name) not in state.plain]
         if quantized:
             raise WeightError(
@@ -188,7 +188,7 @@ class CheckpointLinear(LinearMethod):
                 hint="take a checkpoint that quantizes all of them, or none",
             )
         del module.weight, module.weight_scale
-        module.register_parameter("weight", nn.Parameter(state.wide, requires_grad=False))
+        module.register_parameter("weight", nn.Parameter(wide, requires_grad=False))
         self.plain.finish(module, shape)
         module.__dict__["product"] = lambda x: self.plain.apply(module, x)
         module.__dict__["held"] = None

@@ -115,7 +115,7 @@ class Scaled:
         y = torch._scaled_mm(
             stored, self.stored, scale, self.scale, bias, out_dtype=torch.bfloat16, use_fast_accum=True
         ).to(x.dtype)
-        return y + self.bias if self.wide_bias else y
+        return y if self.bias is None or not self.wide_bias else y + self.bias
 
 
 class Grouped:
@@ -139,7 +139,8 @@ class Few:
     def __init__(self, weight: Weight, many: Product, few_rows: int, scratch: kernels.Scratch) -> None:
         self.weight, self.many, self.few_rows, self.scratch = weight, many, few_rows, scratch
         self.group = 0 if weight.by_row else weight.group
-        scratch.reserve(weight.stored.device, *weight.stored.shape, self.group, few_rows)
+        rows, columns = weight.stored.shape
+        scratch.reserve(weight.stored.device, rows, columns, self.group, few_rows)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not 0 < x.shape[0] <= self.few_rows:

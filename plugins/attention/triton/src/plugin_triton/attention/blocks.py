@@ -6,6 +6,7 @@ Head dims that are no power of two are cut in two parts: the largest power of tw
 latent and the rotated part of latent attention, where the values are the keys' first part.
 """
 
+# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ themselves in, and who comes last finds all others' results in memory (Stream-K'
 What several rows have in common may have been attended to by `prefix` already; it is merged in here.
 """
 
+# A constant is asked in an `if` of its own: what is below it is then not compiled.
+# ruff: noqa: N803, SIM102
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from plugin_triton.attention.store import to_cache
 
 
 @triton.jit
-def split_tokens(length, SPLITS: tl.constexpr, LEAST: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Tokens a split of `length` tokens takes: a multiple of BLOCK_N, `LEAST` or more."""
-    even = (length + SPLITS - 1) // SPLITS
-    return tl.maximum((even + BLOCK_N - 1) // BLOCK_N * BLOCK_N, LEAST)
+def split_tokens(length, splits, least, BLOCK_N: tl.constexpr):
+    """Tokens a split of `length` tokens takes: a multiple of BLOCK_N, `least` or more."""
+    even = (length + splits - 1) // splits
+    return tl.maximum((even + BLOCK_N - 1) // BLOCK_N * BLOCK_N, least)
 
 
 @triton.jit
@@ -33,13 +35,11 @@ def store_row(source, target, scale, DIM: tl.constexpr, BLOCK: tl.constexpr, LIM
 
 
 @triton.jit
-def _weighted(
-    parts, logs, rows, valid, peak, place, end, PARTS: tl.constexpr, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr
-):
+def _weighted(parts, logs, rows, valid, peak, place, end, places_each, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr):
     """[BLOCK_M, V_BLOCK]: the rows' part at `place`, times its weight; zero from `end` on."""
     dims = tl.arange(0, V_BLOCK)
     places = tl.zeros_like(rows) + place
-    index = rows * PARTS + places
+    index = rows * places_each + places
     mask = valid & (places < end)
     size = tl.load(logs + index, mask=mask, other=float("-inf"), cache_modifier=".cg")
     mask = mask[:, None] & (dims < V_DIM)[None, :]
@@ -49,15 +49,14 @@ def _weighted(
 
 @triton.jit
 def merged(
-    parts, logs, rows, valid, num_own, num_shared,
-    OWN: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, AT_ONCE: tl.constexpr,
-    V_DIM: tl.constexpr, V_BLOCK: tl.constexpr,
+    parts, logs, rows, valid, num_own, num_shared, own, places_each,
+    PLACES: tl.constexpr, BLOCK_M: tl.constexpr, AT_ONCE: tl.constexpr, V_DIM: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_M, V_BLOCK]: sum of the rows' parts, each weighted by its share of the softmax. Of a row's PARTS places
-    the first num_own are filled, and from OWN on num_shared."""
-    which = tl.arange(0, PARTS_BLOCK)
-    there = (which < num_own) | ((which >= OWN) & (which < OWN + num_shared))
-    places = logs + rows[None, :] * PARTS + which[:, None]
+    """[BLOCK_M, V_BLOCK]: sum of the rows' parts, each weighted by its share of the softmax. Of a row's
+    places_each, PLACES at most, the first num_own are filled, and from `own` on num_shared."""
+    which = tl.arange(0, PLACES)
+    there = (which < num_own) | ((which >= own) & (which < own + num_shared))
+    places = logs + rows[None, :] * places_each + which[:, None]
     # Read past this processor's cache, which does not see what the others wrote.
     sizes = tl.load(places, mask=there[:, None] & valid[None, :], other=float("-inf"), cache_modifier=".cg")
     peak = tl.max(sizes, 0)
@@ -68,16 +67,16 @@ def merged(
     # dimension would go through shared memory.
     for start in range(0, num_own, AT_ONCE):
         for i in tl.static_range(AT_ONCE):
-            acc += _weighted(parts, logs, rows, valid, peak, start + i, num_own, PARTS, V_DIM, V_BLOCK)
-    for start in range(OWN, OWN + num_shared, AT_ONCE):
+            acc += _weighted(parts, logs, rows, valid, peak, start + i, num_own, places_each, V_DIM, V_BLOCK)
+    end = own + num_shared
+    for start in range(own, end, AT_ONCE):
         for i in tl.static_range(AT_ONCE):
-            end = OWN + num_shared
-            acc += _weighted(parts, logs, rows, valid, peak, start + i, end, PARTS, V_DIM, V_BLOCK)
+            acc += _weighted(parts, logs, rows, valid, peak, start + i, end, places_each, V_DIM, V_BLOCK)
     return acc / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
 @triton.jit(
-    do_not_specialize=["table_stride"],
+    do_not_specialize=["table_stride", "least", "shared_splits"],
     do_not_specialize_on_alignment=["slots", "table", "seq_lens", "cu_q_lens", "sinks", "shared_lens"],
 )
 def decode_kernel(
@@ -86,20 +85,20 @@ def decode_kernel(
     k, k_token_stride, k_head_stride, v, v_token_stride, v_head_stride, slots,
     keys, key_stride, key_head_stride, values, value_stride, value_head_stride, k_scale, v_scale,
     table, table_stride, seq_lens, cu_q_lens, sinks, scale, cap,
-    parts, logs, arrivals, shared_lens,
+    parts, logs, arrivals, shared_lens, least, shared_splits,
     QUERIES: tl.constexpr, NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, PACKS: tl.constexpr,
     DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, TAIL: tl.constexpr, TAIL_BLOCK: tl.constexpr,
     V_DIM: tl.constexpr, V_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    SPLITS: tl.constexpr, LEAST: tl.constexpr, SHARED: tl.constexpr, SHARED_LEAST: tl.constexpr,
-    PARTS_BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
+    SHARED: tl.constexpr, SHARED_LEAST: tl.constexpr, PLACES: tl.constexpr, AT_ONCE: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, LATENT: tl.constexpr,
     STORE: tl.constexpr, LIMIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows, KV heads * PACKS, SPLITS). A tile is PACK of a KV head's GROUP query heads, of up to QUERIES tokens.
+    """Grid (rows, KV heads * PACKS, most splits of a row, `least` tokens each or more). A tile is PACK of a KV head's
+    GROUP query heads, of up to QUERIES tokens.
 
-    STORE (QUERIES is 1): the split that reads a row's newest key writes it first. SHARED: places for parts of a
-    shared prefix of shared_lens[row] tokens, which `prefix` has filled.
+    STORE (QUERIES is 1): the split that reads a row's newest key writes it first. SHARED: the first shared_lens[row]
+    tokens are left out; `prefix` has attended to them, in shared_splits parts at most.
     """
     wait_for_previous(PDL)
     row, split = tl.program_id(0), tl.program_id(2)
@@ -125,10 +124,11 @@ def decode_kernel(
         oldest = tl.maximum(before - WINDOW + 1, 0)
     start = oldest // BLOCK_N * BLOCK_N
     num_shared = 0
-    if SHARED > 0:
+    if SHARED:
         start = tl.load(shared_lens + row)
-        num_shared = tl.cdiv(start, split_tokens(start, SHARED, SHARED_LEAST, SHARED_LEAST))
-    tokens_each = split_tokens(seq_len - start, SPLITS, LEAST, BLOCK_N)
+        num_shared = tl.cdiv(start, split_tokens(start, shared_splits, SHARED_LEAST, SHARED_LEAST))
+    splits = tl.num_programs(2)
+    tokens_each = split_tokens(seq_len - start, splits, least, BLOCK_N)
     num_splits = tl.cdiv(seq_len - start, tokens_each)
     if split >= num_splits:
         return
@@ -171,21 +171,20 @@ def decode_kernel(
     dims = tl.arange(0, V_BLOCK)
     writable = valid[:, None] & (dims < V_DIM)[None, :]
     last_one = num_splits + num_shared == 1
-    if SPLITS + SHARED > 1:
-        if num_splits + num_shared > 1:
-            rows = tokens * NUM_HEADS + heads
-            index = rows * (SPLITS + SHARED) + split
-            tl.store(parts + index[:, None] * V_DIM + dims[None, :], acc, mask=writable)
-            tl.store(logs + index, tl.where(total == 0.0, float("-inf"), peak + tl.log2(total)), mask=valid)
-            tl.debug_barrier()  # all threads have written before one of them counts this split in
-            counter = arrivals + row * tl.num_programs(1) + tl.program_id(1)
-            last_one = tl.atomic_add(counter, 1, sem="acq_rel") == num_splits - 1
-            if last_one:
-                tl.store(counter, 0)  # for the next launch
-                acc = merged(
-                    parts, logs, rows, valid, num_splits, num_shared, SPLITS, SPLITS + SHARED, PARTS_BLOCK, BLOCK_M,
-                    AT_ONCE, V_DIM, V_BLOCK,
-                )  # fmt: skip
+    if num_splits + num_shared > 1:
+        rows, places_each = tokens * NUM_HEADS + heads, splits + shared_splits
+        index = rows * places_each + split
+        tl.store(parts + index[:, None] * V_DIM + dims[None, :], acc, mask=writable)
+        tl.store(logs + index, tl.where(total == 0.0, float("-inf"), peak + tl.log2(total)), mask=valid)
+        tl.debug_barrier()  # all threads have written before one of them counts this split in
+        counter = arrivals + row * tl.num_programs(1) + tl.program_id(1)
+        last_one = tl.atomic_add(counter, 1, sem="acq_rel") == num_splits - 1
+        if last_one:
+            tl.store(counter, 0)  # for the next launch
+            acc = merged(
+                parts, logs, rows, valid, num_splits, num_shared, splits, places_each, PLACES, BLOCK_M, AT_ONCE,
+                V_DIM, V_BLOCK,
+            )  # fmt: skip
     if last_one:
         target = out + tokens.to(tl.int64)[:, None] * out_token_stride + heads[:, None] * out_head_stride
         tl.store(target + dims[None, :], (acc * v_scale).to(out.dtype.element_ty), mask=writable)

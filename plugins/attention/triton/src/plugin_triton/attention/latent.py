@@ -64,9 +64,7 @@ class LatentLayer:
             if last > few:
                 history = "some" if expands else "any"
                 self._absorbed.prefill(q, sums, cached, step, q_tail=q_rope, history=history)
-            torch.bmm(
-                sums.transpose(0, 1), weights.value.transpose(1, 2), out=out[:last].transpose(0, 1)
-            )
+            torch.bmm(sums.transpose(0, 1), weights.value.transpose(1, 2), out=out[:last].transpose(0, 1))
         if expands:
             self._expand(q_nope, q_rope, latent, k_rope, weights, step, out)
         if end < rows:

@@ -6,6 +6,7 @@ Every kernel waits before it reads what an earlier one made and before it writes
 (anything before sm_90, other vendors, the interpreter), PDL is False and nothing of it is compiled.
 """
 
+# ruff: noqa: N803, N806
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -31,11 +32,11 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 def narrowed(x, TYPE: tl.constexpr):
     """x in TYPE, rounded to nearest, ties to even. The interpreter cuts bfloat16 off, and loses a carry in 8 bits."""
     if INTERPRETED:
-        if TYPE == tl.bfloat16:
+        if tl.bfloat16 == TYPE:
             x = _rounded(x.to(tl.float32), 7, 0.0)
-        elif TYPE == tl.float8e4nv:
+        elif tl.float8e4nv == TYPE:
             x = _rounded(x.to(tl.float32), 3, 0.015625)
-        elif TYPE == tl.float8e5:
+        elif tl.float8e5 == TYPE:
             x = _rounded(x.to(tl.float32), 2, 0.00006103515625)
     return x.to(TYPE)
 

@@ -15,6 +15,7 @@ from plugin_triton.attention.prefix import prefix_kernel
 from plugin_triton.attention.step import Step
 from plugin_triton.attention.store import store_kernel
 from plugin_triton.attention.tiles import (
+    MAX_PLACES,
     MAX_QUERIES,
     PREFIX_BLOCK,
     Device,
@@ -198,9 +199,8 @@ class Launcher:
             shared_lens=step.seq_lens if shared is None else shared.shared_lens,
             QUERIES=step.queries, NUM_HEADS=shape.num_heads, PACK=pack, PACKS=packs, **shape.blocks,
             PAGE_SIZE=self.page_size, BLOCK_M=tile.m, BLOCK_N=tile.n, STAGES=tile.stages,
-            SPLITS=splits.own, LEAST=splits.least,
-            SHARED=0 if shared is None else splits.shared, SHARED_LEAST=PREFIX_BLOCK,
-            PARTS_BLOCK=1 << (splits.parts - 1).bit_length(),
+            least=splits.least, shared_splits=0 if shared is None else splits.shared,
+            SHARED=shared is not None, SHARED_LEAST=PREFIX_BLOCK, PLACES=MAX_PLACES,
             AT_ONCE=max(1, min(4, 256 * tile.warps * 32 // (tile.m * power_of_two(shape.v_dim)))),
             STORE=new is not None, LIMIT=self.limit, num_warps=tile.warps, **options(self.pdl),
         )  # fmt: skip
@@ -225,7 +225,7 @@ class Launcher:
             shared_lens=shared.shared_lens, order=shared.order, tile_ends=shared.tile_ends,
             NUM_HEADS=shape.num_heads, PACK=pack, PACKS=packs, ROWS=shared.tile_rows, **shape.blocks,
             PAGE_SIZE=self.page_size, BLOCK_M=tile.m, BLOCK_N=tile.n, STAGES=tile.stages,
-            SPLITS=splits.own, SHARED=splits.shared, SHARED_LEAST=PREFIX_BLOCK,
+            own_splits=splits.own, SHARED_LEAST=PREFIX_BLOCK,
             SOFTCAP=self.spec.softcap is not None, num_warps=tile.warps, **options(self.pdl),
         )  # fmt: skip
 

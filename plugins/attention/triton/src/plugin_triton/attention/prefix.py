@@ -5,6 +5,7 @@
 alone: a step without a common prefix has tiles without rows.
 """
 
+# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
@@ -17,22 +18,22 @@ from plugin_triton.attention.launch import start_next, wait_for_previous
 
 
 @triton.jit(
-    do_not_specialize=["table_stride"],
+    do_not_specialize=["table_stride", "own_splits"],
     do_not_specialize_on_alignment=["table", "shared_lens", "order", "tile_ends"],
 )
 def prefix_kernel(
     q, q_token_stride, q_head_stride, q_tail, tail_token_stride, tail_head_stride,
     keys, key_stride, key_head_stride, values, value_stride, value_head_stride,
-    table, table_stride, scale, cap, parts, logs, shared_lens, order, tile_ends,
+    table, table_stride, scale, cap, parts, logs, shared_lens, order, tile_ends, own_splits,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, PACKS: tl.constexpr, ROWS: tl.constexpr,
     DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, TAIL: tl.constexpr, TAIL_BLOCK: tl.constexpr,
     V_DIM: tl.constexpr, V_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    SPLITS: tl.constexpr, SHARED: tl.constexpr, SHARED_LEAST: tl.constexpr,
+    SHARED_LEAST: tl.constexpr,
     SOFTCAP: tl.constexpr, LATENT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles, KV heads * PACKS, SHARED). Tile i has the rows order[i * ROWS : tile_ends[i]], which begin with the
-    same shared_lens[row] tokens, a multiple of SHARED_LEAST; none if tile_ends[i] is i * ROWS."""
+    """Grid (tiles, KV heads * PACKS, most splits of a prefix). Tile i has the rows order[i * ROWS : tile_ends[i]],
+    which begin with the same shared_lens[row] tokens, a multiple of SHARED_LEAST; none if tile_ends[i] is i * ROWS."""
     wait_for_previous(PDL)
     tile, split = tl.program_id(0), tl.program_id(2)
     kv_head, pack = tl.program_id(1) // PACKS, tl.program_id(1) % PACKS
@@ -42,7 +43,8 @@ def prefix_kernel(
         return
     leader = tl.load(order + begin)
     length = tl.load(shared_lens + leader)
-    tokens_each = split_tokens(length, SHARED, SHARED_LEAST, SHARED_LEAST)
+    splits = tl.num_programs(2)
+    tokens_each = split_tokens(length, splits, SHARED_LEAST, SHARED_LEAST)
     first = split * tokens_each
     if first >= length:
         return
@@ -66,7 +68,7 @@ def prefix_kernel(
         first, last, first, last, scale, cap, PAGE_SIZE, BLOCK_N, DIM, DIM_BLOCK, TAIL, TAIL_BLOCK, V_DIM, V_BLOCK,
         False, 0, SOFTCAP, LATENT, STAGES,
     )  # fmt: skip
-    index = (row * NUM_HEADS + heads) * (SPLITS + SHARED) + SPLITS + split
+    index = (row * NUM_HEADS + heads) * (own_splits + splits) + own_splits + split
     dims = tl.arange(0, V_BLOCK)
     mask = valid[:, None] & (dims < V_DIM)[None, :]
     tl.store(parts + index[:, None] * V_DIM + dims[None, :], acc / total[:, None], mask=mask)

@@ -44,7 +44,7 @@ class Step:
         return cls(
             num_seqs=layout.num_seqs,
             few=few,
-            queries=1 if not few else 1 << (int(q_lens[:few].max()) - 1).bit_length(),
+            queries=1 if not few or int(q_lens[:few].max()) == 1 else most_queries,
             few_tokens=int(layout.cu_q_lens[few]),
             num_tokens=layout.num_tokens,
             longest_history=int(history.max()) if len(history) else 0,
@@ -58,8 +58,11 @@ class Step:
 
 
 def few_rows(layout: BatchLayout, most_queries: int) -> int:
-    """Leading rows with 1 .. most_queries new tokens."""
+    """Leading rows for `decode`: those with one new token each, or all if none has more than most_queries."""
     if layout.captured:
         return layout.num_seqs
-    others = np.flatnonzero((layout.q_lens > most_queries) | (layout.q_lens < 1))
+    q_lens = layout.q_lens
+    if len(q_lens) and q_lens[0] > 1 and q_lens.min() > 0 and q_lens.max() <= most_queries:
+        return layout.num_seqs
+    others = np.flatnonzero(q_lens != 1)
     return int(others[0]) if len(others) else layout.num_seqs

@@ -1,5 +1,6 @@
 """Write a step's keys and values (or latents and rotated keys) to their slots."""
 
+# ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 

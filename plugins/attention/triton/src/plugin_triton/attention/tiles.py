@@ -12,6 +12,7 @@ MIN_DIM = 16  # least size of a matrix product's dimensions
 MAX_QUERIES = 16  # new tokens of a row that the decode kernel may take
 PREFIX_BLOCK = 128  # shared prefixes are multiples of this many tokens
 MAX_PREFIXES = 4  # different ones in a step
+MAX_PLACES = 32  # parts of a row's result
 MIN_PREFIX_ROWS = 8
 MIN_PREFIX_TOKENS = 256
 _MAX_PARTS_BYTES = 128 << 20
@@ -167,13 +168,14 @@ class Splits:
 
     @classmethod
     def of(cls, rows: int, shape: HeadShape, packs: int, tile_rows: int, device: Device, *, shares: bool) -> Splits:
-        """For `rows` decode rows. Powers of two, so that few different kernels serve all numbers of rows."""
+        """For `rows` decode rows."""
         tiles = rows * shape.num_kv_heads * packs
-        own = min(32, max(4, _floor_power(device.processors // tiles)))
+        own = min(MAX_PLACES, max(4, _floor_power(device.processors // tiles)))
         shared = 0
         if shares and rows >= MIN_PREFIX_ROWS:
             prefix_tiles = -(-rows // tile_rows) * shape.num_kv_heads * packs
-            shared = min(16, _floor_power(2 * device.processors // prefix_tiles))
+            own = min(own, MAX_PLACES // 2)
+            shared = min(MAX_PLACES // 2, _floor_power(2 * device.processors // prefix_tiles))
         part_bytes = rows * shape.num_heads * shape.v_dim * 4
         while own > 1 and (own + shared) * part_bytes > _MAX_PARTS_BYTES:
             own, shared = own // 2, shared and max(1, shared // 2)

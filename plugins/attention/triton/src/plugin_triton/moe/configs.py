@@ -55,6 +55,11 @@ class Shape:
     intermediate: int
     weights: str
 
+    def __str__(self) -> str:
+        return (
+            f"{self.experts} x [{self.intermediate}, {self.hidden}] {self.weights}, {self.top_k} of them for a token"
+        )
+
     @property
     def file_name(self) -> str:
         return f"E{self.experts}-K{self.top_k}-H{self.hidden}-I{self.intermediate}-{self.weights}.json"
@@ -62,12 +67,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a call was computed with. tuned_for: tokens of the table's entry, None for the fallback.
-    table: the file, or "fallback"."""
+    """What a call is computed with. tuned_for: tokens of the table's entry, None for the fallback. source: the table's
+    path, or why there is none, for people."""
 
     config: MoeConfig
     tuned_for: int | None
-    table: str
+    source: str
 
 
 class Configs:
@@ -95,8 +100,12 @@ class Configs:
         for folder in self._folders:
             path = folder / folder_name(self.device) / shape.file_name
             if path.is_file():
-                return str(path), read_table(path)
-        return "fallback", {}
+                return f"tiles of {path}", read_table(path)
+        command = (
+            f"core tune-moe --experts {shape.experts} --top-k {shape.top_k} --hidden {shape.hidden} "
+            f"--intermediate {shape.intermediate} --weights {shape.weights}"
+        )
+        return f"no table of tiles for {self.device}, general ones serve; `{command}` measures better ones", {}
 
 
 def folder_name(device: str) -> str:

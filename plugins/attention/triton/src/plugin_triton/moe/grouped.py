@@ -8,10 +8,12 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from core.interfaces.moe import ExpertWeights
+from plugin_triton.interpreter import INTERPRETED
 from plugin_triton.moe import fp8, launch
 from plugin_triton.moe.activation import code, gated
 from plugin_triton.moe.configs import MoeConfig, Tile
 from plugin_triton.moe.sorting import Sorted, sort_by_expert
+from plugin_triton.ops.quantize import quantize_fp8_group, quantize_fp8_token
 
 
 def run_grouped(
@@ -41,7 +43,7 @@ def multiply(
     x_scale = w_scale = weight  # not read
     block_k = tile.block_k
     if format_:
-        x, x_scale = fp8.quantize(x, fp8.GROUP if weights.format == fp8.BLOCK else k, overlap)
+        x, x_scale = quantize_fp8_group(x, fp8.GROUP) if weights.format == fp8.BLOCK else quantize_fp8_token(x)
         w_scale = weights.scales[name]
         block_k = fp8.GROUP if weights.format == fp8.BLOCK else block_k
     described = None
@@ -51,7 +53,7 @@ def multiply(
     _grouped[grid](
         x, x.stride(0), x_scale, weight, described, w_scale, y, factors, order.order, order.blocks, order.max_blocks, n, k,
         SHARE=share, FORMAT=format_, ACT=act, BLOCK_M=block_m, BLOCK_N=tile.block_n, BLOCK_K=block_k,
-        GROUP_M=tile.group_m, EVEN_K=k % block_k == 0, TMA=described is not None, SWAP=tile.swap, WIDE=launch.INTERPRETED,
+        GROUP_M=tile.group_m, EVEN_K=k % block_k == 0, TMA=described is not None, SWAP=tile.swap, 
         KEEP="evict_first" if block_m == 16 else "", PDL=overlap, num_warps=tile.warps, num_stages=tile.stages,
         **launch.options(overlap),
     )  # fmt: skip
@@ -61,13 +63,13 @@ def multiply(
 def _grouped(
     x, stride_x, x_scale, weight, described, w_scale, y, factors, order, blocks, num_blocks, N, K, SHARE: tl.constexpr,
     FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, SWAP: tl.constexpr, WIDE: tl.constexpr, KEEP: tl.constexpr,
+    GROUP_M: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, SWAP: tl.constexpr, KEEP: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of one expert's product. Rows behind the expert's last one repeat pair 0 and are not stored.
 
     described: `weight` as [E * rows, K], for the tensor memory accelerator to fetch, if TMA. A tile may go on into the
-    next expert's rows, which give columns that are not stored. WIDE: multiply in float32. KEEP: how weights stay in the L2 cache; where each is read once, they go first.
+    next expert's rows, which give columns that are not stored.  KEEP: how weights stay in the L2 cache; where each is read once, they go first.
     """
     num_n = tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -107,9 +109,9 @@ def _grouped(
         if FORMAT == 3:
             by_row = tl.load(x_scale + start // 128)
             by_column = tl.load(w_scale + start // 128)
-            acc += _dot(a, b, None, SWAP, WIDE) * _outer(by_row, by_column, SWAP)
+            acc += _dot(a, b, None, SWAP) * _outer(by_row, by_column, SWAP)
         else:
-            acc = _dot(a, b, acc, SWAP, WIDE)
+            acc = _dot(a, b, acc, SWAP)
         if ACT >= 0:
             if TMA:
                 b = described.load([w_row + N, start])
@@ -119,9 +121,9 @@ def _grouped(
                 b = _part(up_ptr, k, K - start, SWAP, EVEN_K, KEEP)
             if FORMAT == 3:
                 by_column = tl.load(w_scale + tall * wide + start // 128)
-                up += _dot(a, b, None, SWAP, WIDE) * _outer(by_row, by_column, SWAP)
+                up += _dot(a, b, None, SWAP) * _outer(by_row, by_column, SWAP)
             else:
-                up = _dot(a, b, up, SWAP, WIDE)
+                up = _dot(a, b, up, SWAP)
         x_ptr += BLOCK_K
         gate_ptr += BLOCK_K
         up_ptr += BLOCK_K
@@ -168,14 +170,14 @@ def _part(pointers, k, left, ROWS: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.co
 
 
 @triton.jit
-def _dot(a, b, acc, SWAP: tl.constexpr, WIDE: tl.constexpr):
-    if WIDE:
+def _dot(a, b, acc, SWAP: tl.constexpr):
+    """acc + a b, or acc + b a if SWAP."""
+    if SWAP:
+        a, b = b, a
+    if INTERPRETED:  # knows no product of bfloat16
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    if SWAP:
-        return tl.dot(b, a, acc, input_precision="ieee")
-    else:
-        return tl.dot(a, b, acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit

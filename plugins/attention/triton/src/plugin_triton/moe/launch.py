@@ -1,46 +1,36 @@
-"""Programmatic dependent launch: a kernel starts while the one before it still drains.
+"""Launching the kernels of one layer as a chain in which each starts while the one before still drains.
 
-Every kernel of a chain calls `begin` before it reads what an earlier kernel wrote, or writes anything. Since `begin`
-lets the next kernel start only after its own wait, whatever a kernel's grandparent wrote is complete when it starts;
-that may be read before `begin` (past the L1 cache), so that weights are on their way before the parent is done.
+Beside the rules of `plugin_triton.dependent`, kernels here let the next one start only after their own wait. So what a
+kernel's grandparent wrote is complete when it starts, and may be read before `begin`, past the L1 cache: `gemv` has
+weights of the chosen experts on their way while their inputs are still computed.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra import cuda
+
+from plugin_triton.dependent import dependent, release, wait
+
+# ruff: noqa: N803
 
 
 @triton.jit
-def begin(PDL: tl.constexpr):
-    """Wait for the kernel before this one; let the next one start as soon as there is room."""
-    if PDL:
-        cuda.gdc_wait()
-        cuda.gdc_launch_dependents()
-
-
-# Whether kernels run in Triton's interpreter, which has no product of bfloat16 numbers.
-INTERPRETED = not isinstance(begin, triton.JITFunction)
-
-
-@functools.cache
-def can_overlap(device: torch.device) -> bool:
-    """Whether kernels on `device` can be launched this way: NVIDIA, compute capability 9 and above."""
-    if device.type != "cuda" or torch.version.hip is not None or INTERPRETED:
-        return False
-    return torch.cuda.get_device_capability(device)[0] >= 9
+def begin(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Before the first read of what an earlier kernel wrote, and the first write."""
+    wait(PDL)
+    release(PDL)
 
 
 def options(overlap: bool) -> dict[str, Any]:
-    """Launch options; other targets than NVIDIA's do not know this one."""
-    return {"launch_pdl": True} if overlap else {}
+    """Launch options. The first is unknown to other targets than NVIDIA's; the default of the second changes between
+    Triton's versions."""
+    return {"launch_pdl": True, "enable_fp_fusion": True} if overlap else {"enable_fp_fusion": True}
 
 
 def can_describe(weight: torch.Tensor) -> bool:
     """Whether the tensor memory accelerator can fetch tiles of `weight` [..., K], contiguous: rows begin at 16 bytes."""
-    return can_overlap(weight.device) and weight.shape[-1] * weight.element_size() % 16 == 0
+    return dependent(weight.device) and weight.shape[-1] * weight.element_size() % 16 == 0

@@ -123,7 +123,7 @@ def quantize_fp8_group(x: torch.Tensor, group: int = 128) -> tuple[torch.Tensor,
 
 def quantize_fp8_tensor(x: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, K] -> (q [T, K], scale [1] float32)."""
-    if not _takes(x) or not x.shape[0]:
+    if not _takes(x) or not x.shape[0] or (scale is not None and scale.dtype is not torch.float32):
         return reference.quantize_fp8_tensor(x, scale)
     num_rows, size = x.shape
     if scale is None:

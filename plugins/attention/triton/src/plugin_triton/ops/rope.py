@@ -203,7 +203,10 @@ def _launch(
         q.stride(1), k.stride(1), 0 if v is None else v.stride(1),
         q_out.stride(0), k_out.stride(0), 0 if v_out is None else v_out.stride(0), cos_sin.stride(0),
     )  # fmt: skip
-    types = (q.dtype, k_out.dtype, positions.dtype, None if slots is None else slots.dtype)
+    types = (
+        q.dtype, k.dtype, k_out.dtype, positions.dtype, None if v_out is None else v_out.dtype,
+        None if slots is None else slots.dtype,
+    )  # fmt: skip
     flags = (interleaved, q_weight is not None, k_weight is not None, q_out is not q)
     launch, groups = _plan(q.device, types, shapes, cos_sin.shape[1] // 2, flags)
     launch(q.get_device(), (num_tokens, groups, 1), q, k, v, q_out, k_out, v_out, q_weight, k_weight, cos_sin,
