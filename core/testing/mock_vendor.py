@@ -179,7 +179,7 @@ class _Prepared(nn.Module):
 
 
 class _CountedGraphs(MockGraphs):
-    def replay(self, size: int) -> torch.Tensor:
+    def replay(self, size: int) -> tuple[torch.Tensor, ...]:
         MockVendorHardware.calls["replay"] += 1
         return super().replay(size)
 

@@ -35,9 +35,8 @@ def qkv_calls(ops: Any) -> Iterator[Callable[[], Any]]:
     for heads, dim, turned, weight, extra in (
         ((32, 8, 8), 128, 128, None, {}),
         ((32, 4, 4), 128, 128, made(128), {}),
-        ((96, 8, 8), 128, 64, None, {}),
         ((96, 8, 8), 128, 64, made(128), {"interleaved": True}),
-        ((4, 2, 2), 80, 80, None, {}),
+        ((4, 2, 2), 80, 40, None, {}),
     ):
         table = made(64, turned, dtype=torch.float32)
         positions = made(3, dtype=torch.int64)
@@ -139,6 +138,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
                 values[name] = TYPES[value.dtype]
             elif name not in self._keywords and isinstance(value, (int, float)):
                 values[name] = "i32" if isinstance(value, int) else "fp32"
+        # All forms for one target; for the others each kernel once.
+        if target != "sm_90" and self.kernel.__name__ in done:
+            done.append(self.kernel.__name__)
+            return
         options = {key: value for key, value in self._keywords.items() if key not in self.kernel.arg_names}
         cross_compile(self.kernel, values, target, **options)
         done.append(self.kernel.__name__)
@@ -150,9 +153,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
         for value in vars(module).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()
-    monkeypatch.setattr(configs, "_measured", lambda device: {
-        "1024x4096": {8: Config("skinny", 64, 128, 4, 4, 4, 2)}, "512x4096 gated": {8: Config("skinny", 64, 64, 4, 2, 3, 1)}
-    })  # fmt: skip
+    few = {
+        "1024x4096": {8: Config("skinny", 64, 128, 4, 4, 4, 2)},
+        "512x4096 gated": {8: Config("skinny", 64, 64, 4, 2, 3, 1)},
+    }
+    monkeypatch.setattr(configs, "_measured", lambda device: few)
     configs.choose.cache_clear()
     yield done
     for module in (*MODULES, configs, dependent):

@@ -77,7 +77,8 @@ def pick_kernel(  # type: ignore[no-untyped-def]
 
 def gumbel_argmax(scaled: torch.Tensor, spread: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """scaled [R, K] float32, spread [K] or [R, K] int32, keys [R, 2] int32 -> columns [R] int64."""
-    if not (_takes(scaled) and spread.stride(-1) == 1 and keys.is_contiguous()):
+    words = spread.dtype is torch.int32 and keys.dtype is torch.int32
+    if not (_takes(scaled) and words and spread.stride(-1) == 1 and keys.is_contiguous()):
         return reference.gumbel_argmax(scaled, spread, keys)
     return _best(scaled, spread, keys)[1]
 

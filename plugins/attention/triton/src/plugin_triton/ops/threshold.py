@@ -20,7 +20,8 @@ from plugin_triton.launch import Launch
 from plugin_triton.ops.noise import log
 
 # ruff: noqa: N803
-_BLOCK = 4096
+_BLOCK = 8192
+_LANES = tl.constexpr(4)  # elements that one thread adds up before others: as many as it loads at once
 _MAX_STEPS = tl.constexpr(64)  # of putting right; float32 sums are off by a value or two
 
 
@@ -38,6 +39,12 @@ def _value(order):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _lane_sums(x, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[BLOCK] -> [BLOCK / _LANES], sums of neighbours."""
+    return tl.sum(tl.reshape(x, (BLOCK // _LANES, _LANES)), axis=1)
+
+
+@triton.jit
 def _search(  # type: ignore[no-untyped-def]
     row, low, high, enough, best, SIZE: tl.constexpr, BLOCK: tl.constexpr, MASS: tl.constexpr
 ):  # fmt: skip
@@ -46,20 +53,22 @@ def _search(  # type: ignore[no-untyped-def]
     while low < high:
         step = (high - low + 3) // 4
         one, two, three = low + step, tl.minimum(low + 2 * step, high), tl.minimum(low + 3 * step, high)
-        # Counts stay below 2^24, where float32 still counts by ones: each lane adds at most SIZE / BLOCK.
-        above_one = tl.zeros([BLOCK], tl.float32)
-        above_two = tl.zeros([BLOCK], tl.float32)
-        above_three = tl.zeros([BLOCK], tl.float32)
+        # As int32 a bound may lie one above the highest order, which nothing reaches: that of a NaN.
+        at_one, at_two, at_three = one.to(tl.int32), two.to(tl.int32), three.to(tl.int32)
+        # Counts stay below 2^24, where float32 still counts by ones.
+        above_one = tl.zeros([BLOCK // _LANES], tl.float32)
+        above_two = tl.zeros([BLOCK // _LANES], tl.float32)
+        above_three = tl.zeros([BLOCK // _LANES], tl.float32)
         for start in range(0, SIZE, BLOCK):
             cols = start + tl.arange(0, BLOCK)
             x = tl.load(row + cols, mask=cols < SIZE, other=float("-inf"))
-            order = _order(x).to(tl.int64)
+            order = _order(x)
             weight = tl.where(cols < SIZE, 1.0, 0.0)
             if MASS:
                 weight = tl.where(cols < SIZE, tl.exp(x - best), 0.0)
-            above_one += tl.where(order >= one, weight, 0.0)
-            above_two += tl.where(order >= two, weight, 0.0)
-            above_three += tl.where(order >= three, weight, 0.0)
+            above_one += _lane_sums(tl.where(order >= at_one, weight, 0.0), BLOCK)
+            above_two += _lane_sums(tl.where(order >= at_two, weight, 0.0), BLOCK)
+            above_three += _lane_sums(tl.where(order >= at_three, weight, 0.0), BLOCK)
         if tl.sum(above_three, axis=0) >= enough:
             low = three
         elif tl.sum(above_two, axis=0) >= enough:
@@ -76,14 +85,15 @@ def _search(  # type: ignore[no-untyped-def]
 @triton.jit
 def _mass(row, low, best, SIZE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Sum of exp(x - best) over the tokens at or above `low` (an order), added in float64. WIDE: exponentials too."""
-    total = tl.zeros([BLOCK], tl.float64)
+    total = tl.zeros([BLOCK // _LANES], tl.float64)
+    at = low.to(tl.int32)
     for start in range(0, SIZE, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         x = tl.load(row + cols, mask=cols < SIZE, other=float("-inf"))
-        kept = (_order(x).to(tl.int64) >= low) & (cols < SIZE)
+        kept = (_order(x) >= at) & (cols < SIZE)
         if tl.max(kept.to(tl.int32), axis=0) > 0:
             weight = tl.exp((x - best).to(tl.float64)) if WIDE else tl.exp(x - best).to(tl.float64)
-            total += tl.where(kept, weight, 0.0)
+            total += _lane_sums(tl.where(kept, weight, 0.0), BLOCK)
     return tl.sum(total, axis=0)
 
 
@@ -93,31 +103,30 @@ def _nucleus(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The order of the smallest value among those from `low` on such that less than share * mass lies above it."""
     enough = share * mass
-    found = _search(row, low, high, enough.to(tl.float32), best, SIZE, BLOCK, True)
+    found = _search(row, low, high, enough.to(tl.float32), best, SIZE, BLOCK, True).to(tl.int32)
     steps = 0
     while steps < _MAX_STEPS:
-        above = tl.zeros([BLOCK], tl.float64)
-        equal = tl.zeros([BLOCK], tl.float64)
-        higher = tl.full([BLOCK], 1 << 40, tl.int64)
-        lower = tl.full([BLOCK], -(1 << 40), tl.int64)
+        above = tl.zeros([BLOCK // _LANES], tl.float64)
+        equal = tl.zeros([BLOCK // _LANES], tl.float64)
+        up = tl.full([], 2147483647, tl.int32)
+        down = tl.full([], -2147483648, tl.int32)
         for start in range(0, SIZE, BLOCK):
             cols = start + tl.arange(0, BLOCK)
             ok = cols < SIZE
             x = tl.load(row + cols, mask=ok, other=float("-inf"))
-            order = _order(x).to(tl.int64)
-            higher = tl.minimum(higher, tl.where(ok & (order > found), order, 1 << 40))
-            lower = tl.maximum(lower, tl.where(ok & (order < found), order, -(1 << 40)))
+            order = _order(x)
+            up = tl.minimum(up, tl.min(tl.where(ok & (order > found), order, 2147483647), axis=0))
+            down = tl.maximum(down, tl.max(tl.where(ok & (order < found), order, -2147483648), axis=0))
             kept = ok & (order >= found)
             if tl.max(kept.to(tl.int32), axis=0) > 0:
                 weight = tl.exp((x - best).to(tl.float64))
-                above += tl.where(kept & (order > found), weight, 0.0)
-                equal += tl.where(kept & (order == found), weight, 0.0)
+                above += _lane_sums(tl.where(kept & (order > found), weight, 0.0), BLOCK)
+                equal += _lane_sums(tl.where(kept & (order == found), weight, 0.0), BLOCK)
         over = tl.sum(above, axis=0)
-        up, down = tl.min(higher, axis=0), tl.max(lower, axis=0)
         steps += 1
-        if (over >= enough) & (up <= high):
+        if (over >= enough) & (up.to(tl.int64) <= high):
             found = up
-        elif (over + tl.sum(equal, axis=0) < enough) & (down >= low):
+        elif (over + tl.sum(equal, axis=0) < enough) & (down.to(tl.int64) >= low):
             found = down
         else:
             steps = _MAX_STEPS
@@ -156,7 +165,7 @@ def threshold_kernel(  # type: ignore[no-untyped-def]
             mass = _mass(row, low, best, SIZE, BLOCK, False)
         edge = best
         if share > 0.0:
-            edge = _value(_nucleus(row, low, high, share, mass, best, SIZE, BLOCK).to(tl.int32))
+            edge = _value(_nucleus(row, low, high, share, mass, best, SIZE, BLOCK))
         limit = tl.maximum(limit, edge)
     tl.store(limits + number, limit)
 
@@ -178,13 +187,14 @@ def sampling_threshold(
         )
     limits = torch.empty(scaled.shape[0], dtype=torch.float32, device=scaled.device)
     if scaled.shape[0]:
-        launch = _plan(scaled.device, scaled.shape[1], scaled.stride(0))
+        types = (top_k.dtype, top_p.dtype, min_p.dtype)
+        launch = _plan(scaled.device, types, scaled.shape[1], scaled.stride(0))
         launch(scaled.get_device(), (scaled.shape[0], 1, 1), scaled, top_k, top_p, min_p, limits)
     return limits
 
 
 @functools.cache
-def _plan(device: torch.device, size: int, stride: int) -> Launch:
+def _plan(device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int) -> Launch:
     pdl = dependent(device)
     block = min(_BLOCK, triton.next_power_of_2(size))
-    return Launch(threshold_kernel, (stride, size, block, pdl), num_warps=max(1, min(16, block // 256)), pdl=pdl)
+    return Launch(threshold_kernel, (stride, size, block, pdl), num_warps=max(1, min(32, block // 512)), pdl=pdl)

@@ -117,20 +117,29 @@ def tune(n: int, k: int, gated: bool, all_rows: list[int]) -> dict[int, Config]:
     return chosen
 
 
-def main() -> None:
+def parse_shape(text: str) -> tuple[int, int, bool]:
+    """(n, k, gated) of "NxK" or "NxK gated"."""
+    size, _, rest = text.partition(" ")
+    n, _, k = size.partition("x")
+    if not (n.isdigit() and k.isdigit() and int(n) and int(k)) or rest not in ("", "gated"):
+        raise argparse.ArgumentTypeError(f'{text!r} is no shape: write "NxK" or "NxK gated", e.g. "14336x4096 gated"')
+    return int(n), int(k), rest == "gated"
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="+", help='"NxK", or "NxK gated" for a weight [2N, K] with an activation')
+    parser.add_argument(
+        "shapes", nargs="+", type=parse_shape, help='"NxK", or "NxK gated" for a weight [2N, K] with an activation'
+    )
     parser.add_argument("--rows", nargs="+", type=int, choices=ROWS, default=list(ROWS))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the device's file is")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("no GPU is found: configurations are measured on the device that they are for")
     path = options.folder / f"{device_name(torch.device('cuda', torch.cuda.current_device()))}.json"
     products = read(path) if path.is_file() else {}
-    for text in options.shapes:
-        size, _, gated = text.partition(" ")
-        n, _, k = size.partition("x")
-        if not (n.isdigit() and k.isdigit()) or gated not in ("", "gated"):
-            parser.error(f'shape {text!r}: write "NxK" or "NxK gated", e.g. "14336x4096 gated"')
-        products.setdefault(text, {}).update(tune(int(n), int(k), bool(gated), options.rows))
+    for n, k, gated in options.shapes:
+        products.setdefault(shape_name(n, k, gated), {}).update(tune(n, k, gated, options.rows))
         write(path, products, f"{torch.cuda.get_device_name()}, triton {triton.__version__}, torch {torch.__version__}")
     print(path)
 
