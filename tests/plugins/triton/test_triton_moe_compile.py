@@ -23,10 +23,10 @@ def grouped_arguments(config: MoeConfig, kernel: int, format_: str, overlap: boo
     stored = FORMATS[format_]
     kind = stored.removeprefix("*")
     given: dict[str, Any] = {
-        "x": stored, "stride_x": "i32:16", "x_scale": "*fp32", "weight": stored,
+        "x": stored, "STRIDE_X": 2048, "x_scale": "*fp32", "weight": stored,
         "described": f"tensordesc<{kind}[{tile.block_n},{block_k}]>" if overlap and tile.tma else None,
         "w_scale": "*fp32", "y": "*bf16", "factors": "*fp32", "order": "*i32", "blocks": "*i32", "num_blocks": "i32",
-        "N": "i32:16", "K": "i32:16", "SHARE": 8 if kernel == 0 else 1, "FORMAT": CODES[format_],
+        "N": 768 if kernel == 0 else 2048, "K": 2048 if kernel == 0 else 768, "SHARE": 8 if kernel == 0 else 1, "FORMAT": CODES[format_],
         "ACT": 0 if kernel == 0 else -1, "BLOCK_M": config.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": block_k,
         "GROUP_M": tile.group_m, "EVEN_K": True, "TMA": overlap and tile.tma, "SWAP": tile.swap,
         "KEEP": "evict_first" if config.block_m == 16 else "", "PDL": overlap,
@@ -45,7 +45,7 @@ def test_a_few_tokens(target: str) -> None:
         inputs = {"weight": stored, "scale": "*fp32", "h": "*fp32", "ids": "*i64"}
         cross_compile(
             gemv._gate_up,
-            {"x": "*bf16", "stride_x": "i32:16", "num_pairs": "i32", **inputs, **common, **first},
+            {"x": "*bf16", "STRIDE_X": 2048, "num_pairs": "i32", **inputs, **common, **first},
             target, num_warps=config.gate_up.warps, launch_pdl=True,
         )  # fmt: skip
         cross_compile(
@@ -59,13 +59,13 @@ def test_sorting_and_the_sum(target: str) -> None:
     overlap = target.startswith("sm")
     sizes = {"BINS": 128, "CHUNK": 1024, "PDL": overlap}
     numbers = {"num_pairs": "i32", "num_chunks": "i32", "num_blocks": "i32"}
-    lists = dict.fromkeys(("counts", "ranks", "starts", "order", "blocks"), "*i32")
+    lists = dict.fromkeys(("counts", "ranks", "order", "blocks"), "*i32")
     for alone in (True, False):
         given = {"ids": "*i64", **lists, **numbers, **sizes, "BLOCK_M": 16, "ROWS": 32, "ALONE": alone}
         cross_compile(sorting._place, given, target, num_warps=8, launch_pdl=True)
     given = {"ids": "*i64", "counts": "*i32", "ranks": "*i32", "num_pairs": "i32", **sizes}
     cross_compile(sorting._count, given, target, num_warps=8, launch_pdl=True)
-    given = {"y": "*bf16", "out": "*bf16", "hidden": "i32:16", "TOP_K": 8, "BLOCK": 1024, "PDL": overlap}
+    given = {"y": "*bf16", "out": "*bf16", "HIDDEN": 2048, "TOP_K": 8, "BLOCK": 1024, "PDL": overlap}
     cross_compile(grouped._combine, given, target, num_warps=4, launch_pdl=True)
 
 

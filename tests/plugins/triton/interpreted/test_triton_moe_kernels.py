@@ -13,7 +13,7 @@ from core.interfaces.errors import ConfigError
 from core.interfaces.moe import ExpertWeights
 from core.testing.contracts.base import relative_error
 from core.testing.contracts.moe import loop
-from plugin_triton.moe import fp8, launch
+from plugin_triton.moe import chain, fp8
 from plugin_triton.moe.configs import MoeConfig, Shape, Tile, write_table
 from plugin_triton.moe.runner import TritonMoe, compute
 from plugin_triton.moe.settings import Options
@@ -48,7 +48,7 @@ def batch(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_kind_of_tile(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that tiles divide and others, several blocks of an expert, several groups of blocks."""
-    monkeypatch.setattr(launch, "can_describe", lambda weight: weight.shape[-1] * weight.element_size() % 16 == 0)
+    monkeypatch.setattr(chain, "can_describe", lambda weight: weight.shape[-1] * weight.element_size() % 16 == 0)
     for tokens, num, top_k, hidden, inter in ((37, 3, 2, 64, 96), (5, 4, 3, 128, 48), (1, 2, 1, 40, 24)):
         weights = made(num, hidden, inter, dtype, tokens)
         x, ids, factors = batch(tokens, hidden, num, top_k, dtype, tokens)
@@ -64,7 +64,7 @@ def test_every_kind_of_tile(name: str, dtype: torch.dtype, monkeypatch: pytest.M
 def test_sorting(tokens: int, num: int, top_k: int, block_m: int) -> None:
     """Up to 1024 pairs in one kernel, more in two."""
     _, ids, _ = batch(tokens, 8, num, top_k, torch.float32)
-    found = sort_by_expert(ids, num, block_m, False)
+    found = sort_by_expert(ids, num, block_m)
     flat, order = ids.flatten().cpu(), found.order.long().cpu()
     assert order.sort().values.equal(torch.arange(tokens * top_k))
     assert flat[order].equal(flat.sort().values)
@@ -82,7 +82,7 @@ def test_sorting(tokens: int, num: int, top_k: int, block_m: int) -> None:
 def test_as_many_blocks_as_the_worst_routing_needs() -> None:
     """One pair more than whole blocks for each expert."""
     ids = torch.cat([torch.full((17,), expert) for expert in range(4)]).view(-1, 1).to(DEVICE)
-    found = sort_by_expert(ids, 4, 16, False)
+    found = sort_by_expert(ids, 4, 16)
     assert found.max_blocks == 8
     assert found.blocks[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 

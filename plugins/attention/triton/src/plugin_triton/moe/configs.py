@@ -137,7 +137,9 @@ def _tile(entry: Mapping[str, Any]) -> Tile:
     known = {field.name for field in fields(Tile)}
     if set(entry) - known:
         raise ValueError(f"unknown keys {', '.join(sorted(set(entry) - known))}")
-    values: dict[str, Any] = {name: bool(value) if name in ("swap", "tma") else _size(name, value) for name, value in entry.items()}
+    values: dict[str, Any] = {
+        name: bool(value) if name in ("swap", "tma") else _size(name, value) for name, value in entry.items()
+    }
     tile = Tile(**values)
     for name in ("block_n", "block_k", "warps"):
         value = getattr(tile, name)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from core.interfaces.moe import ExpertWeights
-from plugin_triton.dependent import dependent
 from plugin_triton.moe import fp8
 from plugin_triton.moe.activation import code
 from plugin_triton.moe.configs import MoeConfig, Shape, Tile
@@ -114,7 +113,6 @@ class Bench:
     def __init__(self, shape: Shape, device: torch.device, *, layers: int = LAYERS, dtype: torch.dtype) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
         self.weights = [self._weights() for _ in range(layers)]
-        self.overlap = dependent(device)
         self.act = code("silu")
 
     def _weights(self) -> ExpertWeights:
@@ -160,35 +158,33 @@ class Bench:
 
     def _first(self, block_m: int, tile: Tile) -> Callable[[int], object]:
         if block_m == 1:
-            return lambda i: run_gate_up(self.x, self.weights[i], self.ids[i], tile, self.overlap)
+            return lambda i: run_gate_up(self.x, self.weights[i], self.ids[i], tile)
         orders = self._orders(block_m)
         h = self._pairs(self.shape.intermediate)
         return lambda i: multiply(
             self.x, self.weights[i], "gate_up", h, self.factors[i], orders[i], self.shape.top_k, self.act, block_m,
-            tile, self.overlap,
+            tile,
         )  # fmt: skip
 
     def _second(self, block_m: int, tile: Tile) -> Callable[[int], object]:
         if block_m == 1:
             h = self._pairs(self.shape.intermediate, torch.float32)
-            return lambda i: run_down(h, self.weights[i], self.ids[i], self.factors[i], self.dtype, tile, self.overlap)
+            return lambda i: run_down(h, self.weights[i], self.ids[i], self.factors[i], self.dtype, tile)
         orders = self._orders(block_m)
         h, y = self._pairs(self.shape.intermediate), self._pairs(self.shape.hidden)
-        return lambda i: multiply(
-            h, self.weights[i], "down", y, self.factors[i], orders[i], 1, -1, block_m, tile, self.overlap
-        )
+        return lambda i: multiply(h, self.weights[i], "down", y, self.factors[i], orders[i], 1, -1, block_m, tile)
 
     def _orders(self, block_m: int) -> list[Sorted]:
-        return [sort_by_expert(ids, self.shape.experts, block_m, self.overlap) for ids in self.ids]
+        return [sort_by_expert(ids, self.shape.experts, block_m) for ids in self.ids]
 
     def sorting(self, block_m: int) -> float:
         """us."""
-        return self.timed(lambda i: sort_by_expert(self.ids[i], self.shape.experts, block_m, self.overlap)).us
+        return self.timed(lambda i: sort_by_expert(self.ids[i], self.shape.experts, block_m)).us
 
     def combining(self) -> float:
         """us."""
         y = self._pairs(self.shape.hidden).view(self.tokens, self.shape.top_k, -1)
-        return self.timed(lambda i: combine(y, self.overlap)).us
+        return self.timed(lambda i: combine(y)).us
 
     def layer(self, config: MoeConfig) -> Timed:
         return self.timed(lambda i: compute(self.x, self.weights[i], self.ids[i], self.factors[i], config))
