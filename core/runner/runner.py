@@ -100,8 +100,8 @@ class ModelRunner:
 
     @property
     def recorded_sizes(self) -> tuple[int, ...]:
-        """Rows of the steps of decodes that the device is going to record, or has recorded, then tokens of those that it
-        records in pieces; known after `allocate`."""
+        """Rows of the steps of decodes that the device is going to record, or has recorded, then tokens of those that
+        it records in pieces; known after `allocate`."""
         rows = tuple(self._captured.sizes) if self._captured is not None else ()
         return rows + (tuple(self._pieces.sizes) if self._pieces is not None else ())
 
