@@ -29,6 +29,8 @@ class Tile:
     warps: int
     stages: int = 3
     split: int = 1
+    half: bool = True  # widened to float16, which takes the chip fewer instructions than bfloat16
+    ahead: int = 0  # steps whose memory is asked for before the kernel before this one has ended
 
 
 @functools.cache
@@ -46,14 +48,15 @@ def tile_for(tokens: int, rows: int, columns: int, group: int) -> Tile:
 def run(
     tile: Tile, x: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, group: int, bias: torch.Tensor | None,
     y: torch.Tensor, scratch: tuple[torch.Tensor, torch.Tensor] | None, *, pdl: bool,
+    scale_x: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """y [T, N] = x [T, K] times stored [N, K], scaled, plus bias. scratch: as large as `needs` says where the tile is
-    split, its counters zero; they are zero again afterwards."""
+    """y [T, N] = x [T, K] times stored [N, K], scaled, plus bias. scale_x [T]: of x, which is e4m3 then. scratch: as
+    large as `needs` says where the tile is split, its counters zero; they are zero again afterwards."""
     tokens, columns = x.shape
     rows = stored.shape[0]
     extra = {"launch_pdl": True} if pdl else {}
     blocks = triton.cdiv(rows, tile.rows)
-    if tokens == 1:
+    if tile.rows < 32:
         _one[(blocks,)](
             x, stored, scale, bias, y, N=rows, K=columns, GROUPS=scale.shape[1], GROUP=group, BLOCK_N=tile.rows,
             BLOCK_K=tile.columns, VEC=16, BIAS=bias is not None, PDL=pdl, num_warps=tile.warps, **extra,
@@ -63,9 +66,10 @@ def run(
     assert tile.split == 1 or scratch is not None
     parts, arrived = scratch or (y, y)
     _some[(blocks, tile.split)](
-        x, stored, scale, bias, y, parts, arrived, tokens, N=rows, K=columns, GROUPS=scale.shape[1], GROUP=group,
-        BLOCK_T=block_t, BLOCK_N=tile.rows, BLOCK_K=tile.columns, SPLIT=tile.split, BIAS=bias is not None, PDL=pdl,
-        num_warps=tile.warps, num_stages=tile.stages, **extra,
+        x, scale_x, stored, scale, bias, y, parts, arrived, tokens, N=rows, K=columns, GROUPS=scale.shape[1],
+        GROUP=group, BLOCK_T=block_t, BLOCK_N=tile.rows, BLOCK_K=tile.columns, SPLIT=tile.split,
+        BIAS=bias is not None, PDL=pdl, HALF=tile.half and scale_x is None and x.dtype != torch.float32, STORED=scale_x is not None,
+        AHEAD=tile.ahead if pdl else 0, num_warps=tile.warps, num_stages=tile.stages, **extra,
     )  # fmt: skip
 
 
@@ -86,6 +90,15 @@ def _tile(base, k, cols, rows_ok, K: tl.constexpr, EVEN: tl.constexpr):  # type:
         return tl.load(base + (k + cols)[None, :], eviction_policy="evict_first")
     inside = rows_ok[:, None] & (k + cols < K)[None, :]
     return tl.load(base + (k + cols)[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _ask(base, k, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Have a tile's cache lines of 128 bytes brought to the second-level cache."""
+    lines = base + (k + tl.arange(0, BLOCK_K // 128) * 128)[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -131,12 +144,14 @@ def _one(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["tokens"])
 def _some(  # type: ignore[no-untyped-def]
-    x, weight, scale, bias, y, parts, arrived, tokens, N: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
-    BIAS: tl.constexpr, PDL: tl.constexpr,
+    x, scale_x, weight, scale, bias, y, parts, arrived, tokens, N: tl.constexpr, K: tl.constexpr,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr, HALF: tl.constexpr, STORED: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """y [T, N] for T <= BLOCK_T. The weight is the left operand of the products, whose narrow side the tokens are. With
-    SPLIT, the program that comes last adds what all have, in their order. With GROUP, BLOCK_K is no more than it."""
+    SPLIT, the program that comes last adds what all have, in their order. With GROUP, BLOCK_K is no more than it.
+    STORED: x is e4m3 too, with scale_x [T]. HALF: both sides are multiplied in float16, inputs beyond it clamped."""
     block, split = tl.program_id(0), tl.program_id(1)
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     rows_ok = rows < N
@@ -147,6 +162,9 @@ def _some(  # type: ignore[no-untyped-def]
     even: tl.constexpr = N % BLOCK_N == 0 and K % (BLOCK_K * SPLIT) == 0
     base = weight + rows.to(tl.int64)[:, None] * K
     if PDL:
+        if even:
+            for step in tl.static_range(AHEAD):
+                _ask(base, (split * steps + step) * BLOCK_K, BLOCK_K)
         gdc_launch_dependents()
         gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
@@ -154,7 +172,12 @@ def _some(  # type: ignore[no-untyped-def]
         k = (split * steps + step) * BLOCK_K
         at = k + cols
         v = tl.load(x + token[None, :] * K + at[:, None], mask=token_ok[None, :] & (at < K)[:, None], other=0.0)
-        tile = _tile(base, k, cols, rows_ok, K, even).to(v.dtype)
+        tile = _tile(base, k, cols, rows_ok, K, even)
+        if HALF:
+            tile = tile.to(tl.float16)
+            v = tl.clamp(v.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
+        elif not STORED:
+            tile = tile.to(v.dtype)
         if GROUP:
             s = tl.load(scale + rows * GROUPS + k // GROUP, mask=rows_ok & (k + 0 * rows < K), other=0.0)
             acc += tl.dot(tile, v) * s[:, None]
@@ -175,6 +198,8 @@ def _some(  # type: ignore[no-untyped-def]
     if last:
         if not GROUP:
             acc *= tl.load(scale + rows, mask=rows_ok, other=0.0)[:, None]
+        if STORED:
+            acc *= tl.load(scale_x + token, mask=token_ok, other=0.0)[None, :]
         if BIAS:
             acc += tl.load(bias + rows, mask=rows_ok, other=0.0).to(tl.float32)[:, None]
         out = y + token[None, :] * N + rows[:, None]
