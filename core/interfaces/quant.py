@@ -238,6 +238,11 @@ class QuantMethod(ABC):
             hint="use another --quantization, or an unquantized checkpoint",
         )
 
+    def ignored(self) -> Mapping[str, str]:
+        """Tensors of the format that belong to no layer, as in `WeightRules.ignored`: regular expressions of checkpoint
+        tensor names to leave out, each with a reason people can read."""
+        return {}
+
     def kv_cache_dtype(self) -> str | None:
         """A KV-cache dtype that the checkpoint asks for, or None."""
         return None
