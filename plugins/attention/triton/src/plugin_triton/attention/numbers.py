@@ -11,11 +11,11 @@ from plugin_triton.interpreter import INTERPRETED
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b. The interpreter multiplies the bits of bfloat16 numbers as if they were integers."""
+def dot(a, b, acc):
+    """acc + a @ b, of float32 numbers with all their bits. The interpreter multiplies bfloat16 as if it were integers."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    return tl.dot(a, b, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -34,9 +34,9 @@ def narrowed(x, TYPE: tl.constexpr):
 @triton.jit
 def _rounded(x, BITS: tl.constexpr, NORMAL: tl.constexpr):
     """float32 x with BITS of mantissa; below NORMAL, the least number that has them all, in steps of that one's."""
-    LOW: tl.constexpr = 23 - BITS
+    low: tl.constexpr = 23 - BITS
     whole = x.to(tl.int32, bitcast=True)
-    whole = (whole + ((1 << (LOW - 1)) - 1) + ((whole >> LOW) & 1)) & -(1 << LOW)
+    whole = (whole + ((1 << (low - 1)) - 1) + ((whole >> low) & 1)) & -(1 << low)
     near = whole.to(tl.float32, bitcast=True)
     if NORMAL > 0:
         steps = x * ((1 << BITS) / NORMAL)
