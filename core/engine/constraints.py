@@ -1,4 +1,4 @@
-"""Requests whose texts must fit a grammar: waiting for it, masks in every step, tokens taken by their matchers.
+"""Requests whose texts must fit a grammar, or that limit their tokens: waiting for grammars, masks in every step.
 
 A step that samples such a text is launched without sampling. The step before is completed, its tokens are accepted by
 the matchers, and only then the masks are filled and the step goes on: so it is the same with and without overlap.
@@ -20,6 +20,7 @@ from core.engine.grammar_cache import Grammar
 from core.engine.grammars import GrammarPool
 from core.engine.messages import AddRequest
 from core.engine.protocols import StepEventsLike
+from core.engine.token_limits import TokenLimits, everything
 from core.interfaces.errors import CoreError, EngineError, RequestError
 from core.interfaces.grammar import GrammarBackend, GrammarMatcher
 from core.interfaces.step import StepPlan, TokenMasks
@@ -41,14 +42,17 @@ class _Text:
 
 
 class Constraints:
-    """pool: compiles grammars; None where there is no backend. max_slots: of the scheduler's table."""
+    """pool: compiles grammars; None where there is no backend. max_slots: of the scheduler's table. vocab_size: of the
+    model, for limits on tokens."""
 
-    def __init__(self, pool: GrammarPool | None, max_slots: int) -> None:
+    def __init__(self, pool: GrammarPool | None, max_slots: int, vocab_size: int = 0) -> None:
         self._pool = pool
         self._texts: dict[int, _Text] = {}
         self._waiting: dict[int, AddRequest] = {}
         self._slots = np.zeros(max_slots, np.bool_)  # whose steps wait for earlier tokens
         self._any_processed = False
+        self._limits: dict[int, TokenLimits] = {}
+        self._num_words = -(-vocab_size // 32)
         self._words = np.zeros((0, 0), np.uint32)
         self._mask_s = 0.0
 
@@ -78,6 +82,9 @@ class Constraints:
     def admits(self, request: AddRequest) -> bool:
         """Whether the request can run now; if not, it comes with `ready`. Raises RequestError, Overloaded."""
         params = request.sampling.grammar
+        limits = TokenLimits.of(request.sampling, self._num_words)
+        if limits is not None:
+            self._limits.setdefault(request.id, limits)
         if params is None or request.id in self._texts:  # an id that is in use is the scheduler's to refuse
             return True
         if request.id in self._waiting:
@@ -123,6 +130,7 @@ class Constraints:
     def drop(self, request_id: int) -> AddRequest | None:
         """The request has gone. Returns it if it was waiting for its grammar, and so nobody else knows of it."""
         self._texts.pop(request_id, None)
+        self._limits.pop(request_id, None)
         request = self._waiting.pop(request_id, None)
         if request is not None and self._pool is not None:
             self._pool.drop(request_id)
@@ -141,8 +149,10 @@ class Constraints:
         for admission in plan.admissions:
             processed = bool(admission.sampling.processors)
             self._any_processed |= processed
-            self._slots[admission.slot] = processed or admission.request_id in self._texts
-        if (self._texts or self._any_processed) and bool((self._slots[plan.slots] & plan.samples).any()):
+            limited = admission.request_id in self._limits
+            self._slots[admission.slot] = processed or limited or admission.request_id in self._texts
+        any_wait = self._texts or self._limits or self._any_processed
+        if any_wait and bool((self._slots[plan.slots] & plan.samples).any()):
             plan.masked = True
 
     def masks(self, plan: StepPlan, ids: npt.NDArray[np.int64]) -> tuple[TokenMasks | None, Endings]:
@@ -152,21 +162,30 @@ class Constraints:
         """
         start_s = time.perf_counter()
         by_backend: dict[int, list[tuple[int, int, _Text]]] = {}
+        free: list[tuple[int, int]] = []  # no grammar, and limits on tokens
         sampled = np.cumsum(plan.samples) - 1
         for row in np.flatnonzero(self._slots[plan.slots] & plan.samples).tolist():
-            text = self._texts.get(int(ids[row]))
+            request_id = int(ids[row])
+            text = self._texts.get(request_id)
             if text is not None and not text.marker:
-                by_backend.setdefault(id(text.backend), []).append((int(sampled[row]), int(ids[row]), text))
+                by_backend.setdefault(id(text.backend), []).append((int(sampled[row]), request_id, text))
+            elif request_id in self._limits:
+                free.append((int(sampled[row]), request_id))
         endings: Endings = []
-        if not by_backend:
+        if not (by_backend or free):
             return None, endings
-        entries = [entry for group in by_backend.values() for entry in group]
-        words = self._buffer(len(entries), entries[0][2].backend.vocabulary.mask_words)
+        constrained = [entry for group in by_backend.values() for entry in group]
+        entries = [*((row, request_id) for row, request_id, _ in constrained), *free]
+        num_words = constrained[0][2].backend.vocabulary.mask_words if constrained else self._num_words
+        words = self._buffer(len(entries), num_words)
+        everything(words[len(constrained) :])
         at = 0
         for group in by_backend.values():
             self._fill([(request_id, text) for _, request_id, text in group], words[at : at + len(group)], endings)
             at += len(group)
-        rows = np.array([row for row, _, _ in entries], np.int32)
+        if self._limits:
+            self._limit([request_id for _, request_id in entries], words, endings)
+        rows = np.array([row for row, _ in entries], np.int32)
         self._mask_s += time.perf_counter() - start_s
         return TokenMasks(rows, words), endings
 
@@ -190,6 +209,18 @@ class Constraints:
                 has_end = bool(backend.vocabulary.eos_token_ids)
                 endings.append((texts[index][0], EngineError("no token fits the grammar here") if has_end else None))
 
+    def _limit(self, ids: Sequence[int], words: npt.NDArray[np.uint32], endings: Endings) -> None:
+        """words [n, W]: without the tokens that the requests do not allow."""
+        for request_id, mask in zip(ids, words, strict=True):
+            limits = self._limits.get(request_id)
+            if limits is None:
+                continue
+            limits.apply(mask)
+            if not mask.any():
+                everything(mask)
+                if not any(ended == request_id for ended, _ in endings):
+                    endings.append((request_id, _nothing_left()))
+
     def _buffer(self, num_rows: int, num_words: int) -> npt.NDArray[np.uint32]:
         """[num_rows, num_words], used again: the step that had it before is complete."""
         if self._words.shape[0] < num_rows or self._words.shape[1] != num_words:
@@ -199,10 +230,15 @@ class Constraints:
     def accept(self, events: StepEventsLike) -> Endings:
         """Take the tokens of a complete step. Requests that it finished are forgotten."""
         endings: Endings = []
-        if not self._texts:
+        if not (self._texts or self._limits):
             return endings
         rows = zip(events.ids.tolist(), events.tokens.tolist(), events.finish.tolist(), strict=True)
         for request_id, token, finish in rows:
+            if (limits := self._limits.get(request_id)) is not None:
+                if finish:
+                    del self._limits[request_id]
+                elif token >= 0:
+                    limits.take(token)
             text = self._texts.get(request_id)
             if text is None:
                 continue
@@ -229,6 +265,14 @@ class Constraints:
         if not _call(text.matcher.accept, token):
             raise EngineError(f"token {token} was sampled, which does not fit the request's grammar")
         return bool(_call(lambda: text.matcher.terminated))
+
+
+def _nothing_left() -> CoreError:
+    return RequestError(
+        "allowed_token_ids, bad_words and what the text must fit leave no token that may come next",
+        param="allowed_token_ids",
+        code="no_token_allowed",
+    )
 
 
 def _call(function: Any, *args: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from core.engine.collector import leave_started_objects
 from core.engine.lifetime import EXIT_ORPHANED, die_with_parent, watch_parent
 from core.engine.messages import Fatal, FromEngine, Progress, StartFailed, ToEngine
 from core.engine.serve import serve
@@ -131,6 +132,7 @@ def _run(
         logging.getLogger("core.engine").debug("start failed", exc_info=True)
         channel.send(StartFailed(message, info.kind, info.hint))
         return EXIT_START_FAILED
+    leave_started_objects()
     channel.send(msgspec.structs.replace(engine.hello, load_s=engine.hello.load_s or time.monotonic() - began_s))
     served = False
     try:

@@ -61,8 +61,9 @@ class ProcessClient(BaseClient):
         liveness_timeout_s: float = DEFAULT_LIVENESS_TIMEOUT_S,
     ) -> None:
         super().__init__(
-            random_seed=settings.engine.random_seed, liveness_timeout_s=liveness_timeout_s, observer=observer
-        )
+            random_seed=settings.engine.random_seed, liveness_timeout_s=liveness_timeout_s, observer=observer,
+            wakes_per_s=settings.server.stream_events_per_s,
+        )  # fmt: skip
         self._settings = settings
         self._lock = lock
         self._environment = environment

@@ -1,6 +1,9 @@
 """One step's message → the queues of its requests. Decoded once, one small append per request.
 
-A reader that is slower than the engine finds several tokens in one TokenChunk.
+A reader that is slower than the engine finds several tokens in one TokenChunk. So does everybody while many requests
+run: waking a reader, and whatever it sends, costs some ten times what a token itself costs here, and a machine that
+also computes the tokens needs that time for them. How often readers are woken is limited over all of them together
+(`wakes_per_s`); first tokens and ends are told at once, and nothing waits longer than MAX_GATHER_S.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import numpy as np
 from core.engine.client import EngineRequest, TokenChunk
 from core.engine.messages import FINISH_REASONS, Extras, StepOutputs, TopLogprobs
 from core.engine.wire_errors import restore
-from core.interfaces.errors import CoreError, Overloaded, RequestError
+from core.interfaces.errors import CoreError, EngineDead, Overloaded, RequestError
 from core.tracing.record import Generation, RequestRecord, current_request
 
 ABORT = FINISH_REASONS.index("abort")
+FEW_STREAMS = 8  # so many get every token at once
+MAX_GATHER_S = 0.05
 
 
 class RequestObserver(Protocol):
@@ -91,7 +96,8 @@ class Stream:
 class StreamTable:
     """All requests of one front end that have not finished.
 
-    cancel: sends a CancelRequest; called at most once per request.
+    cancel: sends a CancelRequest; called at most once per request. wakes_per_s: of all readers together, while more
+    than a few run; 0 wakes them with every token.
     """
 
     def __init__(
@@ -99,10 +105,15 @@ class StreamTable:
         cancel: Callable[[int], None],
         observer: RequestObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wakes_per_s: float = 0.0,
     ) -> None:
         self._cancel = cancel
         self._observer = observer
         self._clock = clock
+        self._wakes_per_s = wakes_per_s
+        self._woken_s = float("-inf")
+        self._held: list[Stream] = []  # have tokens, and were not woken for them
+        self._timer: asyncio.TimerHandle | None = None
         self._streams: dict[int, Stream] = {}
         self._next_id = 1
 
@@ -147,9 +158,9 @@ class StreamTable:
             self._cancel(stream.id)
             self._ended(stream, "stop" if stream.request.ended_by_text else "abort", self._clock())
 
-    def abort(self, names: Collection[str] | None, error: Callable[[], CoreError]) -> int:
-        """End those requests whose record is known by one of the names (None: all) with an exception of their own;
-        returns how many."""
+    def abort(self, names: Collection[str] | None) -> int:
+        """End those requests whose record is known by one of the names (None: all) with what they have, and finish
+        reason "abort"; returns how many."""
         chosen = [
             stream
             for stream in self._streams.values()
@@ -158,7 +169,7 @@ class StreamTable:
         now_s = self._clock()
         for stream in chosen:
             del self._streams[stream.id]
-            stream.error, stream.finish = error(), ABORT
+            stream.finish = ABORT
             self._cancel(stream.id)
             self._ended(stream, "abort", now_s)
             stream.wake()
@@ -188,10 +199,11 @@ class StreamTable:
         now_s = self._clock()
         streams = self._streams
         intervals_s: list[float] = []
-        logprobs, extras, errors, first = outputs.logprobs, outputs.extras, outputs.errors, outputs.first
+        logprobs, extras, first = outputs.logprobs, outputs.extras, outputs.first
         ids = np.frombuffer(outputs.ids, "<i8").tolist()
         tokens = np.frombuffer(outputs.tokens, "<i4").tolist()
-        finishes = np.frombuffer(outputs.finish, np.uint8).tolist()
+        finishes = outputs.finish
+        gather_s = self._gathers_s(len(ids), now_s)
         for index, (request_id, token, finish) in enumerate(zip(ids, tokens, finishes, strict=True)):
             stream = streams.get(request_id)
             if stream is None:
@@ -202,26 +214,56 @@ class StreamTable:
                 if stream.last_s:
                     intervals_s.append(now_s - stream.last_s)
                 stream.last_s = now_s
-            if index in first:
-                stream.cached_tokens = stream.num_cached = first[index]
-                stream.first_s, stream.queue_s = now_s, outputs.queue_s.get(index)
-                if self._observer is not None:
-                    self._observer.first_token(
-                        now_s - stream.arrival_s, stream.queue_s, len(stream.request.prompt), first[index]
-                    )
-            if index in logprobs:
+            if first and index in first:
+                self._began(stream, outputs, index, now_s)
+            if logprobs and index in logprobs:
                 stream.logprobs.append(logprobs[index])
-            if index in extras:
+            if extras and index in extras:
                 stream.extras.append(extras[index])
             if finish:
-                if index in errors:
-                    stream.error = restore(errors[index], outputs.error_info.get(index))
+                if index in outputs.errors:
+                    stream.error = restore(outputs.errors[index], outputs.error_info.get(index))
+                elif finish == ABORT:  # nobody here has asked for it
+                    stream.error = EngineDead("the engine gave this request up because it is stopping")
                 stream.finish = finish
                 del streams[request_id]
                 self._ended(stream, FINISH_REASONS[finish], now_s)
-            stream.wake()
+            if gather_s is None or finish or index in first:
+                stream.wake()
+            else:
+                self._held.append(stream)
         if self._observer is not None and intervals_s:
             self._observer.tokens(intervals_s)
+        if self._held and self._timer is None and gather_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(gather_s, self._wake_held)
+
+    def _began(self, stream: Stream, outputs: StepOutputs, index: int, now_s: float) -> None:
+        """Its first token is here."""
+        cached = outputs.first[index]
+        stream.cached_tokens = stream.num_cached = cached
+        stream.first_s, stream.queue_s = now_s, outputs.queue_s.get(index)
+        if self._observer is not None:
+            self._observer.first_token(now_s - stream.arrival_s, stream.queue_s, len(stream.request.prompt), cached)
+
+    def _gathers_s(self, num_streams: int, now_s: float) -> float | None:
+        """How long tokens of this step may wait for more; None: their readers are woken now."""
+        if num_streams > FEW_STREAMS and self._wakes_per_s:
+            gather_s = min(num_streams / self._wakes_per_s, MAX_GATHER_S)
+            if now_s - self._woken_s < gather_s:
+                return gather_s
+        self._woken_s = now_s
+        self._wake_held()
+        return None
+
+    def _wake_held(self) -> None:
+        """No more of them come soon enough."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        held, self._held = self._held, []
+        for stream in held:
+            if stream.tokens:
+                stream.wake()
 
     def fail_all(self, error: Callable[[], CoreError]) -> None:
         """End every stream with an exception (of its own, for its own traceback): the engine is gone."""

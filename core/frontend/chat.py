@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from core.frontend.bad_words import with_bad_tokens
 from core.frontend.forced_calls import AskedChoice, force, read_choice, reader
 from core.frontend.output import OutputStage
 from core.frontend.template import RESERVED
@@ -65,6 +66,7 @@ class Prompt:
         """`sampling`, held to what tool_choice forces as well, after reasoning. has_backend: whether the engine can
         compile grammars; if not, `strict` tools are no more than wished for. Raises RequestError for what excludes each
         other."""
+        sampling = with_bad_tokens(sampling, self.tokenizer)
         grammar = sampling.grammar
         if self.choice is not None:
             forced = force(self.choice, self.parallel_tool_calls, self.tool_parser, grammar)

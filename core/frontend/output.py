@@ -7,7 +7,7 @@ the joined result is the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -101,9 +101,9 @@ class OutputDelta:
 
     text: str = ""
     reasoning: str = ""
-    tool_calls: list[ToolCallPiece] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
+    tool_calls: Sequence[ToolCallPiece] = ()
+    logprobs: Sequence[TokenLogprob] = ()
+    token_ids: Sequence[int] = ()
     reasoning_tokens: int = 0
     finish_reason: str | None = None
     matched_stop: int | str | None = None
@@ -116,6 +116,14 @@ class OutputDelta:
     def empty(self) -> bool:
         """Nothing for a client to see."""
         return not (self.text or self.reasoning or self.tool_calls or self.logprobs or self.finish_reason)
+
+    @property
+    def only_text(self) -> bool:
+        """Text of the answer, and nothing beside the tokens that it was made of."""
+        return bool(self.text) and not (
+            self.reasoning or self.tool_calls or self.logprobs or self.finish_reason
+            or self.prompt_logprobs is not None or self.hidden is not None
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -162,6 +170,8 @@ class OutputStage:
         self._decoder = tokenizer.decode_stream(sampling.skip_special_tokens and not parsing, context)
         self._scanner = Scanner(sampling.stop) if sampling.stop else None
         self._align = align_logprobs
+        # Nothing looks at the text or goes with it, so that tokens are decoded and that is all.
+        self._plain = not parsing and not sampling.stop and sampling.logprobs is None and self._prompt is None
         self._waiting: list[_Waiting] = []
         self._decoded = 0  # characters that came out of the decoder
         self.num_tokens = 0
@@ -170,14 +180,17 @@ class OutputStage:
 
     def feed(self, chunk: Chunk) -> OutputDelta:
         """Take the engine's next chunk. After `finish_reason` was given, nothing more may be fed."""
+        if self._plain and not chunk.extras:
+            return self._feed_plain(chunk)
         delta = OutputDelta(cached_tokens=chunk.cached_tokens, error=chunk.error)
+        delta.token_ids = taken = []
         self._take_extras(chunk, delta)
         pieces: list[str] = []
         ends_of_tokens: list[int] = []  # in `pieces`
         last = len(chunk.tokens) - 1
         for position, token in enumerate(chunk.tokens):
             self.num_tokens += 1
-            delta.token_ids.append(token)
+            taken.append(token)
             ends = position == last and chunk.stop_token is not None and token == chunk.stop_token
             hidden = ends and not self._sampling.include_stop_str_in_output
             piece = "" if hidden else self._decoder.step(token)
@@ -193,6 +206,22 @@ class OutputStage:
         self._release(delta)
         self._parse(pieces, ends_of_tokens, delta)
         return delta
+
+    def _feed_plain(self, chunk: Chunk) -> OutputDelta:
+        """`feed` where there is only text."""
+        tokens, finish, stop = chunk.tokens, chunk.finish_reason, chunk.stop_token
+        self.num_tokens += len(tokens)
+        shown = tokens
+        if stop is not None and tokens and tokens[-1] == stop and not self._sampling.include_stop_str_in_output:
+            shown = tokens[:-1]
+        text = self._decoder.step(shown[0]) if len(shown) == 1 else "".join(map(self._decoder.step, shown))
+        if finish is not None:
+            self.finished = True
+            text += self._decoder.flush()
+        return OutputDelta(
+            text, token_ids=tokens, finish_reason=finish, matched_stop=stop if finish is not None else None,
+            cached_tokens=chunk.cached_tokens, error=chunk.error,
+        )  # fmt: skip
 
     def _take_extras(self, chunk: Chunk, delta: OutputDelta) -> None:
         """Prompt log-probabilities (which come with the first token) and hidden states."""

@@ -74,6 +74,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         {Dialect.OLLAMA: ("repeat_penalty",)},
     ),
     Parameter("logit_bias", dict[int, float], "Token id to a value added to its logit."),
+    Parameter("allowed_token_ids", list[int], "The only tokens that may be generated, ends of text included."),
+    Parameter("bad_words", list[str], "Texts that may not be generated, as the tokens that they are cut into."),
     Parameter("stop", str | list[str], "Strings that end the text.", {Dialect.MESSAGES: ("stop_sequences",)}),
     Parameter("stop_token_ids", list[int], "Token ids that end the text."),
     Parameter("ignore_eos", bool, "Go on past end-of-text."),
@@ -89,7 +91,7 @@ PARAMETERS: tuple[Parameter, ...] = (
 # Fields of SamplingParams that each dialect gives in a shape of its own (logprobs and top_logprobs, return_logprob,
 # response_format, ...).
 OTHER_FIELDS = frozenset(
-    {"logprobs", "prompt_logprobs", "prompt_logprobs_start", "hidden_states", "grammar", "processors"}
+    {"logprobs", "prompt_logprobs", "prompt_logprobs_start", "hidden_states", "grammar", "processors", "bad_token_ids"}
 )
 MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 

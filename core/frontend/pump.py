@@ -55,41 +55,35 @@ class Answers:
         self._stages = stages
         self.usage = Usage(prompt_tokens)
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, OutputDelta]]:
+    def deltas(self) -> AsyncGenerator[tuple[int, OutputDelta]]:
         """(index of the answer, delta), each answer's last with a finish_reason; empty deltas are left out.
 
-        Raises what the engine raises, EngineError if it reports an error for a request, EngineDead if it gave one up.
+        A request that somebody aborted ends with what it has. Raises what the engine raises, EngineError if it reports
+        an error for a request, EngineDead if it gave one up.
         """
-        if len(self._streams) == 1:
-            single = self._one(0)
-            try:
-                async for delta in single:
-                    yield 0, delta
-            finally:
-                await single.aclose()
-            return
-        async for item in self._merged():
-            yield item
+        return self._one(0) if len(self._streams) == 1 else self._merged()
 
-    async def _one(self, index: int) -> AsyncGenerator[OutputDelta]:
+    async def _one(self, index: int) -> AsyncGenerator[tuple[int, OutputDelta]]:
         stage, stream = self._stages[index], self._streams[index]
         usage = self.usage
         try:
             async for chunk in stream:
                 delta = stage.feed(chunk)
-                if self._requests and delta.finish_reason is not None and chunk.finish_reason is None:
-                    self._requests[index].ended_by_text = True
+                finish = delta.finish_reason
                 usage.completion_tokens += len(delta.token_ids)
                 usage.reasoning_tokens += delta.reasoning_tokens
                 if delta.cached_tokens is not None and index % self._samples == 0:
                     usage.cached_tokens += delta.cached_tokens
-                if delta.finish_reason == "error":
-                    raise EngineError(delta.error or "the engine could not go on with this request")
-                if delta.finish_reason == "abort":
-                    raise EngineDead(delta.error or "the engine gave this request up because it is stopping")
-                if not delta.empty or delta.token_ids:
-                    yield delta
-                if delta.finish_reason is not None:
+                if finish is not None:
+                    if self._requests and chunk.finish_reason is None:
+                        self._requests[index].ended_by_text = True
+                    if finish == "error":
+                        raise EngineError(delta.error or "the engine could not go on with this request")
+                    if finish == "abort" and delta.error is not None:
+                        raise EngineDead(delta.error)
+                if delta.token_ids or not delta.empty:
+                    yield index, delta
+                if finish is not None:
                     return
             raise EngineDead("the engine ended the stream without a reason")
         finally:
@@ -101,7 +95,7 @@ class Answers:
         async def run(index: int) -> None:
             source = self._one(index)
             try:
-                async for delta in source:
+                async for _, delta in source:
                     await queue.put((index, delta, None))
                 await queue.put((index, None, None))
             except Exception as error:

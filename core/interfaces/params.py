@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from core.interfaces.errors import RequestError
 
 MAX_STOP_STRINGS = 32
+MAX_BAD_WORDS = 256
 MAX_LOGPROBS = 64
 MAX_PROCESSORS = 8
 MAX_ARGUMENTS_BYTES = 64 << 10  # of one processor
@@ -48,6 +50,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     repetition_penalty in (0, 2], over prompt and generated tokens (Keskar et al. 2019, CTRL).
     logit_bias: token id -> value added to its logit.
     stop: strings that end the text (not returned unless include_stop_str_in_output).
+    allowed_token_ids: the only tokens that may be generated, ends of text included; empty: all.
+    bad_words: texts that may not be generated, in the tokens that they are cut into. bad_token_ids: those tokens, which
+        the front end fills in: of each sequence, the last token may not follow the others.
     stop_token_ids: ids that end the text. ignore_eos: go on past end-of-text.
     seed: 64-bit; with it the text does not depend on what else is in the batch. None draws one.
     logprobs: None is off; k >= 0 returns the chosen token's log-probability and the k best.
@@ -69,6 +74,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    bad_token_ids: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -106,7 +114,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _require(token >= 0 and math.isfinite(bias), "logit_bias", {token: bias}, "{token id: finite number}")
         _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
         _require(all(self.stop), "stop", list(self.stop), "non-empty strings")
-        _require(all(t >= 0 for t in self.stop_token_ids), "stop_token_ids", list(self.stop_token_ids), "ids >= 0")
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            _require(all(t >= 0 for t in getattr(self, name)), name, list(getattr(self, name)), "ids >= 0")
+        _require(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", len(self.bad_words), f"at most {MAX_BAD_WORDS}")
+        _require(all(self.bad_words), "bad_words", list(self.bad_words), "non-empty strings")
+        _require(all(self.bad_token_ids), "bad_token_ids", list(self.bad_token_ids), "non-empty sequences")
         if self.seed is not None:
             _require(-(2**63) <= self.seed < 2**64, "seed", self.seed, "a 64-bit integer")
         for name in ("logprobs", "prompt_logprobs"):
@@ -133,8 +145,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises RequestError if a token id in logit_bias or stop_token_ids is outside the vocabulary."""
-        for name, ids in (("logit_bias", self.logit_bias or ()), ("stop_token_ids", self.stop_token_ids)):
+        """Raises RequestError if a token id in logit_bias, stop_token_ids or allowed_token_ids is outside the
+        vocabulary."""
+        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
+            ids: Iterable[int] = getattr(self, name) or ()
             for token in ids:
                 _require(token < vocab_size, name, token, f"token ids below the vocabulary size {vocab_size}")
 

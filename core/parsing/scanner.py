@@ -29,6 +29,8 @@ class Scanner:
 
         After a match nothing is held. While not `armed`, patterns that end in this piece count as plain text.
         """
+        if not self._held and self._firsts.isdisjoint(text):
+            return text, None, ""
         buffer = self._held + text
         if armed:
             best: tuple[int, int, str] | None = None
@@ -68,12 +70,11 @@ class Remover:
 
     def feed(self, text: str) -> str:
         """Take a piece; returns what is safe to show."""
-        shown: list[str] = []
-        while True:
-            safe, found, text = self._scanner.feed(text)
-            shown.append(safe)
-            if found is None:
-                return "".join(shown)
+        shown, found, rest = self._scanner.feed(text)
+        while found is not None:
+            safe, found, rest = self._scanner.feed(rest)
+            shown += safe
+        return shown
 
     def flush(self) -> str:
         """The text is over."""

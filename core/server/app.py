@@ -69,7 +69,10 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
         app.include_router(protocol.routes(ctx))
     settings = ctx.settings
     requests = RequestLog(
-        settings.log_requests, settings.log_requests_level, secrets=(settings.api_key, settings.admin_api_key)
+        settings.log_requests,
+        settings.log_requests_level,
+        secrets=(settings.api_key, settings.admin_api_key),
+        limit=settings.max_body_bytes,
     )
     if settings.admin_routes != "off":
         app.include_router(admin.routes(ctx, requests))

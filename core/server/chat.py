@@ -31,12 +31,12 @@ from core.server.asked import (
 )
 from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
-from core.server.replies import EventStream, event, guarded, json_reply, while_connected
+from core.server.replies import OpenAIStream, TextEvent, event, json_reply, while_connected
 from core.server.schemas import ChatBody, ChatFields
-from core.server.usage import UsagePolicy, begun, chat_logprobs, drained, usage_object
+from core.server.usage import Source, UsagePolicy, begun, chat_logprobs, drained, usage_object
 from core.tracing.record import reply_id
 
-Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+Deltas = Source[tuple[int, OutputDelta]]
 
 
 def routes(ctx: ServerContext) -> APIRouter:
@@ -71,7 +71,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -
     deltas = answers.deltas()
     if body.stream:
         started = await begun(deltas)
-        return EventStream(guarded(reply.events(started, answers, UsagePolicy(body.stream_options))))
+        return OpenAIStream(reply.events(started, answers, UsagePolicy(body.stream_options)))
     return json_reply(reply.whole(await drained(deltas), answers, sampling.n))
 
 
@@ -120,8 +120,15 @@ class _Reply:
         """The stream, without its [DONE]."""
         envelope = {**self._envelope, "object": "chat.completion.chunk"}
         begun_indices: set[int] = set()
+        texts: dict[int, TextEvent] = {}
+        plain = policy.constant and not (self._logprobs or self._body.return_token_ids)
         try:
             async for index, delta in deltas:
+                if plain and delta.only_text and index in begun_indices:
+                    if index not in texts:
+                        texts[index] = self._text_event(envelope, index, policy, answers)
+                    yield texts[index].of(delta.text)
+                    continue
                 if index not in begun_indices:
                     begun_indices.add(index)
                     first = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -145,6 +152,17 @@ class _Reply:
                 yield event(last)
         finally:
             await deltas.aclose()
+
+    def _text_event(self, envelope: dict[str, Any], index: int, policy: UsagePolicy, answers: Answers) -> TextEvent:
+        """The event of an answer's delta that is only text."""
+
+        def made(text: str) -> dict[str, Any]:
+            choice = {
+                "index": index, "delta": {"content": text}, "finish_reason": None, **self._of_tokens([]),
+            }  # fmt: skip
+            return policy.on({**envelope, "choices": [choice]}, answers.usage)
+
+        return TextEvent(made)
 
     def whole(self, deltas: Sequence[tuple[int, OutputDelta]], answers: Answers, num_choices: int) -> dict[str, Any]:
         """The reply in one piece: the stream joined."""

@@ -34,9 +34,9 @@ from core.server.asked import (
 from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.prompts import as_list, make_prompts
-from core.server.replies import EventStream, event, guarded, json_reply, while_connected
+from core.server.replies import OpenAIStream, TextEvent, event, json_reply, while_connected
 from core.server.schemas import CompletionBody, CompletionFields
-from core.server.usage import UsagePolicy, begun, drained, legacy_logprobs, usage_object
+from core.server.usage import Source, UsagePolicy, begun, drained, legacy_logprobs, usage_object
 from core.tracing.record import reply_id
 
 
@@ -70,7 +70,7 @@ async def _answer(ctx: ServerContext, service: ModelService, body: CompletionFie
     deltas = answers.deltas()
     if body.stream:
         started = await begun(deltas)
-        return EventStream(guarded(reply.events(started, answers, UsagePolicy(body.stream_options))))
+        return OpenAIStream(reply.events(started, answers, UsagePolicy(body.stream_options)))
     return json_reply(reply.whole(await drained(deltas), answers))
 
 
@@ -149,12 +149,20 @@ class _Reply:
         return prompt.text or self._service.tokenizer.decode(prompt.token_ids)
 
     async def events(
-        self, deltas: AsyncGenerator[tuple[int, OutputDelta]], answers: Answers, policy: UsagePolicy
+        self, deltas: Source[tuple[int, OutputDelta]], answers: Answers, policy: UsagePolicy
     ) -> AsyncGenerator[bytes]:
         """The stream, without its [DONE]."""
         started: set[int] = set()
+        texts: dict[int, TextEvent] = {}
+        body = self._body
+        plain = policy.constant and body.logprobs is None and not (body.return_token_ids or self._asked.prompt_only)
         try:
             async for index, delta in deltas:
+                if plain and delta.only_text and index in started:
+                    if index not in texts:
+                        texts[index] = self._text_event(index, policy, answers)
+                    yield texts[index].of(delta.text)
+                    continue
                 first = index not in started
                 wanted = self._body.return_token_ids or delta.hidden is not None or (first and self._body.echo)
                 if delta.empty and not wanted:
@@ -167,6 +175,15 @@ class _Reply:
                 yield event(last)
         finally:
             await deltas.aclose()
+
+    def _text_event(self, index: int, policy: UsagePolicy, answers: Answers) -> TextEvent:
+        """The event of an answer's delta that is only text."""
+
+        def made(text: str) -> dict[str, Any]:
+            choice = self._choice(index, [OutputDelta(text)], False)
+            return policy.on({**self._envelope, "choices": [choice]}, answers.usage)
+
+        return TextEvent(made)
 
     def whole(self, deltas: Sequence[tuple[int, OutputDelta]], answers: Answers) -> dict[str, Any]:
         """The reply in one piece: the stream joined, and of each prompt's answers the likeliest if there are more than

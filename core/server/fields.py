@@ -57,8 +57,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "return_routed_experts": (False,),
     "detokenize": (True,),
     "stop_regex": (),
-    "bad_words": (),
-    "allowed_token_ids": (),
     "logits_processors": (),
     "custom_logit_processor": (),
     "custom_params": (),

@@ -25,9 +25,9 @@ from core.server.context import ModelService, ServerContext
 from core.server.fields import FieldRule
 from core.server.openapi import described
 from core.server.prompts import make_prompts
-from core.server.replies import EventStream, event, guarded, json_reply, while_connected
+from core.server.replies import OpenAIStream, event, json_reply, while_connected
 from core.server.schemas import GenerateBody
-from core.server.usage import begun
+from core.server.usage import Source, begun
 from core.tracing.record import reply_id
 
 
@@ -65,7 +65,7 @@ async def _answer(request: Request, ctx: ServerContext, service: ModelService, b
     deltas = answers.deltas()
     if body.stream:
         started = await begun(deltas)
-        return EventStream(guarded(_events(started, answers, results, single)))
+        return OpenAIStream(_events(started, answers, results, single))
     async for index, delta in deltas:
         results[index].take(delta)
     made = [result.shown() for result in results]
@@ -120,7 +120,7 @@ def _results(
 
 
 async def _events(
-    deltas: AsyncGenerator[tuple[int, OutputDelta]], answers: Answers, results: list[_Result], single: bool
+    deltas: Source[tuple[int, OutputDelta]], answers: Answers, results: list[_Result], single: bool
 ) -> AsyncGenerator[bytes]:
     try:
         async for index, delta in deltas:
@@ -161,6 +161,8 @@ class _Result:
             self._cached = delta.cached_tokens
         if delta.finish_reason == "length":
             self._finish = {"type": "length", "length": len(self._token_ids)}
+        elif delta.finish_reason == "abort":
+            self._finish = {"type": "abort", "message": "the request was aborted"}
         elif delta.finish_reason is not None:
             self._finish = {"type": delta.finish_reason, "matched": delta.matched_stop}
 

@@ -21,6 +21,7 @@ import msgspec
 from core.config.loading import ResolvedSettings
 from core.config.sections import ServerSettings
 from core.engine.child import EngineProcess
+from core.engine.collector import leave_started_objects
 from core.engine.environment import device_environment
 from core.engine.process_client import DEFAULT_FACTORY, ProcessClient
 from core.hooks import HookManager
@@ -203,6 +204,7 @@ class _Life:
         finally:
             self._bar.close()
         ctx.service = service_of(engine, hello)
+        leave_started_objects()
         if ctx.phase is Phase.STARTING:
             ctx.phase = Phase.READY
             self._announce()
@@ -285,6 +287,7 @@ def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter], tracer: Tracer
         build_app(ctx, routers, tracer),
         log_config=None,
         access_log=debug,
+        http=_http_protocol(),
         lifespan="off",
         ws="none",
         backlog=BACKLOG,
@@ -292,6 +295,15 @@ def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter], tracer: Tracer
         timeout_graceful_shutdown=ctx.settings.drain_timeout_s,  # type: ignore[arg-type]
     )
     return Server(config)
+
+
+def _http_protocol() -> Any:
+    """A class, or the name of uvicorn's own where httptools is not installed."""
+    try:
+        from core.server.http_protocol import BoundedHttp
+    except ImportError:
+        return "h11"
+    return BoundedHttp
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

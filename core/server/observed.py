@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.server import errors, families
 from core.server.bodies import IGNORED
 from core.server.fields import HEADER, header_value
-from core.server.replies import json_reply
+from core.server.replies import BODY_SEND, json_reply
 from core.server.request_log import RequestLog
 from core.tracing.record import RequestRecord, follow, request_id, unfollow
 
@@ -44,6 +44,8 @@ class Observed:
         span = self._tracer.begin(record, method, headers) if self._tracer is not None else None
         token = follow(record)
         texts = self._requests.begin(scope)
+        if texts is None:
+            scope[BODY_SEND] = send
         self._metrics.http_begun()
         status, started = 500, False
 

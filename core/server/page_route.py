@@ -52,7 +52,7 @@ RANGES: dict[str, tuple[float, float | None, bool]] = {
 _LEFT_OUT = frozenset({"n"})  # the page shows one answer
 _KINDS: dict[Any, str] = {
     int: "integer", float: "number", bool: "boolean", list[int]: "integers", dict[int, float]: "object",
-    str | list[str]: "strings",
+    str | list[str]: "strings", list[str]: "strings",
 }  # fmt: skip
 
 

@@ -151,8 +151,10 @@ async def _vector(service: ModelService, job: Job, namespace: Namespace, body: P
                     vector = np.frombuffer(extras.pooled, "<f4")
             if chunk.finish_reason == "error":
                 raise EngineError(chunk.error or "the engine could not go on with this request")
-            if chunk.finish_reason == "abort":
-                raise EngineDead(chunk.error or "the engine gave this request up because it is stopping")
+            if chunk.finish_reason == "abort" and chunk.error is not None:
+                raise EngineDead(chunk.error)
+            if chunk.finish_reason == "abort":  # there is no such thing as a part of a vector
+                raise RequestError("the request was aborted", code="aborted", status=499)
             if chunk.finish_reason is not None:
                 break
     finally:

@@ -8,13 +8,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.frontend.chat import Prompt
+from core.frontend.processors import with_processors
 from core.frontend.pump import Answers
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.server.context import ModelService
+from core.server.schemas import ProcessorFields
 
 
-class ProtocolBody(BaseModel):
+class ProtocolBody(ProcessorFields):
     """A generation request: the protocol's own fields, and core's where the protocol has none."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
@@ -36,7 +38,7 @@ def answers_to(
     Raises RequestError if it does not fit the context."""
     return service.answers(
         [prompt],
-        [sampling],
+        [with_processors(sampling, body.given())],
         param=param,
         priority=body.priority,
         salt=body.cache_salt or "",

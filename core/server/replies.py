@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +19,9 @@ T = TypeVar("T")
 log = logging.getLogger("core.server")
 _encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
+# In a request's scope: sends the parts of a body past the layers that only look at a response's start.
+BODY_SEND = "core.send_body"
+_MARK = "\ue000core\ue001"  # stands for the text while a template is made
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -31,6 +34,20 @@ def event(value: Any) -> bytes:
     return b"data: " + _encode(value) + b"\n\n"
 
 
+class TextEvent:
+    """Events that differ in one text only: the rest of them is encoded once.
+
+    make: the event for a text. Nothing else in the event may depend on the text, nothing after it be a client's.
+    """
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        self._before, _, self._after = event(make(_MARK)).rpartition(_encode(_MARK))
+
+    def of(self, text: str) -> bytes:
+        """The event for `text`."""
+        return self._before + _encode(text) + self._after
+
+
 def named_event(value: Mapping[str, Any]) -> bytes:
     """One server-sent event under the name of its `type`."""
     return b"event: " + value["type"].encode() + b"\ndata: " + _encode(value) + b"\n\n"
@@ -39,21 +56,6 @@ def named_event(value: Mapping[str, Any]) -> bytes:
 def line(value: Any) -> bytes:
     """One line of a stream of JSON values."""
     return bytes(_encode(value)) + b"\n"
-
-
-async def guarded(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """`events`, then [DONE]; an error on the way becomes an error event, so that a client always learns the end."""
-    try:
-        async for item in events:
-            yield item
-    except CoreError as error:
-        yield event(errors.describe(error)[1])
-    except Exception:
-        log.exception("a stream failed")
-        yield event(errors.body("internal error; the server's log has more", 500))
-    finally:
-        await events.aclose()
-    yield DONE
 
 
 class EventStream(Response):
@@ -66,21 +68,39 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send(send))
+        sending = asyncio.create_task(self._send(send, scope.get(BODY_SEND, send)))
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _end(sending, gone)
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, send_body: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for item in self._events:
-                await send({"type": "http.response.body", "body": item, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_events(send_body)
+            await send_body({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._events.aclose()
+
+    async def _send_events(self, send: Send) -> None:
+        async for item in self._events:
+            await send({"type": "http.response.body", "body": item, "more_body": True})
+
+
+class OpenAIStream(EventStream):
+    """Server-sent events, then [DONE]; an error on the way becomes an event, so that a client always learns the end."""
+
+    async def _send_events(self, send: Send) -> None:
+        told = b""
+        try:
+            await super()._send_events(send)
+        except CoreError as error:
+            told = event(errors.describe(error)[1])
+        except Exception:
+            log.exception("a stream failed")
+            told = event(errors.body("internal error; the server's log has more", 500))
+        await send({"type": "http.response.body", "body": told + DONE, "more_body": True})
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

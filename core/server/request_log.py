@@ -35,11 +35,15 @@ log = logging.getLogger("core.requests")
 
 class RequestLog:
     """Whether and what to log; both can be changed while the server runs. secrets: texts that are masked wherever they
-    are found, as the server's own keys."""
+    are found, as the server's own keys. limit: bytes of a body, which no route takes more of; none of a larger one is
+    kept."""
 
-    def __init__(self, enabled: bool = False, level: int = 0, secrets: Iterable[str | None] = ()) -> None:
+    def __init__(
+        self, enabled: bool = False, level: int = 0, secrets: Iterable[str | None] = (), limit: int = 32 << 20
+    ) -> None:
         self.enabled = enabled
         self.level = level
+        self.limit = limit
         self._secrets = tuple(secret for secret in secrets if secret)
 
     def begin(self, scope: Scope) -> LoggedRequest | None:
@@ -73,7 +77,9 @@ class LoggedRequest:
         """A part of the body."""
         part = message.get("body", b"")
         self._num_read += len(part)
-        if self._level:
+        if self._num_read > self._owner.limit:
+            self._body = []
+        elif self._level:
             self._body.append(part)
         if not message.get("more_body", False):
             self._begun()
@@ -115,7 +121,9 @@ class LoggedRequest:
         self._told = True
         client = self._scope.get("client")
         fields: dict[str, Any] = {**self._where(), "client": client[0] if client else None, "bytes": self._num_read}
-        if self._level and self._num_read:
+        if self._num_read > self._owner.limit:
+            fields["body"] = "too large"
+        elif self._level and self._num_read:
             raw = b"".join(self._body)
             self._body = []
             try:

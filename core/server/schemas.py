@@ -23,7 +23,19 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class Body(StructuredFields):
+class ProcessorFields(BaseModel):
+    """Plugins that edit logits, by name, and other servers' fields that stand for one."""
+
+    logit_processors: list[dict[str, Any] | str] | None = Field(
+        None, description="Plugins that edit logits, in order: name and arguments of each; the operator enables them."
+    )
+    thinking_token_budget: int | None = Field(
+        None, ge=0, description="Most tokens of reasoning; needs the logit processor thinking_budget."
+    )
+    max_thinking_tokens: int | None = Field(None, ge=0, description="Another name of thinking_token_budget.")
+
+
+class Body(StructuredFields, ProcessorFields):
     """What all generation requests share."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
@@ -40,14 +52,6 @@ class Body(StructuredFields):
     return_hidden_states: bool | Literal["last"] | None = Field(
         None, description="The final hidden state of each generated token, with true of the prompt's tokens too."
     )
-
-    logit_processors: list[dict[str, Any] | str] | None = Field(
-        None, description="Plugins that edit logits, in order: name and arguments of each; the operator enables them."
-    )
-    thinking_token_budget: int | None = Field(
-        None, ge=0, description="Most tokens of reasoning; needs the logit processor thinking_budget."
-    )
-    max_thinking_tokens: int | None = Field(None, ge=0, description="Another name of thinking_token_budget.")
 
     @property
     def salt(self) -> str:

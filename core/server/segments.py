@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -71,7 +71,7 @@ class Segmenter:
                 yield from self._text("", [], last=True)
             yield from self._end()
 
-    def _text(self, text: str, logprobs: list[TokenLogprob], last: bool = False) -> Iterator[Step]:
+    def _text(self, text: str, logprobs: Sequence[TokenLogprob], last: bool = False) -> Iterator[Step]:
         if self._open is None or self._open.kind is not Kind.TEXT:
             self._blank += text
             self._blank_logprobs += logprobs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from core.frontend.output import PromptLogprob, TokenLogprob
 from core.frontend.pump import Usage
@@ -11,6 +11,15 @@ from core.frontend.tokenizer import Tokenizer
 from core.server.schemas import StreamOptions
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Source(Protocol[T_co]):
+    """Items to iterate over once, and to close."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+    def __anext__(self) -> Awaitable[T_co]: ...
+    async def aclose(self) -> None: ...
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -30,6 +39,11 @@ class UsagePolicy:
     def __init__(self, options: StreamOptions | None) -> None:
         self._last = options is not None and bool(options.include_usage)
         self._always = options is not None and bool(options.continuous_usage_stats)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all events but the last tell the same."""
+        return not self._always
 
     def on(self, event: dict[str, Any], usage: Usage) -> dict[str, Any]:
         """`event` with what belongs in it; where usage comes at the end, the events before say null."""
@@ -97,23 +111,35 @@ def _offsets(tokenizer: Tokenizer, entries: Sequence[PromptLogprob]) -> list[int
     return offsets
 
 
-async def begun(source: AsyncGenerator[T]) -> AsyncGenerator[T]:
+async def begun(source: Source[T]) -> Begun[T]:
     """`source`, after its first item is there: what goes wrong before it can still be an HTTP status."""
     try:
         first = await anext(source)
     except BaseException:
         await source.aclose()
         raise
-    return _resumed(first, source)
+    return Begun(first, source)
 
 
-async def _resumed(first: T, source: AsyncGenerator[T]) -> AsyncGenerator[T]:
-    try:
-        yield first
-        async for item in source:
-            yield item
-    finally:
-        await source.aclose()
+class Begun(Generic[T]):
+    """An iterator whose first item is there already. No generator of its own, which every item would pass."""
+
+    def __init__(self, first: T, source: Source[T]) -> None:
+        self._first = [first]
+        self._source = source
+
+    def __aiter__(self) -> Begun[T]:
+        return self
+
+    def __anext__(self) -> Awaitable[T]:
+        return self._kept() if self._first else anext(self._source)
+
+    async def _kept(self) -> T:
+        return self._first.pop()
+
+    async def aclose(self) -> None:
+        """Close the source."""
+        await self._source.aclose()
 
 
 async def drained(source: AsyncIterator[T]) -> list[T]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bench.http.__main__ import table
-from bench.http.rounds import measure
+from bench.over_http.__main__ import table
+from bench.over_http.client import record_of
+from bench.over_http.rounds import measure
 from core.bench.datasets import Conversation
 from core.bench.report import RequestRecord
 
@@ -40,9 +45,53 @@ def test_a_request_that_failed_spoils_the_measurement() -> None:
 
 
 def test_the_table_compares_with_the_engine_and_names_what_is_missing() -> None:
-    def row(rate: float, first_ms: float) -> dict[str, Any]:
-        return {"64": {"output_tokens_per_s": rate, "ttft_ms": {"p50": first_ms}}}
+    def row(rate: float, first_ms: float, **cpu_s: float) -> dict[str, Any]:
+        figures = {"output_tokens_per_s": rate, "output_tokens": 2000, "ttft_ms": {"p50": first_ms}, "cpu_s": cpu_s}
+        return {"64": figures}
 
-    text = table({"engine": row(1000, 10), "core": row(900, 12.5), "vllm": {"error": "no environment"}}, ["64"])
-    assert "| core | 64 | 900 | 10.0% | 12.50 | +2.50 ms |" in text
+    engine, core = row(1000, 10, engine=0.8), row(900, 12.5, server=0.05, engine=0.9, client=0.02)
+    text = table({"engine": engine, "core": core, "vllm": {"error": "no environment"}}, ["64"])
+    assert "| engine | 64 | 1000 | 0.0% | 10.00 | +0.00 ms | – | 400 | – |" in text
+    assert "| core | 64 | 900 | 10.0% | 12.50 | +2.50 ms | 25 | 450 | 10 |" in text
     assert "not measured: no environment" in text
+
+
+def pieces(*events: dict[str, Any] | str, cuts: Sequence[int] = (), status: bytes = b"200 OK") -> list[bytes]:
+    """A streamed reply as it comes from a connection, cut at some places."""
+    raw = b"HTTP/1.1 " + status + b"\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    for event in events:
+        text = b"data: " + (event if isinstance(event, str) else json.dumps(event)).encode() + b"\n\n"
+        raw += b"%x\r\n" % len(text) + text + b"\r\n"
+    raw += b"0\r\n\r\n"
+    places = [0, *cuts, len(raw)]
+    return [raw[start:end] for start, end in itertools.pairwise(places)]
+
+
+SAID = [{"choices": [{"text": "a"}]}, {"choices": [{"text": "b"}]}]
+USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+
+@given(st.sets(st.integers(1, 320), max_size=12))
+def test_a_record_does_not_depend_on_how_the_reply_was_cut(cuts: set[int]) -> None:
+    got = pieces(*SAID, USAGE, "[DONE]", cuts=sorted(cuts))
+    record = record_of(0.5, got, [1.0] * len(got))
+    assert (record.first_token_s, record.prompt_tokens, record.output_tokens, record.error) == (1.0, 3, 2, None)
+
+
+def test_times_are_of_the_pieces_that_end_the_events() -> None:
+    whole = pieces(*SAID, USAGE, "[DONE]")[0]
+    first, second = whole.index(b"data: ") + 20, whole.index(b'"b"') + 10
+    got = [whole[:first], whole[first : first + 30], whole[first + 30 : second], whole[second:]]
+    record = record_of(0.0, got, [1.0, 2.0, 3.0, 4.0])
+    assert record.first_token_s == 2.0
+    assert record.gaps_s == [1.0]
+    assert record.end_s == 4.0
+
+
+@pytest.mark.parametrize(
+    "got",
+    [pieces(status=b"429 Too Many"), pieces({"error": {"message": "no"}}), [b""], pieces("{broken")],
+    ids=["status", "error", "closed", "no JSON"],
+)
+def test_a_reply_that_is_none_is_an_error(got: list[bytes]) -> None:
+    assert record_of(0.0, got, [1.0] * len(got)).error

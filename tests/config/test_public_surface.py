@@ -25,6 +25,7 @@ model.trust_remote_code --trust-remote-code CORE_TRUST_REMOTE_CODE boolean False
 model.tool_call_parser --tool-call-parser CORE_TOOL_CALL_PARSER text None
 model.reasoning_parser --reasoning-parser CORE_REASONING_PARSER text None
 cache.page_size --page-size --block-size CORE_PAGE_SIZE integer None
+cache.kv_cache_dtype --kv-cache-dtype CORE_KV_CACHE_DTYPE text 'auto'
 cache.memory_fraction --memory-fraction --mem-fraction-static --gpu-memory-utilization CORE_MEMORY_FRACTION number 0.85
 cache.kv_cache_bytes --kv-cache-bytes CORE_KV_CACHE_BYTES integer None
 cache.max_total_tokens --max-total-tokens CORE_MAX_TOTAL_TOKENS integer None
@@ -77,6 +78,7 @@ server.metrics_aliases --metrics-aliases CORE_METRICS_ALIASES text 'none'
 server.otlp_traces_endpoint --otlp-traces-endpoint CORE_OTLP_TRACES_ENDPOINT text None
 server.otlp_service_name --otlp-service-name CORE_OTLP_SERVICE_NAME text 'core'
 server.profile_dir --profile-dir CORE_PROFILE_DIR text None
+server.stream_events_per_s --stream-events-per-s CORE_STREAM_EVENTS_PER_S integer 2000
 server.max_n --max-n CORE_MAX_N integer 16
 server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
 server.unknown_fields --unknown-fields CORE_UNKNOWN_FIELDS text 'warn'

@@ -64,6 +64,14 @@ class TestCpuNative(DistributionContract):
     package = "plugin_cpu_native"
 
 
+class TestFa3(DistributionContract):
+    package = "plugin_fa3"
+
+
+class TestFlashInfer(DistributionContract):
+    package = "plugin_flashinfer"
+
+
 class TestParserCohere(DistributionContract):
     package = "plugin_parser_cohere"
 

@@ -18,9 +18,10 @@ from typing import Any
 SCRIPTS = Path(__file__).resolve().parent / "clients"
 # Name -> what pip installs. Tested versions: what is new upstream is looked at when these are raised.
 CLIENTS: dict[str, tuple[str, ...]] = {
-    "litellm": ("litellm==1.102.0",),
-    "langchain": ("langchain-openai==1.7.3", "langchain-core==1.7.0"),
+    "litellm": ("litellm==1.110.2",),
+    "langchain": ("langchain-openai==1.7.4", "langchain-core==1.8.3"),
     "pydantic_ai": ("pydantic-ai-slim[openai]==2.68.0",),
+    "instructor": ("instructor==1.17.0",),
 }
 INSTALL_TIMEOUT_S = 280
 

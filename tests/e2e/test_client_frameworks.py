@@ -61,3 +61,9 @@ def test_pydantic_ai(demo_server: ServerProcess) -> None:
     assert "21" in found["used"]
     assert found["held"].keys() == {"schema", "tool"}
     assert all(fits(value) for value in found["held"].values())
+
+
+def test_instructor(demo_server: ServerProcess) -> None:
+    found = found_by("instructor", demo_server)
+    assert found["held"].keys() == found["streamed"].keys() == {"tools", "schema"}
+    assert all(fits(value) for values in found.values() for value in values.values())

@@ -193,7 +193,7 @@ def test_requests_are_aborted_by_their_id_or_by_their_replys(operated: ServerPro
         assert admin(operated, "/abort_request", {"rid": "nobody"})["num_aborted"] == 0
         assert admin(operated, "/abort_request", {"rid": "first"})["num_aborted"] == 1
         assert admin(operated, "/abort_request", {"rid": second.events[0]["id"]})["num_aborted"] == 1
-    assert (first.finish, second.finish) == ("aborted", "aborted")
+    assert (first.finish, second.finish) == ("abort", "abort")
     assert first.lines[-1] == "data: [DONE]"
     wait_until(lambda: operated.metric("core_running_requests") == 0, what="idle")
     assert operated.metric("core_requests_total", 'finish_reason="abort"') >= 2

@@ -16,7 +16,7 @@ from engine_fakes import WAIT_RAISES, expected, make_engine
 from core.engine.client import EngineRequest
 from core.engine.control import OPERATIONS, EngineControl
 from core.engine.inline_client import InlineClient
-from core.interfaces.errors import EngineError, RequestError
+from core.interfaces.errors import EngineError
 from core.interfaces.params import SamplingParams
 from core.tracing.record import RequestRecord, follow, unfollow
 
@@ -99,12 +99,11 @@ async def test_abort_by_name_ends_that_request_and_no_other(name: str) -> None:
     async with running(step_s=0.01) as client:
         one = asyncio.create_task(named("a", client, max_tokens=5000, ignore_eos=True))
         other = asyncio.create_task(named("b", client, max_tokens=10))
-        await until(lambda: client.num_requests == 2)
+        await until(lambda: client.num_requests == 2 and client.num_tokens > 4)
         assert client.abort(["nobody"]) == 0
         assert client.abort([name]) == 1
-        with pytest.raises(RequestError, match="aborted") as caught:
-            await one
-        assert (caught.value.status, caught.value.code) == (499, "aborted")
+        tokens = await one
+        assert 0 < len(tokens) < 5000  # what there was
         assert await other == expected([1], 8, 10)
         assert client.abort() == 0
         async with asyncio.timeout(10):  # what it held is free

@@ -1,4 +1,5 @@
-"""`python -m tests.fuzz TARGET [SECONDS]`: atheris on one target; needs `pip install atheris`."""
+"""`python -m tests.fuzz TARGET [SECONDS]`: atheris on one target; needs `pip install atheris`. Without a target: their
+names."""
 
 from __future__ import annotations
 
@@ -7,6 +8,11 @@ import sys
 
 def main() -> None:
     """See the module."""
+    if len(sys.argv) == 1:
+        from tests.fuzz import targets
+
+        print(*targets.TARGETS)
+        return
     import atheris
 
     with atheris.instrument_imports(include=["core", "jinja2"]):

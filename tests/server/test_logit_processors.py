@@ -81,6 +81,16 @@ class TestRoutes:
         assert chat.json()["choices"][0]["message"]["content"] == "abcabc", chat.text
         plain = server.client.post("/v1/completions", json={"prompt": "x", **fields})
         assert plain.json()["choices"][0]["text"] == "abcabc"
+        said = {"model": "mock", "messages": [{"role": "user", "content": "x"}]}
+        messages = server.client.post("/v1/messages", json={**said, **fields})
+        assert messages.json()["content"][0]["text"] == "abcabc", messages.text
+        response = server.client.post("/v1/responses", json={"input": "x", **fields, "max_output_tokens": 6})
+        assert response.json()["output"][0]["content"][0]["text"] == "abcabc", response.text
+        options = {"num_predict": 6, "ignore_eos": True}
+        ollama = server.client.post(
+            "/api/chat", json={**said, **asked("spell", text="abc"), "options": options, "stream": False}
+        )
+        assert ollama.json()["message"]["content"] == "abcabc", ollama.text
         assert generate(server, **asked("spell", text="abc")).json()["text"] == "abcabc"
         assert generate(server, sampling_params=asked("spell", text="ab")).json()["text"] == "ababab"
         bare = generate(server, logit_processors=["tally"])

@@ -13,9 +13,10 @@ from core.server import errors, families
 from core.server.anthropic.convert import call_input
 from core.server.replies import named_event
 from core.server.segments import Kind, Segment, Segmenter, Step
+from core.server.usage import Source
 from core.tracing.record import reply_id
 
-Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+Deltas = Source[tuple[int, OutputDelta]]
 log = logging.getLogger("core.server")
 PATH = "/v1/messages"
 
@@ -89,6 +90,8 @@ class Reply:
             return {"stop_reason": "tool_use", "stop_sequence": None}
         if reason == "length":
             return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if reason == "abort":
+            return {"stop_reason": "abort", "stop_sequence": None}
         if isinstance(matched, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": matched}
         return {"stop_reason": "end_turn", "stop_sequence": None}

@@ -16,9 +16,9 @@ from core.interfaces.errors import CoreError
 from core.server import errors, families
 from core.server.replies import line
 from core.server.segments import Kind, Segment, Segmenter
-from core.server.usage import chat_logprobs
+from core.server.usage import Source, chat_logprobs
 
-Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+Deltas = Source[tuple[int, OutputDelta]]
 log = logging.getLogger("core.server")
 PATH = "/api/"
 
@@ -128,7 +128,7 @@ class Reply:
         first_ns = self._first_ns or end_ns
         return {
             "done": True,
-            "done_reason": "length" if self._segmenter.finish_reason == "length" else "stop",
+            "done_reason": reason if (reason := self._segmenter.finish_reason) in ("length", "abort") else "stop",
             "total_duration": end_ns - self._start_ns,
             "load_duration": 0,
             "prompt_eval_count": answers.usage.prompt_tokens,

@@ -14,9 +14,9 @@ from core.interfaces.errors import CoreError
 from core.server import errors
 from core.server.responses.items import new_id
 from core.server.segments import Kind, Segment, Segmenter, Step
-from core.server.usage import chat_logprobs
+from core.server.usage import Source, chat_logprobs
 
-Deltas = AsyncGenerator[tuple[int, OutputDelta]]
+Deltas = Source[tuple[int, OutputDelta]]
 Event = dict[str, Any]
 log = logging.getLogger("core.server")
 
@@ -70,11 +70,12 @@ class Writer:
 
     def _end(self, answers: Answers) -> Event:
         usage = answers.usage
-        cut = self._segmenter.finish_reason == "length"
+        reason = {"length": "max_output_tokens", "abort": "aborted"}.get(self._segmenter.finish_reason or "")
+        cut = reason is not None
         self.response |= {
             "status": "incomplete" if cut else "completed",
             "completed_at": None if cut else int(time.time()),
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": reason} if cut else None,
             "usage": {
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

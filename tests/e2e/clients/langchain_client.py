@@ -7,7 +7,7 @@ import sys
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 RESULT = json.dumps({"city": "Paris", "temperature": 21, "unit": "celsius", "condition": "sunny"})
 
@@ -15,6 +15,7 @@ RESULT = json.dumps({"city": "Paris", "temperature": 21, "unit": "celsius", "con
 class Capital(BaseModel):
     """The capital of a country."""
 
+    model_config = ConfigDict(extra="forbid")  # so small a model would go on with fields of its own
     city: str = Field(max_length=20)
     sure: bool
 

@@ -12,7 +12,7 @@ def main() -> None:
     from core.engine.spinning import spin_briefly
 
     spin_briefly(os.environ)  # as `core` does
-    from bench.http.rounds import measure
+    from bench.over_http.rounds import measure
     from core.bench.offline import OfflineBench
     from core.config.loading import load_settings
 
@@ -31,6 +31,8 @@ def main() -> None:
             count: measure(bench.run, int(count), args.input_len, args.output_len, args.seconds)
             for count in args.streams.split(",")
         }
+    for figures in found.values():
+        figures["cpu_s"] = {"engine": figures.pop("own_cpu_s")}
     print("RESULT " + json.dumps(found), flush=True)
 
 

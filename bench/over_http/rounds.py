@@ -13,16 +13,25 @@ VOCAB = 4000  # ids below the demo model's special tokens
 Run = Callable[[Sequence[Conversation]], tuple[list[RequestRecord], float]]
 
 
-def measure(run: Run, streams: int, input_len: int, output_len: int, seconds: float) -> dict[str, Any]:
+def measure(
+    run: Run,
+    streams: int,
+    input_len: int,
+    output_len: int,
+    seconds: float,
+    begun: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Rounds until `seconds` are over, after one that warms up; all of them together.
 
-    run: sends conversations at once; gives their records and the wall time in seconds. Raises RuntimeError if a request
-    failed or gave another number of tokens than was asked for.
+    run: sends conversations at once; gives their records and the wall time in seconds. begun: called after the
+    warm-up. own_cpu_s: processor seconds of this process. Raises RuntimeError if a request failed or gave another
+    number of tokens than was asked for.
     """
     records: list[RequestRecord] = []
     wall_s, number = 0.0, 0
     run(random_prompts(streams, input_len, min(output_len, 16), VOCAB, seed=10_000 + streams))
-    begin = time.perf_counter()
+    begun()
+    begin, begin_cpu_s = time.perf_counter(), time.process_time()
     while number == 0 or time.perf_counter() - begin < seconds:
         found, took_s = run(random_prompts(streams, input_len, output_len, VOCAB, seed=20_000 + 100 * streams + number))
         bad = [r.error or f"{r.output_tokens} tokens" for r in found if r.error or r.output_tokens != output_len]
@@ -31,4 +40,4 @@ def measure(run: Run, streams: int, input_len: int, output_len: int, seconds: fl
         records += found
         wall_s += took_s
         number += 1
-    return {"rounds": number, **summarise(records, wall_s)}
+    return {"rounds": number, "own_cpu_s": time.process_time() - begin_cpu_s, **summarise(records, wall_s)}

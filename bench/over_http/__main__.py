@@ -1,4 +1,4 @@
-"""`python -m bench.http`: what HTTP costs. One client, one set of prompts, three ways to the same checkpoint:
+"""`python -m bench.over_http`: what HTTP costs. One client, one set of prompts, three ways to the same checkpoint:
 
     engine  our engine in this process, without HTTP, texts or a second process
     core    our server, streaming
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.http.servers import core_server, load, vllm_server
+from bench.over_http.servers import core_server, load, vllm_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def engine_figures(args: argparse.Namespace) -> dict[str, Any]:
     """The engine's figures, from a process of its own: no server's memory or threads are in it."""
     command = [
-        sys.executable, "-m", "bench.http.engine", "--model", str(args.model), "--streams", args.streams,
+        sys.executable, "-m", "bench.over_http.engine", "--model", str(args.model), "--streams", args.streams,
         "--seconds", str(args.seconds), "--input-len", str(args.input_len), "--output-len", str(args.output_len),
         "--dtype", args.dtype,
     ]  # fmt: skip
@@ -52,22 +52,30 @@ def server_figures(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]], streams: list[str]) -> str:
-    """Markdown. Overhead: against the engine in process, with as many streams."""
+    """Markdown. Overhead: against the engine in process, with as many streams. Processor time: of the server's main
+    process, of the processes behind it, and of the client, in milliseconds for 1000 tokens."""
     lines = [
-        "| | streams | tokens/s | overhead | first token ms (p50) | more than the engine |",
-        "|---|---|---|---|---|---|",
+        "| | streams | tokens/s | overhead | first token ms (p50) | more than the engine | "
+        "CPU ms per 1000 tokens: server | engine | client |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
         if "error" in found:
-            lines.append(f"| {name} | | not measured: {found['error'].splitlines()[-1][:200]} | | | |")
+            lines.append(f"| {name} | | not measured: {' '.join(found['error'].split())[-200:]} | | | | | | |")
             continue
         for count in streams:
             row, base = found[count], results.get("engine", {}).get(count)
             rate, first = row["output_tokens_per_s"], row["ttft_ms"]["p50"]
             over = f"{1 - rate / base['output_tokens_per_s']:.1%}" if base else "–"
             later = f"{first - base['ttft_ms']['p50']:+.2f} ms" if base else "–"
-            lines.append(f"| {name} | {count} | {rate:.0f} | {over} | {first:.2f} | {later} |")
+            cpu = " | ".join(_cpu(row, process) for process in ("server", "engine", "client"))
+            lines.append(f"| {name} | {count} | {rate:.0f} | {over} | {first:.2f} | {later} | {cpu} |")
     return "\n".join(lines)
+
+
+def _cpu(row: dict[str, Any], process: str) -> str:
+    spent_s: float | None = row["cpu_s"].get(process)
+    return "–" if spent_s is None else f"{spent_s / row['output_tokens'] * 1e6:.0f}"
 
 
 def main() -> None:
