@@ -26,8 +26,8 @@ def grouped_arguments(config: MoeConfig, kernel: int, format_: str, overlap: boo
         "x": stored, "STRIDE_X": 2048, "x_scale": "*fp32", "weight": stored,
         "described": f"tensordesc<{kind}[{tile.block_n},{block_k}]>" if overlap and tile.tma else None,
         "w_scale": "*fp32", "y": "*bf16", "factors": "*fp32", "order": "*i32", "blocks": "*i32", "num_blocks": "i32",
-        "N": 768 if kernel == 0 else 2048, "K": 2048 if kernel == 0 else 768, "SHARE": 8 if kernel == 0 else 1, "FORMAT": CODES[format_],
-        "ACT": 0 if kernel == 0 else -1, "BLOCK_M": config.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": block_k,
+        "N": (768, 2048)[kernel], "K": (2048, 768)[kernel], "SHARE": (8, 1)[kernel], "ACT": (0, -1)[kernel],
+        "FORMAT": CODES[format_], "BLOCK_M": config.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": block_k,
         "GROUP_M": tile.group_m, "EVEN_K": True, "TMA": overlap and tile.tma, "SWAP": tile.swap,
         "KEEP": "evict_first" if config.block_m == 16 else "", "PDL": overlap,
     }  # fmt: skip
