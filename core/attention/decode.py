@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 
 from core.attention.kernels import apply_sinks, attend, attend_lse, merge
+from core.attention.narrow import Rows
 from core.attention.plan import DecodeBlock, SharedPrefix, StepPlan
 from core.interfaces.spec import AttentionSpec
 
 
 def decode_rows(
     q: torch.Tensor,
-    k_buffer: torch.Tensor,
-    v_buffer: torch.Tensor,
+    k_buffer: Rows,
+    v_buffer: Rows,
     plan: StepPlan,
     spec: AttentionSpec,
     num_kv_heads: int,
@@ -52,9 +53,7 @@ def decode_rows(
     return out.reshape(num_rows, num_heads, spec.v_head_dim)
 
 
-def _gather(
-    k_buffer: torch.Tensor, v_buffer: torch.Tensor, block: DecodeBlock, num_kv_heads: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _gather(k_buffer: Rows, v_buffer: Rows, block: DecodeBlock, num_kv_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys [B, Hkv, L, D] and values [B, Hkv, L, Dv] of a block; views of the buffers for one contiguous row."""
     shape = (block.num_rows, block.length, num_kv_heads, -1)
     k = block.keys.rows(k_buffer).view(shape).transpose(1, 2)
@@ -64,14 +63,14 @@ def _gather(
 
 
 def _plain_block(
-    q: torch.Tensor, k_buffer: torch.Tensor, v_buffer: torch.Tensor, block: DecodeBlock, spec: AttentionSpec
+    q: torch.Tensor, k_buffer: Rows, v_buffer: Rows, block: DecodeBlock, spec: AttentionSpec
 ) -> torch.Tensor:
     k, v = _gather(k_buffer, v_buffer, block, q.shape[1])
     return attend(q, k, v, spec.scale, block.mask)
 
 
 def _own_parts(
-    q: torch.Tensor, k_buffer: torch.Tensor, v_buffer: torch.Tensor, plan: StepPlan, spec: AttentionSpec
+    q: torch.Tensor, k_buffer: Rows, v_buffer: Rows, plan: StepPlan, spec: AttentionSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What each row sees beyond a shared prefix: out [N, Hkv, G, Dv] and lse [N, Hkv, G]."""
     out = q.new_empty(*q.shape[:-1], spec.v_head_dim)
@@ -88,7 +87,7 @@ def _own_parts(
 
 
 def _shared_part(
-    q: torch.Tensor, k_buffer: torch.Tensor, v_buffer: torch.Tensor, prefix: SharedPrefix, spec: AttentionSpec
+    q: torch.Tensor, k_buffer: Rows, v_buffer: Rows, prefix: SharedPrefix, spec: AttentionSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All queries of the prefix's rows against its keys, which are read once: (out [B, Hkv, G, Dv], lse)."""
     if prefix.rows is not None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from core.attention.kernels import attend, attend_lse, merge
+from core.attention.narrow import Rows
 from core.attention.plan import Keys, Planner, Rule, StepPlan
 from core.interfaces.attention import AttentionConfig, MlaWeights
 from core.interfaces.batch import BatchLayout
@@ -158,7 +159,7 @@ def expanded_rows(
     q_nope: torch.Tensor,
     q_rope: torch.Tensor,
     rows: torch.Tensor,
-    buffer: torch.Tensor,
+    buffer: Rows,
     out: torch.Tensor,
     sequences: Sequence[ExpandedSequence],
     weights: MlaWeights,

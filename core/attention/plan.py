@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from core.attention.narrow import Rows
 from core.interfaces.batch import BatchLayout, Int32
 
 Int64 = npt.NDArray[np.int64]
@@ -46,7 +47,7 @@ class Keys:
     count: int
     index: torch.Tensor | None
 
-    def rows(self, buffer: torch.Tensor) -> torch.Tensor:
+    def rows(self, buffer: Rows) -> torch.Tensor:
         """buffer [S, F] -> [count, F]; a view where possible."""
         if self.index is None:
             return buffer.narrow(0, self.start, self.count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from core.attention.kernels import apply_sinks, attend, attend_lse, merge
+from core.attention.narrow import Rows
 from core.attention.plan import StepPlan
 from core.interfaces.spec import AttentionSpec
 
@@ -19,8 +20,8 @@ def prefill_rows(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    k_buffer: torch.Tensor,
-    v_buffer: torch.Tensor,
+    k_buffer: Rows,
+    v_buffer: Rows,
     out: torch.Tensor,
     plan: StepPlan,
     spec: AttentionSpec,

@@ -14,9 +14,10 @@ from core.attention.latent import (
     absorbed_values,
     expanded_rows,
 )
+from core.attention.narrow import NarrowRows, Rows
 from core.attention.plan import Planner, Rule, StepPlan
 from core.attention.prefill import prefill_rows
-from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights
+from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights, TokenRows
 from core.interfaces.batch import BatchLayout
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import AttentionSpec, StateKind
@@ -24,13 +25,14 @@ from core.interfaces.spec import AttentionSpec, StateKind
 
 class TorchNativeAttention(AttentionBackend):
     """KV of a layer: K [num_pages * page_size, Hkv * head_dim] and V [num_pages * page_size, Hkv * v_head_dim]; of
-    latent attention one buffer [num_pages * page_size, latent_dim + rope_dim].
+    latent attention one buffer [num_pages * page_size, latent_dim + rope_dim]; all in the cache's type.
 
     One row a slot, so that one index_select fetches the tokens of many pages, whatever the page size.
     """
 
     capabilities = AttentionCapabilities(
         state_kinds=frozenset({StateKind.FULL, StateKind.SLIDING_WINDOW, StateKind.MLA_LATENT}),
+        kv_dtypes=("auto", "bfloat16", "fp8_e4m3", "fp8_e5m2"),
         softcap=True,
         sinks=True,
     )
@@ -51,6 +53,8 @@ class TorchNativeAttention(AttentionBackend):
         else:
             self._rules = {layer: _rule(spec, config.device) for layer, spec in config.layers.items()}
         self._slots: torch.Tensor | None = None
+        # Whether the cache keeps what is attended to as it came.
+        self._exact = config.cache_dtype == config.dtype
 
     @classmethod
     def rejects(cls, config: AttentionConfig) -> str | None:
@@ -66,12 +70,12 @@ class TorchNativeAttention(AttentionBackend):
         slots = self.config.num_pages * self.config.page_size
         if self._latent:
             return {
-                layer: (_zeros(slots, planner.shape.row, self.config.dtype, self.config.device),)
+                layer: (_zeros(slots, planner.shape.row, self.config.cache_dtype, self.config.device),)
                 for layer, planner in self._latent.items()
             }
         return {
             layer: tuple(
-                _zeros(slots, self.config.num_kv_heads * dim, self.config.dtype, self.config.device)
+                _zeros(slots, self.config.num_kv_heads * dim, self.config.cache_dtype, self.config.device)
                 for dim in (spec.head_dim, spec.v_head_dim)
             )
             for layer, spec in self.config.layers.items()
@@ -96,11 +100,17 @@ class TorchNativeAttention(AttentionBackend):
         plan = self._plans[self._rules[layer]]
         spec = self.config.layers[layer]
         num_kv_heads = self.config.num_kv_heads
+        k_buffer: Rows
+        v_buffer: Rows
         k_buffer, v_buffer = kv
-        if k is not None and v is not None:
+        if not self._exact:
+            k_scale, v_scale = self.config.scales(layer)
+            k_buffer, v_buffer = self._narrowed(kv[0], k, k_scale), self._narrowed(kv[1], v, v_scale)
+            k = v = None  # they are attended to as they were stored
+        elif k is not None and v is not None:
             # Two dimensions, because index_copy_ is twice as fast on them as on three.
-            k_buffer.index_copy_(0, self._slots, k.flatten(1))
-            v_buffer.index_copy_(0, self._slots, v.flatten(1))
+            kv[0].index_copy_(0, self._slots, k.flatten(1))
+            kv[1].index_copy_(0, self._slots, v.flatten(1))
         num_rows, num_decodes = q.shape[0], plan.num_decodes
         if num_decodes == num_rows:
             return decode_rows(q, k_buffer, v_buffer, plan, spec, num_kv_heads, sinks)
@@ -117,6 +127,13 @@ class TorchNativeAttention(AttentionBackend):
             out[plan.num_tokens :] = 0  # padding rows: defined, and never read
         return out
 
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        assert self._slots is not None, "plan() comes before token_rows()"
+        if not self._exact:
+            return None
+        heads = (self.config.num_kv_heads, -1)
+        return kv[0].unflatten(1, heads), kv[1].unflatten(1, heads), self._slots
+
     def run_mla(
         self,
         q_nope: torch.Tensor,
@@ -131,9 +148,14 @@ class TorchNativeAttention(AttentionBackend):
         shape, scale = self._latent[layer].shape, self.config.layers[layer].scale
         plan = self._latent_plans[shape]
         rule = AttentionSpec(shape.num_heads, 1, shape.row, scale)  # of cached rows, which are keys and values in one
+        buffer: Rows
         (buffer,) = kv
         rows = torch.cat((latent, k_rope), -1)
-        buffer.index_copy_(0, self._slots, rows)
+        if self._exact:
+            kv[0].index_copy_(0, self._slots, rows)
+        else:
+            buffer = self._narrowed(kv[0], rows, self.config.scales(layer)[0])
+            rows = buffer.index_select(0, self._slots)
         num_rows, num_decodes = q_nope.shape[0], plan.decodes.num_decodes
         if num_decodes == num_rows:
             q = absorbed_queries(q_nope, q_rope, weights)
@@ -154,6 +176,14 @@ class TorchNativeAttention(AttentionBackend):
         if plan.decodes.num_tokens < num_rows:
             out[plan.decodes.num_tokens :] = 0
         return out
+
+    def _narrowed(self, buffer: torch.Tensor, rows: torch.Tensor | None, scale: float) -> NarrowRows:
+        """The cache as it is read, after this step's rows [T, ...] were stored, if they were not yet."""
+        assert self._slots is not None
+        cache = NarrowRows(buffer, scale, self.config.dtype)
+        if rows is not None:
+            cache.store(self._slots, rows.flatten(1))
+        return cache
 
 
 def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

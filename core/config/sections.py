@@ -80,6 +80,11 @@ class CacheSettings(Section):
     page_size: int | None = Field(
         None, ge=1, le=1024, description="Tokens a KV page.", json_schema_extra=_aka("block-size")
     )
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
+        "auto",
+        description="Type of cached keys and values; fp8 is fp8_e4m3. auto: what the checkpoint asks for, where an "
+        "attention plugin can, else the compute type.",
+    )
     memory_fraction: float = Field(
         0.85,
         gt=0,
@@ -144,13 +149,15 @@ class EngineSettings(Section):
     tensor_parallel_size: int = Field(
         1,
         ge=1,
-        description="Ranks that share each layer; this version runs 1.",
+        description="Ranks that share each layer, each a process with a device of its own.",
         json_schema_extra=_aka("tp-size", "tp"),
     )
     overlap: Literal["auto", "on", "off"] = Field(
         "auto", description="Schedule the next step while one runs. auto: where the device allows it."
     )
-    cpu_threads: int | None = Field(None, ge=1, description="Compute threads on the CPU. Default: all cores.")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="Compute threads on the CPU, of each rank. Default: all cores, shared by the ranks."
+    )
     deterministic: bool = Field(
         False, description="Same bits for a request alone and in any batch; slower. Refused where a plugin cannot.",
         json_schema_extra=_aka("enable-deterministic-inference", "batch-invariant"),

@@ -14,9 +14,10 @@ import numpy as np
 
 from core.config.sections import Settings
 from core.engine.engine import Engine
-from core.engine.environment import apply_environment, core_dump_variables, variables_of, with_threads
 from core.engine.grammars import Backends, GrammarLimits, GrammarPool
+from core.engine.group import RankGroup
 from core.engine.listeners import EngineListeners
+from core.engine.make_runner import make_hardware, make_runner
 from core.engine.messages import AddRequest, Hello
 from core.engine.processors import make_processors
 from core.engine.set_up import context_of, set_up
@@ -24,34 +25,28 @@ from core.engine.vocabulary import Vocabularies
 from core.engine.wire_errors import describe
 from core.frontend.tokenizer import Tokenizer
 from core.hooks import HookManager
-from core.interfaces.errors import CapacityError, ConfigError, RequestError
+from core.interfaces.errors import RequestError
 from core.interfaces.hardware import HardwareBackend, MemoryInfo
 from core.interfaces.hooks import EngineStarted, WeightsLoaded
 from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import CacheGeometry
 from core.memory.manager import MemoryManager
 from core.registry.catalog import Catalog
-from core.registry.context import plugin_context
 from core.registry.lock import LockSet
-from core.registry.resolution import Choice, Resolution
+from core.registry.resolution import Resolution
 from core.registry.resolve import resolve
 from core.runner.async_executor import ThreadExecutor
-from core.runner.config import RunnerConfig
 from core.runner.executor import Executor, InProcessExecutor
 from core.runner.processors import LogitProcessors
-from core.runner.runner import ModelRunner
 from core.scheduler.facts import ModelFacts
 from core.scheduler.request import Request
 from core.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from core.engine.start import StartEngine
-    from core.interfaces.context import PluginContext
     from core.runner.weights import LoadReport
 
 Progress = Callable[[str, float], None]
-MIN_PAGES = 2
-MIN_FULL_LENGTHS = 32
 _GIB = 1 << 30
 logger = logging.getLogger("core.engine")
 
@@ -60,7 +55,7 @@ def build_from_start(start: StartEngine, progress: Progress) -> Engine:
     """The factory of a child process: resolve again, and refuse if it comes out otherwise than in the parent."""
     settings = Settings.model_validate_json(start.settings)
     lock = msgspec.msgpack.decode(start.lock, type=LockSet) if start.lock else None
-    return build_engine(settings, resolve(settings, Catalog.scan(), lock), progress)
+    return build_engine(settings, resolve(settings, Catalog.scan(), lock), progress, own_process=True)
 
 
 def build_engine(
@@ -69,18 +64,28 @@ def build_engine(
     progress: Progress | None = None,
     hooks: HookManager | None = None,
     tokenizer: Tokenizer | None = None,
+    *,
+    own_process: bool = False,
 ) -> Engine:
-    """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError.
+    """Build and warm up. Raises CheckpointError, CapacityError, PluginLoadError or ConfigError; those of another rank
+    name it.
 
     progress: phase for people, and fraction of it done. hooks: listeners that this process has started already.
     tokenizer: the model's, where this process has it already; else it is read when the first grammar is asked for.
+    own_process: this process is the engine's alone, and may leave if its device is stuck for good.
     """
     if hooks is None:
         hooks = HookManager.start(resolution.hooks, settings, "engine")
+    group: RankGroup | None = None
     try:
-        return _build(settings, resolution, progress or _silent, hooks, tokenizer)
-    except Exception as error:
-        hooks.call("core_engine_stopping", reason=describe(error)[0])
+        hardware = make_hardware(settings, resolution)
+        group = RankGroup.start(settings, resolution, hardware, own_process=own_process)
+        return _build(settings, resolution, progress or _silent, hooks, tokenizer, hardware, group)
+    except BaseException as error:
+        if group is not None:
+            group.close()
+        if isinstance(error, Exception):
+            hooks.call("core_engine_stopping", reason=describe(error)[0])
         raise
 
 
@@ -90,6 +95,8 @@ def _build(
     progress: Progress,
     hooks: HookManager,
     tokenizer: Tokenizer | None,
+    hardware: HardwareBackend,
+    group: RankGroup,
 ) -> Engine:
     timer = _PhaseTimer(progress)
 
@@ -99,14 +106,20 @@ def _build(
         folder = model.tokenizer or resolution.checkpoint
         return tokenizer or Tokenizer.load(folder, trust_remote_code=model.trust_remote_code)
 
-    hardware, runner = _make_runner(settings, resolution, read_tokenizer)
+    runner = make_runner(
+        settings, resolution, hardware, group.communicator, broadcast=group.broadcast,
+        processors=lambda device: make_processors(resolution, read_tokenizer, device),
+    )  # fmt: skip
     timer.done("device")
-    report = runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
+    with group.loading(runner):
+        report = runner.load(lambda done, total: progress("weights", done / total if total else 1.0))
     timer.done("weights")
+    if group.size > 1:
+        group.join(runner)
+        timer.done("ranks")
     if hooks.has("core_weights_loaded"):
         hooks.call("core_weights_loaded", report=_weights_loaded(resolution, report))
-    num_pages = plan_pages(settings, resolution, hardware, runner.kv_bytes_per_page())
-    runner.allocate(num_pages)
+    num_pages = group.allocate(runner)
     timer.done("KV cache")
     if settings.engine.deterministic:
         from core.runner.invariance import check_invariance
@@ -114,12 +127,13 @@ def _build(
         check_invariance(runner, num_pages)
         timer.done("batch invariance")
     scheduler = make_scheduler(settings, resolution, num_pages)
-    runner.warm_up()
+    group.warm_up(runner)
     timer.done("warm-up")
     # Streams overlap by themselves; a device without them gets a thread.
     executor: Executor = InProcessExecutor(runner)
     if resolution.overlap and not hardware.capabilities.async_steps:
         executor = ThreadExecutor(runner)
+    executor = group.executor(executor, runner)
     memory = hardware.memory()
     hello = make_hello(settings, resolution, num_pages, timer.phases, memory)
     capacity = (num_pages - 1) * resolution.page_size
@@ -145,6 +159,7 @@ def _build(
         log_interval_s=settings.engine.log_interval_s,
         listeners=EngineListeners.of(hooks, settings.scheduler.max_running_requests),
         grammars=make_grammars(settings, resolution, read_tokenizer),
+        ranks=group.ranks,
     )
     if hooks.has("core_engine_started"):
         started = EngineStarted(
@@ -200,28 +215,6 @@ def to_request(
         timeout_s=message.timeout_s,
         pooling=message.pooling,
     )
-
-
-def plan_pages(settings: Settings, resolution: Resolution, hardware: HardwareBackend, page_bytes: int) -> int:
-    """Pages of each cache group, the null page included. Raises CapacityError with the numbers if fewer than two
-    can be had. Unless asked for by number, not more than would ever be of use: every slot at full length, and room
-    for cached prefixes where slots are few."""
-    cache, page_size = settings.cache, resolution.page_size
-    budget = hardware.kv_budget_bytes(cache.memory_fraction, cache.kv_cache_bytes)
-    pages = budget // max(page_bytes, 1) - 1  # without the null page
-    if cache.max_total_tokens is not None:
-        pages = min(pages, cache.max_total_tokens // page_size)
-    if cache.kv_cache_bytes is None and cache.max_total_tokens is None:
-        longest = -(-resolution.context_length // page_size) + 1  # overlap may run a token past the end
-        pages = min(pages, longest * max(settings.scheduler.max_running_requests, MIN_FULL_LENGTHS))
-    if pages < MIN_PAGES:
-        limit = f"max_total_tokens is {cache.max_total_tokens}" if cache.max_total_tokens is not None else ""
-        raise CapacityError(
-            f"the KV cache would hold {max(pages, 0)} pages of {page_size} tokens, at least {MIN_PAGES} are needed: "
-            f"a page takes {page_bytes} bytes and the budget is {budget} bytes{'; ' + limit if limit else ''}",
-            hint="raise --kv-cache-bytes, --memory-fraction or --max-total-tokens, or use a smaller --page-size",
-        )
-    return pages + 1
 
 
 def make_grammars(settings: Settings, resolution: Resolution, tokenizer: Callable[[], Tokenizer]) -> GrammarPool | None:
@@ -296,71 +289,6 @@ def make_hello(
         device_total_bytes=memory.total_bytes,
         device_free_bytes=memory.free_bytes,
     )
-
-
-def _make_runner(
-    settings: Settings, resolution: Resolution, tokenizer: Callable[[], Tokenizer]
-) -> tuple[HardwareBackend, ModelRunner]:
-    import torch
-
-    from core.distributed.single import SingleProcess
-    from core.ops.fixed_rows import fixed_rows
-    from core.ops.table import build_ops
-
-    if resolution.tensor_parallel_size != 1:
-        raise ConfigError(
-            f"tensor_parallel_size is {resolution.tensor_parallel_size}; this version runs one rank",
-            field="engine.tensor_parallel_size",
-            value=resolution.tensor_parallel_size,
-            hint="use --tensor-parallel-size 1",
-        )
-    hardware = _make_hardware(settings, resolution)
-    device = set_up(resolution.hardware, hardware.initialize, 0)
-
-    def made(choice: Choice) -> PluginContext:
-        return context_of(resolution, choice, device)
-
-    tables = [set_up(choice, choice.target, made(choice)).ops() for choice in resolution.ops]
-    quant, moe = resolution.quant, resolution.moe
-    ops = build_ops(hardware.ops(), *tables)
-    if settings.engine.deterministic:
-        ops = fixed_rows(ops)
-    config = RunnerConfig(
-        spec=resolution.spec,
-        arch=resolution.arch,
-        quant=set_up(quant, quant.target, resolution.quant_config, made(quant)),
-        moe=set_up(moe, moe.target, made(moe)),
-        ops=ops,
-        attention=tuple(choice.target for choice in resolution.attention),
-        attention_contexts=tuple(made(choice) for choice in resolution.attention),
-        tp=SingleProcess(),
-        dtype=getattr(torch, resolution.dtype),
-        page_size=resolution.page_size,
-        max_running=settings.scheduler.max_running_requests,
-        chunk_tokens=resolution.chunk_tokens,
-        context_length=resolution.context_length,
-        checkpoint=resolution.checkpoint,
-        load_format="dummy" if settings.model.load_format == "dummy" else "safetensors",
-        load_threads=settings.model.load_threads,
-        seed=settings.engine.random_seed or 0,
-        facts=resolution.facts,
-        processors=make_processors(resolution, tokenizer, device),
-    )
-    return hardware, ModelRunner(config, hardware)
-
-
-def _make_hardware(settings: Settings, resolution: Resolution) -> HardwareBackend:
-    choice, takes_threads = resolution.hardware, resolution.hardware.target.capabilities.threads
-    assert choice.record is not None
-    threads = settings.engine.cpu_threads
-    if threads is not None and not takes_threads:
-        logger.warning("cpu_threads=%d has no effect: %s does not compute on the host's threads", threads, choice.name)
-    plugins = with_threads(resolution.plugin_settings, choice.name, threads if takes_threads else None)
-    hardware: HardwareBackend = set_up(choice, choice.target, plugin_context(choice.record, plugins))
-    # A process of our own has them long since; here they are for whoever embeds the engine.
-    dumps = core_dump_variables(hardware, settings.engine.device_core_dumps)
-    apply_environment({**variables_of(hardware), **dumps}, choice.name)
-    return hardware
 
 
 class _PhaseTimer:

@@ -63,6 +63,7 @@ class EngineControl:
     def _set_log_level(self, level: str) -> dict[str, Any]:
         for name in LOGGERS:
             logging.getLogger(name).setLevel(level.upper())
+        self._engine.set_log_level(level)
         return {}
 
     def _start_profile(self, **options: Any) -> dict[str, Any]:

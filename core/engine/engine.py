@@ -21,9 +21,9 @@ from core.engine.grammars import GrammarPool
 from core.engine.listeners import EngineListeners
 from core.engine.messages import AddRequest, ErrorInfo, Hello, StepOutputs
 from core.engine.outputs import OutputBuilder, abort_outputs, error_outputs
-from core.engine.protocols import ExecutorLike, SchedulerLike, StepEventsLike, StepHandle
+from core.engine.protocols import ExecutorLike, RanksLike, SchedulerLike, StepEventsLike, StepHandle
 from core.engine.wire_errors import describe
-from core.interfaces.errors import EngineError
+from core.interfaces.errors import EngineDead, EngineError
 from core.interfaces.step import StepPlan, StepResult, TokenMasks
 from core.metrics.step_record import StepLog, StepRecord
 
@@ -70,6 +70,7 @@ class Engine:
     max_slots: size of the scheduler's request table.
     listeners: hooks about requests and steps; None where nobody listens.
     grammars: compiles what texts must fit; None where there is no grammar backend.
+    ranks: the other ranks; None where this one runs the model alone.
 
     paused: while True nothing is launched. Steps in flight complete, requests are taken into the queue and can be
     cancelled; those that run keep what they hold.
@@ -89,6 +90,7 @@ class Engine:
         logger: logging.Logger | None = None,
         listeners: EngineListeners | None = None,
         grammars: GrammarPool | None = None,
+        ranks: RanksLike | None = None,
     ) -> None:
         self.hello = hello
         self.paused = False
@@ -106,6 +108,7 @@ class Engine:
         self._arrival_s: dict[int, float] = {}
         self._outputs = OutputBuilder()
         self._constraints = Constraints(grammars, max_slots, hello.vocab_size)
+        self._ranks = ranks
         self._live: set[int] = set()
         self._failing_steps = 0
         self._last_end_s: float | None = None
@@ -144,6 +147,11 @@ class Engine:
             self._constraints.wait(timeout_s)
 
     @property
+    def executor(self) -> ExecutorLike:
+        """What runs the steps, for measurements."""
+        return self._executor
+
+    @property
     def steps(self) -> int:
         """Finished steps."""
         return self._log.totals.steps
@@ -152,6 +160,19 @@ class Engine:
         """Metric values now."""
         self._gauges(self._log.last, deltas=False)
         return self._log.values(self._clock()) | self._constraints.stats()
+
+    def check(self) -> None:
+        """Raises EngineFailed if a rank is gone, which steps in flight show by themselves."""
+        if self._ranks is not None:
+            try:
+                self._ranks.check()
+            except EngineDead as error:
+                raise EngineFailed(error.message, hint=error.hint) from error
+
+    def set_log_level(self, level: str) -> None:
+        """Of other processes of this engine."""
+        if self._ranks is not None:
+            self._ranks.set_log_level(level)
 
     def tell_steps(self, *, at_once: bool = False) -> None:
         """Tell hooks of complete steps if it is time, or `at_once`; for callers that have no more work for now."""
@@ -332,7 +353,10 @@ class Engine:
                 self._logger.error("request %d ends: %s", request_id, why)
 
     def _take_down(self, flight: _InFlight, error: Exception) -> StepResult:
-        """A step raised: end its requests with the error, and make the result that frees what they hold."""
+        """A step raised: end its requests with the error, and make the result that frees what they hold. EngineDead,
+        the executor's word that no later step can succeed, ends the engine."""
+        if isinstance(error, EngineDead):
+            raise EngineFailed(error.message, hint=error.hint) from error
         self._failing_steps += 1
         self._logger.error("step %d failed (%d in a row)", flight.plan.step, self._failing_steps, exc_info=error)
         if self._failing_steps >= MAX_FAILING_STEPS:
@@ -378,6 +402,10 @@ class Engine:
             finished=int(np.count_nonzero(events.finish)),
             failed=failed,
             schedule_s=flight.schedule_s + complete_s,
+            build_s=result.times.build_s,
+            launch_s=result.times.launch_s,
+            wait_s=result.times.wait_s,
+            output_s=result.times.output_s,
             device_s=result.device_time_s,
             step_s=now_s - (now_s if self._last_end_s is None else self._last_end_s),
         )

@@ -76,3 +76,13 @@ class ExecutorLike(Protocol):
 
     def close(self) -> None:
         """Give back threads, processes and device memory."""
+
+
+class RanksLike(Protocol):
+    """The other ranks of an engine, where there are some."""
+
+    def check(self) -> None:
+        """Raises EngineDead if one is gone."""
+
+    def set_log_level(self, level: str) -> None:
+        """Of their logs."""

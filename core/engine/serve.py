@@ -90,6 +90,7 @@ def serve(
                 control.turned()
             if clock() >= next_beat_s:
                 next_beat_s = clock() + HEARTBEAT_S
+                engine.check()
                 channel.send(Heartbeat(engine.steps, engine.has_work and not _stands(engine)))
                 channel.send(Stats({**engine.stats(), **values()}))
                 engine.tell_steps()

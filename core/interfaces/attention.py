@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from core.interfaces.context import PluginContext
@@ -15,12 +16,21 @@ if TYPE_CHECKING:
     from core.interfaces.batch import BatchLayout
 
 
+# Types of a cache by the names that operators and capabilities use -> torch's names.
+KV_DTYPES: Mapping[str, str] = {
+    "bfloat16": "bfloat16",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionCapabilities:
     """What a backend can do, as data: selection reads it, the contract suite tests just what it claims.
 
     page_sizes: accepted sizes, or None for any. head_dims: accepted, or None for any.
     hardware: names of hardware plugins it runs on, or None for any.
+    kv_dtypes: what the cache may keep; "auto" is the compute type, others are names in `KV_DTYPES`.
     graph: keeps what `plan` asks of captured layouts, so that a step may be recorded once and replayed.
     slot_dtype: integer type of the layout's slot_mapping, "int64" or "int32"; core builds what is asked for.
     """
@@ -44,6 +54,7 @@ class AttentionConfig:
     """What a backend instance is built for: one cache group on one rank.
 
     num_heads, num_kv_heads: of this rank. layers: AttentionSpec of each layer in the group, by layer index.
+    kv_dtype: type of the cache, one that `capabilities.kv_dtypes` names; None: `dtype`. kv_scales: see `scales`.
     """
 
     group: CacheGroupSpec
@@ -57,6 +68,21 @@ class AttentionConfig:
     max_seqs: int
     max_tokens: int
     context_length: int
+    kv_dtype: torch.dtype | None = None
+    kv_scales: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Type of the cache's elements."""
+        return self.kv_dtype or self.dtype
+
+    def scales(self, layer: int) -> tuple[float, float]:
+        """Of a layer's keys and values; other than 1.0 only in a cache of eight bits. What is written is x / scale,
+        within the type's range, and what is attended to, by this step's own tokens too, is the cached number times
+        scale. Of latents the first one is for all of the row."""
+        if self.cache_dtype.itemsize > 1:
+            return 1.0, 1.0
+        return self.kv_scales.get(layer, (1.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +95,11 @@ class MlaWeights:
 
     key: torch.Tensor
     value: torch.Tensor
+
+
+# (keys [S, num_kv_heads, head_dim], values [S, num_kv_heads, v_head_dim], slots [T]): token t of the step belongs into
+# row slots[t] of both. Any strides between rows; the heads of a row lie beside one another.
+TokenRows = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 
 class AttentionBackend(ABC):
@@ -86,6 +117,12 @@ class AttentionBackend(ABC):
         self.ctx = ctx
 
     @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this machine cannot run it whatever the model (a library or a kind of device that it lacks), with the
+        way out, or None. Asked when backends are chosen, in every process that chooses: quick, allocates nothing."""
+        return None
+
+    @classmethod
     def rejects(cls, config: AttentionConfig) -> str | None:
         """Why this backend cannot serve `config` beyond what `capabilities` says, or None."""
         return None
@@ -100,6 +137,13 @@ class AttentionBackend(ABC):
     def allocate(self) -> dict[int, tuple[torch.Tensor, ...]]:
         """The KV buffers of every layer in the group, by layer index, in this backend's own layout.
         Must take `num_pages * page_size` tokens a layer and no more bytes than `page_bytes` says for each page."""
+
+    def variant(self, layout: BatchLayout) -> int:
+        """Which recorded form of a step of decodes this captured layout needs, decided on the host; 0 for padding rows
+        alone. Core asks before each `plan` of such a layout, puts the answer into `layout.variant`, and records a step
+        for each number of rows and variant: 0 at the start, others when a step first asks for them. `plan` and `run`
+        follow `layout.variant`. For what changes launches and is rarely needed: every variant is a recording."""
+        return 0
 
     @abstractmethod
     def plan(self, layout: BatchLayout) -> None:
@@ -132,6 +176,12 @@ class AttentionBackend(ABC):
         the layer's window. T may exceed the layout's num_tokens: those rows are padding, may hold anything, and what
         comes back for them is finite.
         """
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        """Where a fused operation may write this step's keys and values of one layer, whose buffers are `kv`, before
+        `run` gets None for both; or None if `run` has to have them: they are scaled, laid out otherwise, or stored
+        on the way. Called after `plan`, for each layer."""
+        return None
 
     def run_mla(
         self,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import ModelSpec
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from core.interfaces.model import CausalLM
 
 Forward = Callable[["ForwardBatch"], "torch.Tensor"]
+
+
+class Between(Protocol):
+    """What a step that is recorded in pieces calls between two of them, see `StepGraphs.capture_pieces`."""
+
+    def __call__(self, call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +88,43 @@ class StepGraphs(ABC):
     the attention backends plan before each replay, outside of the recording. A step of another shape, or larger than
     the largest size, runs through `HardwareBackend.forward_runner`.
 
-    sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs.
+    Steps with prefills can be recorded too, for some numbers of tokens: in pieces, between which attention runs as it
+    does elsewhere, since its launches depend on the lengths of the sequences. What is saved is the host's time for all
+    the rest.
+
+    sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs. token_sizes: numbers of tokens, ascending; empty:
+    steps with prefills are launched. on_demand: a size is recorded when a step first needs it, and not at the start.
     """
 
     sizes: tuple[int, ...] = ()
+    token_sizes: tuple[int, ...] = ()
+    on_demand: bool = False
 
     @abstractmethod
-    def capture(self, size: int, run: Callable[[], torch.Tensor]) -> None:
-        """Record `run`, which computes hidden states [size, hidden_size] of a step and does device work only. Called
-        once for each size, largest first (so that all may share the largest one's memory), when everything that
-        happens only once has happened. Its input buffers hold a step of padding rows, which writes to the null page
-        and can be run any number of times. Where the model is called again later, only `replay` runs it."""
+    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]], variants: tuple[int, ...] = ()) -> None:
+        """Record `run`, which computes a step of `size` rows, from its inputs to the tokens, and does device work
+        only. variants: which forms of attention are in it (`AttentionBackend.variant`), one for each cache group.
+        Called once for each size and combination of variants, at the start with the largest size first (so that all may
+        share the largest one's memory), when everything that happens only once has happened. `run` can be run any
+        number of times: what it changes it changes in the same way again, or core puts it back. Where the model is
+        called again later, only `replay` runs it."""
 
     @abstractmethod
-    def replay(self, size: int) -> torch.Tensor:
-        """Queue the recorded step on the current stream; returns the recorded output [size, hidden_size], valid until
-        the next replay of any size."""
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
+        """Queue the recorded step on the current stream; returns what `run` returned, in the same order and shapes,
+        valid until the next replay of any size."""
+
+    def capture_pieces(self, size: int, run: Callable[[Between], torch.Tensor]) -> None:
+        """Record `run`, which computes hidden states [size, hidden_size] of a step of `size` tokens. Where it calls
+        `between(call, result, *tensors)`, the piece that is being recorded ends and another begins: at every replay,
+        and only then, `call(result, *tensors)` is called there to fill `result`, with tensors of the same memory as
+        those given, which nobody else keeps. Where `run` is not recorded but run, `result` is filled with zeros.
+        Only for `token_sizes`."""
+        raise AssertionError(f"{type(self).__name__} names token_sizes and lacks capture_pieces")
+
+    def replay_pieces(self, size: int) -> torch.Tensor:
+        """Queue the recorded pieces and what is called between them; returns what `run` returned."""
+        raise AssertionError(f"{type(self).__name__} names token_sizes and lacks replay_pieces")
 
 
 class HardwareBackend(ABC):
@@ -126,6 +153,12 @@ class HardwareBackend(ABC):
     def kv_budget_bytes(self, fraction: float, requested_bytes: int | None) -> int:
         """Bytes for the KV cache after the weights are loaded. `fraction` of the device's memory is for weights
         and KV together; `requested_bytes` overrides it. Raises CapacityError when it does not fit."""
+
+    def measure_step(self, run: Callable[[], None]) -> None:
+        """Called once, between the weights and `kv_budget_bytes`: `run` runs the largest step there can be, over a KV
+        cache of two pages, and waits for it. A device that has to know how much memory a step takes runs it and takes
+        that off the budget; `forward_runner` is then called for this step too. Here nothing is run."""
+        return None
 
     def rejects(self, facts: EngineFacts) -> str | None:
         """Why this device cannot run an engine of these facts, or None; the text should say the way out. Core itself
@@ -198,6 +231,10 @@ class HardwareBackend(ABC):
         """Queue the copy of a staging buffer to `device`, on the current stream; returns it there."""
         return staged.to(device, non_blocking=self.pinned())
 
+    def to_buffer(self, staged: torch.Tensor, target: torch.Tensor) -> None:
+        """`to_device` into memory that is there already: target [num_bytes] of uint8."""
+        target.copy_(staged, non_blocking=self.pinned())
+
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Queue the copy of a result to the host; it is read after an event recorded later on the same stream."""
         import torch
@@ -216,3 +253,12 @@ class HardwareBackend(ABC):
     def wait_event(self, event: Any) -> None:
         """Block the host until the marked work is done."""
         return None
+
+    def elapsed_s(self, first: Any, second: Any) -> float | None:
+        """Seconds of device time between two events of `record_event` that have been waited for; None where they are
+        not timed. Steps are timed so if `times_steps`."""
+        return None
+
+    def times_steps(self) -> bool:
+        """Whether core is to record an event before each step too, and to ask for the time between the two."""
+        return False

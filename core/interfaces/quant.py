@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, WeightError
@@ -50,6 +50,22 @@ class LinearShape:
     @property
     def out_features(self) -> int:
         return sum(part.out_features for part in self.parts)
+
+
+class FusedLinear(Protocol):
+    """A linear layer with the sum and RMS norm in front of it and the gated activation behind it, as operation
+    `fused_linear` of `core.ops.reference`, whose weight and bias are the layer's own."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        *,
+        residual: torch.Tensor | None = None,
+        norm_weight: torch.Tensor | None = None,
+        eps: float = 0.0,
+        activation: str | None = None,
+        keep_normed: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]: ...
 
 
 class LinearMethod(ABC):
@@ -98,6 +114,11 @@ class LinearMethod(ABC):
     @abstractmethod
     def apply(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x [T, in_features] -> [T, out_features], bias added."""
+
+    def fused(self, module: nn.Module, shape: LinearShape) -> FusedLinear | None:
+        """`apply` together with what stands around it, where the device can do that in less than one call each; None
+        leaves it to the layers to call the parts. Asked once, after `finish`."""
+        return None
 
     def dense(self, module: nn.Module, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The weight [out_features, in_features] that `apply` multiplies with, for layers that fold it into others.
@@ -216,6 +237,11 @@ class QuantMethod(ABC):
             field="model.quantization",
             hint="use another --quantization, or an unquantized checkpoint",
         )
+
+    def ignored(self) -> Mapping[str, str]:
+        """Tensors of the format that belong to no layer, as in `WeightRules.ignored`: regular expressions of checkpoint
+        tensor names to leave out, each with a reason people can read."""
+        return {}
 
     def kv_cache_dtype(self) -> str | None:
         """A KV-cache dtype that the checkpoint asks for, or None."""

@@ -105,6 +105,22 @@ class Logprobs:
 
 
 @dataclass(slots=True)
+class StepTimes:
+    """Where the time of a step went, in seconds, on the host unless said otherwise.
+
+    build_s: the plan becomes inputs, and attention plans them. launch_s: the model and the sampling are queued (where
+    steps are not asynchronous, computed). wait_s: blocked until the device is done. output_s: the device's output
+    becomes a result. gpu_s: between events before and after the step, on the device; 0 unless the device times steps.
+    """
+
+    build_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
+    gpu_s: float = 0.0
+
+
+@dataclass(slots=True)
 class StepResult:
     """slots [S]: the rows with `samples`, in plan order. tokens [S, W], counts [S]: accepted tokens (W = 1 but
     for speculative steps). failed [S] bool: non-finite logits; such a request ends with an error.
@@ -123,3 +139,4 @@ class StepResult:
     error: str | None = None
     extras: dict[int, RowExtras] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    times: StepTimes = field(default_factory=StepTimes)

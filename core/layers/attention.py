@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from core.interfaces.attention import TokenRows
 from core.interfaces.batch import ForwardBatch
 from core.interfaces.build import BuildContext
 from core.interfaces.spec import LayerSpec
 from core.layers.linear import QkvLinear, RowLinear
-from core.layers.module import Layer
+from core.layers.module import Layer, after_norm
 from core.layers.norm import RmsNorm
 from core.layers.rope import Rope
 from core.ops import reference
@@ -30,13 +31,17 @@ class Attention:
     def __call__(
         self,
         q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
         batch: ForwardBatch,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """q [T, H, D], k [T, KV, D], v [T, KV, Dv] -> [T, H, Dv]; writes k and v to the cache."""
+        """q [T, H, D], k [T, KV, D], v [T, KV, Dv] -> [T, H, Dv]; writes k and v to the cache. None for both where
+        they were written to the `token_rows` before."""
         return batch.attention[self.group].run(q, k, v, self.layer, batch.kv[self.layer], sinks)
+
+    def token_rows(self, batch: ForwardBatch) -> TokenRows | None:
+        return batch.attention[self.group].token_rows(batch.kv[self.layer])
 
 
 class SelfAttention(Layer):
@@ -80,6 +85,11 @@ class SelfAttention(Layer):
         self.norm_rope: Callable[..., Any] | None = None
         if fused is not reference.qk_norm_rope:
             self.norm_rope = partial(fused, interleaved=True) if rope.interleaved else fused
+        # The same with the store into the cache, for backends that leave it to others.
+        storing = ctx.ops["qk_norm_rope_store"]
+        self.norm_rope_store: Callable[..., Any] | None = None
+        if storing is not reference.qk_norm_rope_store:
+            self.norm_rope_store = partial(storing, interleaved=True) if rope.interleaved else storing
         self.qk_norm_eps = qk_norm_eps or 0.0
         self.attention = Attention(layer, spec.cache_group)
         self.head_dim = rule.head_dim
@@ -88,13 +98,31 @@ class SelfAttention(Layer):
         self.out_features = self.qkv_proj.num_heads * rule.head_dim
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        qkv = self.qkv_proj(x).view(-1, self.num_slices, self.head_dim)
+        return self._attend(self.qkv_proj(x), batch)
+
+    def after_norm(
+        self, norm: RmsNorm, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        fused = self.qkv_proj.fused
+        if fused is None:
+            return after_norm(self, norm, x, residual, batch)
+        qkv, total, _ = fused(x, residual=residual, norm_weight=norm.kernel_weight, eps=norm.eps)
+        assert total is not None
+        return self._attend(qkv, batch), total
+
+    def _attend(self, qkv: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        qkv = qkv.view(-1, self.num_slices, self.head_dim)
+        k: torch.Tensor | None
+        v: torch.Tensor | None
         if self.norm_rope is not None:
             q_weight = None if self.q_norm is None else self.q_norm.kernel_weight
             k_weight = None if self.k_norm is None else self.k_norm.kernel_weight
-            q, k, v = self.norm_rope(
-                qkv, self.heads, q_weight, k_weight, self.qk_norm_eps, self.rope.table, batch.positions
-            )
+            args = (qkv, self.heads, q_weight, k_weight, self.qk_norm_eps, self.rope.table, batch.positions)
+            rows = None if self.norm_rope_store is None else self.attention.token_rows(batch)
+            if self.norm_rope_store is not None and rows is not None:
+                q, k, v = self.norm_rope_store(*args, *rows), None, None
+            else:
+                q, k, v = self.norm_rope(*args)
         else:
             q, k, v = qkv.split(self.heads, 1)
             if self.q_norm is not None and self.k_norm is not None:

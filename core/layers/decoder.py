@@ -12,7 +12,7 @@ from core.interfaces.batch import ForwardBatch
 from core.interfaces.build import BuildContext
 from core.interfaces.spec import ModelSpec
 from core.layers.embedding import LmHead, VocabEmbedding
-from core.layers.module import Layer
+from core.layers.module import Layer, entry_after_norm
 from core.layers.norm import RmsNorm
 from core.layers.score import ScoreHead
 
@@ -21,7 +21,8 @@ class DecoderLayer(Layer):
     """x += attention(norm(x)); x += mlp(norm(x)).
 
     The two sums are carried as (x, residual), both [T, hidden_size], so that each is one fused operation with the
-    norm that follows it. norm_offset: as in RmsNorm.
+    norm that follows it, and with the product behind that where the device has it (`after_norm`). norm_offset: as in
+    RmsNorm.
     """
 
     def __init__(
@@ -41,17 +42,14 @@ class DecoderLayer(Layer):
         self.self_attn = self_attn
         self.post_attention_layernorm = norm(f"{path}.post_attention_layernorm", hidden_size, norm_eps, ctx)
         self.mlp = mlp
+        self._attend = entry_after_norm(self_attn)
+        self._feed = entry_after_norm(mlp)
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, batch)
-        x, residual = self.post_attention_layernorm.add(x, residual)
-        return self.mlp(x), residual
+        x, residual = self._attend(self.input_layernorm, x, residual, batch)
+        return self._feed(self.post_attention_layernorm, x, residual)
 
 
 class SandwichDecoderLayer(DecoderLayer):
@@ -76,13 +74,10 @@ class SandwichDecoderLayer(DecoderLayer):
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm.add(x, residual)
-        x = self.post_self_attn_layernorm(self.self_attn(x, batch))
-        x, residual = self.post_attention_layernorm.add(x, residual)
-        return self.post_mlp_layernorm(self.mlp(x)), residual
+        x, residual = self._attend(self.input_layernorm, x, residual, batch)
+        x = self.post_self_attn_layernorm(x)
+        x, residual = self._feed(self.post_attention_layernorm, x, residual)
+        return self.post_mlp_layernorm(x), residual
 
 
 class CausalDecoder(Layer):

@@ -6,7 +6,7 @@ import torch
 
 from core.interfaces.build import BuildContext, Communicator
 from core.interfaces.errors import ConfigError, WeightError
-from core.interfaces.quant import LinearMethod, LinearPart, LinearShape
+from core.interfaces.quant import FusedLinear, LinearMethod, LinearPart, LinearShape
 from core.layers.module import NO_EXPERT, Slot, WeightModule
 
 
@@ -41,7 +41,10 @@ class LinearBase(WeightModule):
     """y = x Wᵀ + b over the rows of this rank. x [T, in_features] -> [T, out_features].
 
     Storage and arithmetic belong to the `LinearMethod`; `ops` is where a method finds the operations of the device.
+    `fused`: the same with a norm before and an activation behind it in one, or None (see `LinearMethod.fused`).
     """
+
+    fused: FusedLinear | None = None
 
     def __init__(self, shape: LinearShape, ctx: BuildContext, method: LinearMethod | None = None) -> None:
         super().__init__()
@@ -65,6 +68,7 @@ class LinearBase(WeightModule):
 
     def finish(self) -> None:
         self.method.finish(self, self.shape)
+        self.__dict__["fused"] = self.method.fused(self, self.shape)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.apply(self, x)

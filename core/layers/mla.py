@@ -9,7 +9,7 @@ from core.interfaces.batch import ForwardBatch
 from core.interfaces.build import BuildContext
 from core.interfaces.spec import LayerSpec
 from core.layers.linear import MergedLinear, ReplicatedLinear, RowLinear, shard
-from core.layers.module import Layer
+from core.layers.module import Layer, after_norm
 from core.layers.norm import RmsNorm
 from core.layers.rope import Rope
 
@@ -96,11 +96,29 @@ class MlaAttention(Layer):
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         if self.q_rank:
-            narrow, kv = self.qkv_a_proj(x).split((self.q_rank, self.latent_dim + self.rope_dim), -1)
-            q = self.q_b_proj(self.q_a_layernorm(narrow))
-        else:
-            q, kv = self.q_proj(x), self.kv_a_proj(x)
-        q_nope, q_rope = q.view(x.shape[0], -1, self.head_dim).split((self.nope_dim, self.rope_dim), -1)
+            return self._attend(*self._narrow(self.qkv_a_proj(x)), batch)
+        return self._attend(self.q_proj(x), self.kv_a_proj(x), batch)
+
+    def after_norm(
+        self, norm: RmsNorm, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        fused = self.qkv_a_proj.fused if self.q_rank else None
+        if fused is None:
+            return after_norm(self, norm, x, residual, batch)
+        both, total, _ = fused(x, residual=residual, norm_weight=norm.kernel_weight, eps=norm.eps)
+        assert total is not None
+        return self._attend(*self._narrow(both), batch), total
+
+    def _narrow(self, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries, and latent with key, out of the joint projection."""
+        narrow, kv = both.split((self.q_rank, self.latent_dim + self.rope_dim), -1)
+        norm, fused = self.q_a_layernorm, self.q_b_proj.fused
+        if fused is None:
+            return self.q_b_proj(norm(narrow)), kv
+        return fused(narrow, norm_weight=norm.kernel_weight, eps=norm.eps)[0], kv
+
+    def _attend(self, q: torch.Tensor, kv: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        q_nope, q_rope = q.view(q.shape[0], -1, self.head_dim).split((self.nope_dim, self.rope_dim), -1)
         latent, k_rope = kv.split((self.latent_dim, self.rope_dim), -1)
         latent = self.kv_a_layernorm(latent)
         q_rope, k_rope = self.rope(q_rope, k_rope.unsqueeze(1), batch.positions)

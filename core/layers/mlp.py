@@ -9,7 +9,8 @@ import torch
 from core.interfaces.build import BuildContext
 from core.layers.config import ACTIVATIONS
 from core.layers.linear import MergedLinear, RowLinear
-from core.layers.module import Layer
+from core.layers.module import Layer, after_norm
+from core.layers.norm import RmsNorm
 
 
 class GatedMlp(Layer):
@@ -34,6 +35,7 @@ class GatedMlp(Layer):
         name, approximate = ACTIVATIONS[activation]
         op = ctx.ops[name]
         self.act = op if approximate is None else partial(op, approximate=approximate)
+        self.activation = {None: "silu", "none": "gelu", "tanh": "gelu_tanh"}[approximate]  # in `fused_linear`
         parts = {"gate": intermediate_size, "up": intermediate_size}
         self.gate_up_proj = ctx.layer(MergedLinear)(
             f"{path}.gate_up_proj", hidden_size, parts, ctx, bias=bias, stacked=stacked
@@ -43,4 +45,19 @@ class GatedMlp(Layer):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act(self.gate_up_proj(x)))
+        fused = self.gate_up_proj.fused
+        if fused is None:
+            return self.down_proj(self.act(self.gate_up_proj(x)))
+        return self.down_proj(fused(x, activation=self.activation)[0])
+
+    def after_norm(
+        self, norm: RmsNorm, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        fused = self.gate_up_proj.fused
+        if fused is None:
+            return after_norm(self, norm, x, residual)
+        y, total, _ = fused(
+            x, residual=residual, norm_weight=norm.kernel_weight, eps=norm.eps, activation=self.activation
+        )
+        assert total is not None
+        return self.down_proj(y), total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +32,32 @@ class Layer(nn.Module):
         super().__setattr__(name, value)
         if isinstance(value, nn.Module):
             self.__dict__[name] = value
+
+
+def after_norm(
+    module: nn.Module, norm: Any, x: torch.Tensor, residual: torch.Tensor | None, *args: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The module of the normed sum x + residual, and that sum; without a residual x is the sum. norm: an RmsNorm.
+
+    A layer that begins with a product has a method of this name, which takes the norm into the product where the device
+    can do that.
+    """
+    if residual is None:
+        return module(norm(x), *args), x
+    x, residual = norm.add(x, residual)
+    return module(x, *args), residual
+
+
+def entry_after_norm(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The module's own `after_norm`, or the function, where it has none or is of a subclass that has a `forward` of its
+    own, which must not be passed by."""
+    for cls in type(module).__mro__:
+        if "after_norm" in vars(cls):
+            own: Callable[..., tuple[torch.Tensor, torch.Tensor]] = getattr(module, "after_norm")  # noqa: B009
+            return own
+        if "forward" in vars(cls):
+            break
+    return partial(after_norm, module)
 
 
 class WeightModule(Layer):

@@ -14,7 +14,8 @@ from core.interfaces.quant import ExpertsMethod, ExpertsShape
 from core.layers.config import ACTIVATIONS
 from core.layers.linear import shard
 from core.layers.mlp import GatedMlp
-from core.layers.module import NO_EXPERT, Layer, Slot, WeightModule
+from core.layers.module import NO_EXPERT, Layer, Slot, WeightModule, after_norm
+from core.layers.norm import RmsNorm
 from core.layers.router import make_router
 from core.layers.router_config import RouterSpec
 from core.ops import reference
@@ -186,7 +187,21 @@ class MoeLayer(Layer):
         self.all_reduce = ctx.tp.all_reduce if ctx.tp.size > 1 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights, ids = self.route(self.gate(x))
+        return self._compute(x, self.gate(x))
+
+    def after_norm(
+        self, norm: RmsNorm, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        fused = getattr(self.gate, "fused", None)
+        if fused is None:
+            return after_norm(self, norm, x, residual)
+        logits, total, normed = fused(
+            x, residual=residual, norm_weight=norm.kernel_weight, eps=norm.eps, keep_normed=True
+        )
+        return self._compute(normed, logits), total
+
+    def _compute(self, x: torch.Tensor, router_logits: torch.Tensor) -> torch.Tensor:
+        weights, ids = self.route(router_logits)
         y = self.experts(x, ids, weights)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)

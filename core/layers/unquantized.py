@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +15,14 @@ from core.interfaces.quant import (
     ExpertSlot,
     ExpertsMethod,
     ExpertsShape,
+    FusedLinear,
     LinearMethod,
     LinearPart,
     LinearShape,
     QuantMethod,
 )
 from core.layers.module import NO_EXPERT, check_tensor, empty_parameter
+from core.ops import reference
 
 STACKED = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
@@ -64,6 +67,12 @@ class UnquantizedLinear(LinearMethod):
 
     def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         return module.kernel(x, module.kernel_weight, module.kernel_bias)
+
+    def fused(self, module: Any, shape: LinearShape) -> FusedLinear | None:
+        op = module.ops["fused_linear"]
+        if op is reference.fused_linear:
+            return None
+        return partial(op, weight=module.kernel_weight, bias=module.kernel_bias)
 
     def dense(self, module: Any, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         if module.weight is None:  # packed, so only its products are known

@@ -15,6 +15,10 @@ ENGINE_COUNTERS = {
     "preemptions": "Requests put back into the queue for lack of memory.",
     "step_seconds": "Seconds spent in steps.",
     "schedule_seconds": "Seconds spent in the scheduler.",
+    "build_seconds": "Seconds spent on turning plans into inputs of the model.",
+    "launch_seconds": "Seconds spent on queueing steps; where steps are not asynchronous, on computing them.",
+    "wait_seconds": "Seconds blocked until the device was done.",
+    "output_seconds": "Seconds spent on turning the device's output into results.",
     "device_seconds": "Seconds that steps took on the device.",
 }
 ENGINE_GAUGES = {

@@ -13,8 +13,9 @@ class StepRecord:
     requests after it. cached_tokens: prompt tokens that the prefix cache saved, of requests admitted with it.
     free_pages, cached_pages, total_pages: KV pages after it (cached ones can be evicted). preemptions: since the
     record before. Counts of requests and pages, preemptions and cached_tokens are taken every 50 ms of steps, not
-    at each. schedule_s: spent in the scheduler. device_s: as the executor measured it. step_s: host time from the
-    end of the previous step, or from the start of this one after a pause.
+    at each. schedule_s: spent in the scheduler. device_s: as the executor measured it. build_s, launch_s, wait_s,
+    output_s: as `core.interfaces.step.StepTimes`. step_s: host time from the end of the previous step, or from the
+    start of this one after a pause.
     """
 
     prefill_tokens: int = 0
@@ -30,6 +31,10 @@ class StepRecord:
     finished: int = 0
     failed: bool = False
     schedule_s: float = 0.0
+    build_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
     device_s: float = 0.0
     step_s: float = 0.0
 
@@ -59,6 +64,10 @@ class Totals:
     preemptions: int = 0
     finished: int = 0
     schedule_s: float = 0.0
+    build_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
     device_s: float = 0.0
     step_s: float = 0.0
 
@@ -72,6 +81,10 @@ class Totals:
         self.preemptions += record.preemptions
         self.finished += record.finished
         self.schedule_s += record.schedule_s
+        self.build_s += record.build_s
+        self.launch_s += record.launch_s
+        self.wait_s += record.wait_s
+        self.output_s += record.output_s
         self.device_s += record.device_s
         self.step_s += record.step_s
 
@@ -142,6 +155,10 @@ class StepLog:
             "preemptions": totals.preemptions,
             "step_seconds": totals.step_s,
             "schedule_seconds": totals.schedule_s,
+            "build_seconds": totals.build_s,
+            "launch_seconds": totals.launch_s,
+            "wait_seconds": totals.wait_s,
+            "output_seconds": totals.output_s,
             "device_seconds": totals.device_s,
             "running_requests": last.running,
             "waiting_requests": last.waiting,

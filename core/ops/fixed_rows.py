@@ -38,8 +38,11 @@ _BY_REQUEST: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "gumbel_argmax": ("scaled", "spread", "keys"),
         "sampling_threshold": ("scaled", "top_k", "top_p", "min_p"),
         "token_logprobs": ("logits", "tokens"),
+        "best_token": ("logits",),
     }
 )
+# What layers call instead of several others, where a device has it.
+_WHOLE = ("fused_linear", "qk_norm_rope_store")
 
 
 def fixed_rows(ops: Mapping[str, Callable[..., Any]], tile: int = TILE_ROWS) -> Mapping[str, Callable[..., Any]]:
@@ -47,6 +50,8 @@ def fixed_rows(ops: Mapping[str, Callable[..., Any]], tile: int = TILE_ROWS) -> 
     from core.ops.reference import REFERENCES
 
     table = dict(ops)
+    # Layers then call the parts, each with its fixed shape.
+    table |= {name: REFERENCES[name] for name in _WHOLE}
     for names, rows in ((_BY_TOKEN, tile), (_BY_REQUEST, 1)):
         for name, arguments in names.items():
             table[name] = _tiled(ops[name], inspect.signature(REFERENCES[name]), arguments, rows)

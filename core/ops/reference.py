@@ -1,11 +1,11 @@
 """Plain-PyTorch references of every named operation, for any device.
 
 What lives here: one pure function a name, with few torch calls each (at batch 1 the calls are the cost); those of the
-sampler come from `core.ops.sampling`.
+sampler come from `core.ops.sampling`, those of 8-bit activations from `core.ops.quantize`.
 What does not: anything device-specific; a hardware or kernel package replaces entries through `core.ops.table`.
 
 Every function takes float32, bfloat16 or float16, returns the dtype of its input unless said otherwise, accepts
-zero rows, and changes no argument (but `store_kv` writes the caches, and `qk_norm_rope` may use up its input).
+zero rows, and changes no argument (but what stores writes the caches, and `qk_norm_rope` may use up its input).
 Wrong shapes raise torch's errors: these are called by layers, not by users.
 """
 
@@ -18,10 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from core.ops.sampling import gumbel_argmax, mask_tokens, penalize, sampling_threshold, token_logprobs
+from core.ops.quantize import quantize_fp8_group, quantize_fp8_tensor, quantize_fp8_token
+from core.ops.sampling import best_token, gumbel_argmax, mask_tokens, penalize, sampling_threshold, token_logprobs
 
 # Below this many elements a joint pass over q and k saves more in calls than its copy costs (measured on a CPU).
 _ROPE_JOINT_ELEMENTS = 1 << 15
+_GELU = MappingProxyType({"gelu": "none", "gelu_tanh": "tanh"})  # activation of `fused_linear` -> approximation
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -32,6 +34,39 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def pack_linear_weight(weight: torch.Tensor) -> Any:
     """weight [N, K] -> the form that `linear` of the same table likes best. Here: the weight itself."""
     return weight
+
+
+def fused_linear(
+    x: torch.Tensor,
+    weight: Any,
+    bias: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 0.0,
+    activation: str | None = None,
+    keep_normed: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """`linear` with what stands around it in a decoder layer: sum and RMS norm before, gated activation behind.
+
+    x, residual [T, K]; norm_weight [K]. With a norm the product is of rms_norm(x + residual), or of rms_norm(x) without
+    a residual. activation: None, or "silu", "gelu" or "gelu_tanh": weight is [2I, K], gate rows first, and the result
+    act(gate) * up. Returns (y [T, N or I]; x + residual, which is x itself without a residual, None without a norm; the
+    normed rows [T, K] if keep_normed, else None). What goes from one stage to the next may be rounded or not.
+
+    The weight is what `pack_linear_weight` of the same table returned. Layers call it only where a table has its own;
+    otherwise they call the parts.
+    """
+    total = None
+    if norm_weight is not None:
+        if residual is None:
+            total, x = x, rms_norm(x, norm_weight, eps)
+        else:
+            x, total = add_rms_norm(x, residual, norm_weight, eps)
+    y = linear(x, weight, bias)
+    if activation is not None:
+        y = silu_and_mul(y) if activation == "silu" else gelu_and_mul(y, _GELU[activation])
+    return y, total, x if keep_normed else None
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -117,6 +152,26 @@ def qk_norm_rope(
     return q, k, v
 
 
+def qk_norm_rope_store(
+    qkv: torch.Tensor,
+    heads: tuple[int, int, int],
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    eps: float,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> torch.Tensor:
+    """`qk_norm_rope`, then `store_kv` of the keys and values. Returns the queries [T, H, D]; qkv may be used up."""
+    q, k, v = qk_norm_rope(qkv, heads, q_weight, k_weight, eps, cos_sin, positions, interleaved=interleaved)
+    store_kv(k, v, k_cache, v_cache, slots)
+    return q
+
+
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up [T, 2I] -> silu(gate_up[:, :I]) * gate_up[:, I:], [T, I]."""
     gate, up = gate_up.chunk(2, -1)
@@ -180,10 +235,12 @@ def route_topk(
 def store_kv(
     k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
 ) -> None:
-    """Write k [T, H, D] and v [T, H, Dv] into rows `slots` [T] int64 of k_cache [S, H, D] and v_cache [S, H, Dv].
+    """Write k [T, H, D] and v [T, H, Dv] into rows `slots` [T] of k_cache [S, H, D] and v_cache [S, H, Dv].
 
-    Slots of padding rows may repeat; which of them is kept is not defined.
+    Slots are int64 or int32, as the attention backend asked for. Those of padding rows may repeat; which of them is
+    kept is not defined.
     """
+    slots = slots.long()
     k_cache.index_copy_(0, slots, k.to(k_cache.dtype))
     v_cache.index_copy_(0, slots, v.to(v_cache.dtype))
 
@@ -199,22 +256,28 @@ REFERENCES: Mapping[str, Callable[..., Any]] = MappingProxyType(
         for op in (
             linear,
             pack_linear_weight,
+            fused_linear,
             rms_norm,
             add_rms_norm,
             qk_norm,
             rope,
             qk_norm_rope,
+            qk_norm_rope_store,
             silu_and_mul,
             gelu_and_mul,
             topk_softmax,
             route_topk,
             store_kv,
             embedding,
+            best_token,
             gumbel_argmax,
             sampling_threshold,
             penalize,
             mask_tokens,
             token_logprobs,
+            quantize_fp8_tensor,
+            quantize_fp8_token,
+            quantize_fp8_group,
         )
     }
 )

@@ -63,6 +63,16 @@ def log_exponential(spread: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return v.neg_().log1p_().neg_().log_()
 
 
+def best_token(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most likely token of each row: logits [S, V] of any float type -> (its logit [S], its id [S] int64).
+
+    The logit is NaN if the row has a NaN anywhere, so a row is usable exactly if it is finite. Of equal logits one of
+    them is taken, which one is not defined.
+    """
+    best, tokens = logits.max(dim=-1)
+    return best, tokens
+
+
 def gumbel_argmax(scaled: torch.Tensor, spread: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """One draw from the softmax of each row: arg max of scaled - log_exponential(spread, keys).
 

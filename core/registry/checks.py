@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.interfaces.errors import ConfigError, CoreError, PluginLoadError
 from core.interfaces.hardware import HardwareBackend
 from core.interfaces.quant import QuantFacts
 from core.registry.candidates import wrong_hardware
 from core.registry.context import plugin_context
-from core.registry.resolution import Choice, Resolution
+from core.registry.resolution import Choice, Decision, Resolution
 
 if TYPE_CHECKING:
     from core.config.sections import Settings
@@ -31,7 +31,13 @@ _PLUGINS = (
     ("engine.hooks", "hooks"),
     ("server.routes", "routes"),
 )
-_VALUES = (("model.dtype", "dtype"), ("engine.overlap", "overlap"), ("cache.page_size", "page_size"))
+_VALUES = (
+    ("model.dtype", "dtype"),
+    ("engine.overlap", "overlap"),
+    ("cache.page_size", "page_size"),
+    ("cache.kv_cache_dtype", "kv_cache_dtype"),
+)
+_SAME = {"fp8": "fp8_e4m3"}  # other spellings of a value
 _OPEN = (None, "auto", "", (), ("auto",))
 _NOTHING = ("none",)  # of lists; where one plugin is chosen its name is "none" too
 
@@ -94,6 +100,37 @@ def check_deterministic(resolution: Resolution) -> None:
             )
 
 
+def check_ranks(resolution: Resolution, *, deterministic: bool) -> None:
+    """Whether the model can be spread over the ranks that were asked for. Sizes that do not divide are found by the
+    layers, and how many devices there are is the device's own to say."""
+    size = resolution.tensor_parallel_size
+    if size == 1:
+        return
+    given: dict[str, Any] = {"field": "engine.tensor_parallel_size", "value": size}
+    for what, choice in (("model", resolution.model), ("quantization", resolution.quant)):
+        if choice.record is not None and choice.record.capabilities.get("tensor_parallel") is False:
+            raise ConfigError(
+                f"tensor_parallel_size is {size}, but {what} {choice.name!r} cannot be spread over ranks: "
+                f"{choice.record.title} says so",
+                **given,
+                hint="use --tensor-parallel-size 1",
+            )
+    if deterministic:
+        raise ConfigError(
+            f"tensor_parallel_size is {size}, but deterministic is set: how ranks add up their parts may depend on "
+            "the size of the batch",
+            **given,
+            hint="use --tensor-parallel-size 1, or leave --deterministic out",
+        )
+
+
+def describe_ranks(size: int, communicator: str) -> Decision:
+    """The line of `explain`."""
+    if size == 1:
+        return Decision("tensor parallel", "1 rank", "every layer is computed whole")
+    return Decision("tensor parallel", f"{size} ranks", f"asked for; a process each, they talk over {communicator}")
+
+
 def check_device(resolution: Resolution, device: HardwareBackend) -> None:
     """The device must be able to run all of it."""
     why = device.rejects(resolution.facts)
@@ -129,6 +166,7 @@ def check_requested(settings: Settings, resolution: Resolution, *, explicit_cach
         asked = _setting(settings, dotted)
         effective = getattr(resolution, attribute)
         effective = ("on" if effective else "off") if isinstance(effective, bool) else effective
+        asked = _SAME.get(asked, asked) if isinstance(asked, str) else asked
         if asked not in _OPEN and asked != effective:
             raise _differs(dotted, asked, effective)
 

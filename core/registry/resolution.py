@@ -67,6 +67,7 @@ class Resolution:
     tool_parser, reasoning_parser, grammar: target None when off. logit_processors: that requests may name. hooks:
     listeners in the order they are called. routes: extra routes; target None in a process that serves none. pooling:
     what is given beside text. spec: as the model is built.
+    kv_cache_dtype: as `KV_DTYPES` names it, or the compute type.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
@@ -103,6 +104,7 @@ class Resolution:
     plugin_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensor_parallel_size: int = 1
     max_running: int = 256
+    kv_cache_dtype: str = "auto"
     warnings: tuple[str, ...] = ()
 
     def with_plugin_data(
@@ -188,6 +190,7 @@ class Resolution:
             "architecture": self.spec.architecture,
             "device": self.hardware.name,
             "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_cache_dtype,
             "quantization": self.quant.name,
             "attention_backend": self._attention_text(),
             "prefix_cache": self.prefix_cache.name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core.interfaces.errors import CheckpointError, ConfigError, CoreError
@@ -24,7 +25,15 @@ from core.registry.checkpoint import (
     read_hf_config,
     stated_checkpoint,
 )
-from core.registry.checks import check_deterministic, check_device, check_device_of_all, check_quant, check_requested
+from core.registry.checks import (
+    check_deterministic,
+    check_device,
+    check_device_of_all,
+    check_quant,
+    check_ranks,
+    check_requested,
+    describe_ranks,
+)
 from core.registry.context import plugin_context
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
@@ -32,6 +41,7 @@ from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
 from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
 from core.registry.select_grammar import choose_grammar
+from core.registry.select_kv_dtype import COMPUTE_TYPE, asked_kv_dtype, decided, is_known, wished_kv_dtype
 from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_model import choose_model
 from core.registry.select_others import (
@@ -86,6 +96,7 @@ class _Draft:
     context: Decision = field(init=False)
     attention: tuple[Choice, ...] = field(init=False)
     page_size: Decision = field(init=False)
+    kv_dtype: Decision = field(init=False)
     prefix_cache: Choice = field(init=False)
     moe: Choice = field(init=False)
     schedule_policy: Choice = field(init=False)
@@ -191,11 +202,13 @@ def _attention(draft: _Draft) -> Made:
     wish, wish_reason = draft.hardware.capabilities.page_size, f"preferred by {name}"
     if draft.defaults.page_size is not None:
         wish, wish_reason = draft.defaults.page_size, "preferred by the model"
-    draft.attention, draft.page_size = choose_attention(
+    dtype = draft.dtype.value
+    choose = partial(
+        choose_attention,
         draft.settings.engine.attention_backend,
         {"the model": draft.defaults.attention, name: tuple(draft.device.preferred_attention(draft.spec))},
         draft.spec,
-        dtype=draft.dtype.value,
+        dtype=dtype,
         hardware=name,
         page_size=draft.settings.cache.page_size,
         wished_page_size=wish,
@@ -203,7 +216,32 @@ def _attention(draft: _Draft) -> Made:
         catalog=draft.catalog,
         invariant=draft.settings.engine.deterministic,
     )
-    return (*draft.attention, draft.page_size)
+    kv_dtype, why = asked_kv_dtype(draft.settings.cache.kv_cache_dtype, dtype), "asked for"
+    if draft.settings.cache.kv_cache_dtype == COMPUTE_TYPE:
+        kv_dtype, why = _stated_kv_dtype(draft)
+    try:
+        draft.attention, draft.page_size = choose(kv_dtype=kv_dtype)
+    except ConfigError as error:
+        if why == "asked for" or kv_dtype == COMPUTE_TYPE:
+            raise
+        # A wider cache than the checkpoint was made for only costs memory.
+        draft.attention, draft.page_size = choose()
+        kv_dtype, why = COMPUTE_TYPE, f"the compute type; the checkpoint asks for {kv_dtype}: {error.message}"
+    draft.kv_dtype = decided(kv_dtype, dtype, why)
+    return (*draft.attention, draft.page_size, draft.kv_dtype)
+
+
+def _stated_kv_dtype(draft: _Draft) -> tuple[str, str]:
+    """What the checkpoint asks for, and the reason for people."""
+    dtype, quant, record = draft.dtype.value, draft.quant, draft.quant.record
+    assert record is not None
+    ctx = plugin_context(record, draft.sections.exact([record]))
+    wish = wished_kv_dtype(quant, lambda: quant.target(quantization_of(draft.config), ctx))
+    if wish in (COMPUTE_TYPE, dtype):
+        return COMPUTE_TYPE, "the compute type"
+    if not is_known(wish):
+        return COMPUTE_TYPE, f"the compute type; the checkpoint asks for {wish}, which core does not know"
+    return wish, "the checkpoint asks for it"
 
 
 def _prefix_cache(draft: _Draft) -> Made:
@@ -298,6 +336,9 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
 
 def _finish(draft: _Draft) -> Resolution:
     """Put the decisions together and check the whole."""
+    sizes = (draft.dtype, draft.kv_dtype, draft.page_size, draft.context, draft.chunk, draft.overlap)
+    num_ranks = draft.settings.engine.tensor_parallel_size
+    ranks = describe_ranks(num_ranks, draft.device.communicator())
     resolution = Resolution(
         checkpoint=draft.found.folder,
         checkpoint_choice=draft.checkpoint,
@@ -321,14 +362,15 @@ def _finish(draft: _Draft) -> Resolution:
         routes=draft.routes,
         dtype=draft.dtype.value,
         page_size=int(draft.page_size.value),
+        kv_cache_dtype=draft.kv_dtype.value,
         context_length=int(draft.context.value),
         chunk_tokens=int(draft.chunk.value),
         overlap=draft.overlap.value == "on",
-        decisions=(draft.dtype, draft.page_size, draft.context, draft.chunk, draft.overlap, *draft.task_decisions),
+        decisions=(*sizes, ranks, *draft.task_decisions),
         pooling=draft.pooling,
         ops_rejected=tuple(draft.ops_rejected),
         hooks_rejected=tuple(draft.hooks_rejected),
-        tensor_parallel_size=draft.settings.engine.tensor_parallel_size,
+        tensor_parallel_size=num_ranks,
         max_running=draft.settings.scheduler.max_running_requests,
     )
     records = [choice.record for choice in resolution.choices() if choice.record is not None]
@@ -336,6 +378,7 @@ def _finish(draft: _Draft) -> Resolution:
     resolution = resolution.with_plugin_data(draft.sections.exact(records), draft.catalog, ignored)
     check_device_of_all(resolution)
     check_quant(resolution)
+    check_ranks(resolution, deterministic=draft.settings.engine.deterministic)
     if draft.settings.engine.deterministic:
         check_deterministic(resolution)
     check_device(resolution, draft.device)

@@ -21,7 +21,7 @@ KIND = "attention"
 @dataclass(frozen=True, slots=True)
 class GroupNeeds:
     """What one cache group asks of a backend. page_size None: still open. invariant: a request's results must not
-    depend on the batch."""
+    depend on the batch. kv_dtype: as `AttentionCapabilities.kv_dtypes` names it."""
 
     group: CacheGroupSpec
     layers: tuple[AttentionSpec, ...]
@@ -29,6 +29,7 @@ class GroupNeeds:
     hardware: str
     page_size: int | None
     invariant: bool = False
+    kv_dtype: str = "auto"
 
     def rejects(self, caps: AttentionCapabilities) -> str:
         """Why a backend with these capabilities cannot serve the group, or ""."""
@@ -39,6 +40,9 @@ class GroupNeeds:
             return f"runs on {', '.join(caps.hardware)}, the device is {self.hardware}"
         if self.dtype not in caps.dtypes:
             return f"cannot compute in {self.dtype} (it can: {', '.join(caps.dtypes)})"
+        if self.kv_dtype not in caps.kv_dtypes:
+            able = ", ".join(sorted(set(caps.kv_dtypes) - {"auto"}))
+            return f"keeps no cache of {self.kv_dtype} (it keeps {able or 'the compute type alone'})"
         if caps.head_dims is not None:
             dims = {dim for layer in self.layers for dim in (layer.head_dim, layer.v_head_dim)}
             bad = sorted(dims - set(caps.head_dims))
@@ -67,13 +71,14 @@ def choose_attention(
     wish_reason: str,
     catalog: Catalog,
     invariant: bool = False,
+    kv_dtype: str = "auto",
 ) -> tuple[tuple[Choice, ...], Decision]:
     """One choice a cache group and the page size.
 
     asked: the operator's backend, or "auto". preferred: who wishes ("the model", ...) -> names, best first; tried
     before any other installed backend. page_size: the operator's, or None; then `wished_page_size` is taken unless
     the first group's best backend accepts only others. invariant: only backends whose results do not depend on the
-    batch.
+    batch. kv_dtype: as `AttentionCapabilities.kv_dtypes` names it.
     Raises ConfigError if the operator's backend cannot serve a group, or if none can.
     """
     ordered = _order(asked, preferred, catalog)
@@ -84,7 +89,7 @@ def choose_attention(
             layer.attention for layer in spec.layers if layer.cache_group == index and layer.attention is not None
         )
         fixed = int(decision.value) if decision is not None else None
-        needs = GroupNeeds(group, layers, dtype, hardware, fixed, invariant)
+        needs = GroupNeeds(group, layers, dtype, hardware, fixed, invariant, kv_dtype)
         choice = _choose(asked, ordered, needs, catalog)
         choices.append(choice)
         if decision is None:
@@ -120,6 +125,7 @@ def _choose(asked: str, ordered: list[tuple[PluginRecord, str]], needs: GroupNee
             wrong_hardware(record, needs.hardware)
             or _manifest_rejects(record, needs)
             or needs.rejects(_capabilities(target))
+            or _unavailable(target)
         )
         if why:
             raise ConfigError(
@@ -135,18 +141,19 @@ def _choose(asked: str, ordered: list[tuple[PluginRecord, str]], needs: GroupNee
             rejected.append((record.name, why))
             continue
         for _, target in loadable(catalog, [record], needs.hardware, rejected):
-            why = needs.rejects(_capabilities(target))
+            why = needs.rejects(_capabilities(target)) or _unavailable(target)
             if not why:
                 return Choice(KIND, record.name, record, target, why_here, tuple(rejected))
             rejected.append((record.name, why))
     raise ConfigError(
         f"no attention backend can serve cache group {needs.group.name!r} ({needs.group.kind}) on {needs.hardware} "
         f"in {needs.dtype}"
+        + (f" with a cache of {needs.kv_dtype}" if needs.kv_dtype != "auto" else "")
         + (f" with pages of {needs.page_size} tokens" if needs.page_size is not None else "")
         + f" ({listing(rejected)})",
         field="engine.attention_backend",
         value=asked,
-        hint="install an attention plugin that can, or change --dtype or --page-size",
+        hint="install an attention plugin that can, or change --dtype, --kv-cache-dtype or --page-size",
     )
 
 
@@ -155,19 +162,26 @@ def _capabilities(target: Any) -> AttentionCapabilities:
     return caps if isinstance(caps, AttentionCapabilities) else AttentionCapabilities()
 
 
+def _unavailable(target: Any) -> str:
+    """What the backend says of this machine. Factories that are no subclass of AttentionBackend need not say it."""
+    ask = getattr(target, "unavailable", None)
+    return (ask() if callable(ask) else None) or ""
+
+
 def _manifest_rejects(record: PluginRecord, needs: GroupNeeds) -> str:
     """What the manifest alone rules out, so that the plugin need not be imported. Keys it lacks rule out nothing."""
     stated = _stated(record)
     everything = AttentionCapabilities(
         state_kinds=frozenset(type(needs.group.kind)),
         dtypes=(needs.dtype,),
+        kv_dtypes=(needs.kv_dtype,),
         softcap=True,
         sinks=True,
         batch_invariant=True,
     )
     changes: dict[str, Any] = {
         key: getattr(stated, key)
-        for key in ("page_sizes", "head_dims", "dtypes", "hardware", "softcap", "sinks", "batch_invariant")
+        for key in ("page_sizes", "head_dims", "dtypes", "kv_dtypes", "hardware", "softcap", "sinks", "batch_invariant")
         if getattr(stated, key) is not None
     }
     if stated.state_kinds is not None:

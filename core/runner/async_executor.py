@@ -18,11 +18,11 @@ class ThreadExecutor:
     """
 
     def __init__(self, runner: Launches) -> None:
-        self._runner = runner
+        self.runner = runner
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="core-step")
 
     def launch(self, plan: StepPlan) -> StepHandle:
-        return _FutureStep(self._pool, self._pool.submit(self._runner.launch, plan))
+        return _FutureStep(self._pool, self._pool.submit(self.runner.launch, plan))
 
     def close(self) -> None:
         """Wait for launched steps and end the thread; `launch` then raises RuntimeError."""

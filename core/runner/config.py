@@ -29,10 +29,12 @@ class RunnerConfig:
 
     spec, arch: the model. quant, moe, ops: what its layers are built with. attention: the backend class of each cache
     group, in the order of spec.cache_groups; attention_contexts: one each, or empty for default contexts.
-    dtype: compute and KV type. page_size: tokens a KV page. max_running: slots. chunk_tokens: token budget of a step.
-    context_length: most tokens of a sequence. checkpoint: folder, None with load_format "dummy" (random weights from
-    `seed`). load_threads: readers of weight files. tp: communicator of the ranks that share each layer. facts: what the
-    device's plugin is told; None makes them from the rest. processors: logit processors that requests may name.
+    dtype: compute type. kv_dtype: of the KV cache, None for the compute type. page_size: tokens a KV page.
+    max_running: slots. chunk_tokens: token budget of a step. context_length: most tokens of a sequence. checkpoint:
+    folder, None with load_format "dummy" (random weights from `seed`). load_threads: readers of weight files. tp:
+    communicator of the ranks that share each layer. facts: what the device's plugin is told; None makes them from
+    the rest. processors: logit processors that requests may name.
+    broadcast: gives rank 0's tensor to every rank, in the order of their collectives; None where there is one rank.
     """
 
     spec: ModelSpec
@@ -54,6 +56,8 @@ class RunnerConfig:
     attention_contexts: tuple[PluginContext, ...] = field(default=())
     facts: EngineFacts | None = None
     processors: LogitProcessors | None = None
+    broadcast: Callable[[torch.Tensor], torch.Tensor] | None = None
+    kv_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_running", "chunk_tokens", "context_length", "load_threads"):

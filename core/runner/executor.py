@@ -40,10 +40,10 @@ class InProcessExecutor:
     queued, elsewhere when it is done."""
 
     def __init__(self, runner: Launches) -> None:
-        self._runner = runner
+        self.runner = runner
 
     def launch(self, plan: StepPlan) -> StepHandle:
-        return self._runner.launch(plan)
+        return self.runner.launch(plan)
 
     def close(self) -> None:
         return None

@@ -1,12 +1,20 @@
-"""CapturedSteps: steps of decodes that the device has recorded, replayed over input buffers at fixed addresses."""
+"""CapturedSteps: steps of decodes that the device has recorded, from input ids to tokens, replayed over input buffers
+at fixed addresses.
+
+A replay costs the host one copy to the device and one launch. The copy holds a step's slots, positions, lengths and KV
+slots, and what has changed in the page tables: those stay on the device, and most steps change a few entries.
+"""
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from core.interfaces.attention import AttentionBackend
@@ -14,13 +22,68 @@ from core.interfaces.batch import BatchLayout, ForwardBatch
 from core.interfaces.errors import PluginError
 from core.interfaces.hardware import StepGraphs
 from core.interfaces.model import CausalLM
-from core.interfaces.step import StepPlan
+from core.interfaces.step import Int32, StepPlan
+from core.runner.inputs import StepInputs
+from core.runner.sampler import Sampled
+from core.runner.transfer import ALIGNMENT, Packed, Transfer, pack
+
+_CHANGES = 1 << 14  # entries of page tables that fit into a step's copy; more travel in one of their own
+_CHANGE_BYTES = 12  # index int64, page int32
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay of `size` rows gives, valid until the next one. hidden [size, D]. logits [size, V]. greedy: tokens
+    [size], the arg max of each row, which are the last tokens already. result: these and their logits in one."""
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    greedy: Sampled
+    result: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """A part of the input buffer, for one size: first byte, dtype, elements."""
+
+    start: int
+    dtype: np.dtype[np.integer]
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count * self.dtype.itemsize
+
+    def of(self, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[np.integer]:
+        return buffer[self.start : self.end].view(self.dtype)
+
+    def on(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer[self.start : self.end].view(getattr(torch, self.dtype.name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """One number of rows: its batch, whose device tensors never move, and where its inputs stand."""
+
+    batch: ForwardBatch
+    device_slots: torch.Tensor
+    slots: _Region
+    positions: _Region
+    seq_lens: _Region
+    mappings: tuple[_Region, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return _aligned(self.mappings[-1].end)
 
 
 class CapturedSteps:
-    """One persistent batch for each size that `graphs` records.
+    """One persistent batch for each size that `graphs` records. All sizes share their memory: one step runs at a time.
 
-    max_seqs: most rows of a step. max_pages: columns of a page table. Raises PluginError for impossible sizes.
+    last_tokens [S + 1]: as in RunnerState; padding rows read and write the last entry. best_token: the operation.
+    max_seqs: most rows of a step.
+    max_pages: columns of a page table. Raises PluginError for impossible sizes.
     """
 
     def __init__(
@@ -29,10 +92,13 @@ class CapturedSteps:
         model: CausalLM,
         attention: tuple[AttentionBackend, ...],
         kv: tuple[tuple[torch.Tensor, ...], ...],
+        last_tokens: torch.Tensor,
+        transfer: Transfer,
+        best_token: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
         *,
+        page_size: int,
         max_seqs: int,
         max_pages: int,
-        device: torch.device,
     ) -> None:
         sizes = list(graphs.sizes)
         if sizes != sorted(set(sizes)) or (sizes and not 1 <= sizes[0] <= sizes[-1] <= max_seqs):
@@ -45,85 +111,208 @@ class CapturedSteps:
         self.sizes = sizes
         self._graphs = graphs
         self._model = model
-        self._batches = {size: _empty_batch(size, attention, kv, max_pages=max_pages, device=device) for size in sizes}
-        self._recorded: set[int] = set()
+        self._last_tokens = last_tokens
+        self._transfer = transfer
+        self._best_token = best_token
+        self._page_size = page_size
+        self._recorded: set[tuple[int, tuple[int, ...]]] = set()  # rows, variant of each cache group
+        self._broken: set[tuple[int, tuple[int, ...]]] = set()
+        self._started = False
+        self._parts: dict[int, tuple[tuple[int, torch.dtype, torch.Size], ...]] = {}  # of the results, by size
+        self._replayed: dict[tuple[int, tuple[int, ...]], Replayed] = {}
+        device, groups, most = transfer.device, len(attention), max(sizes, default=1)
+        # The page tables of all groups, and what they hold as the host knows it.
+        self._table = torch.zeros(groups, most, max_pages, dtype=torch.int32, device=device)
+        self._mirror = np.zeros((groups, most, max_pages), np.int32)
+        slot_dtypes = [np.dtype(backend.capabilities.slot_dtype) for backend in attention]
+        room = _regions(most, slot_dtypes)[-1].end + _CHANGES * _CHANGE_BYTES + ALIGNMENT
+        self._buffer = torch.zeros(room, dtype=torch.uint8, device=device)
+        self._sizes = {size: self._size(size, slot_dtypes, attention, kv) for size in sizes}
 
     def size_for(self, plan: StepPlan) -> int:
         """Rows to pad this step to; 0 if it is none that is replayed."""
         num_rows = len(plan.slots)
-        if not num_rows or plan.num_decodes != num_rows or int(plan.q_lens.max()) != 1:
+        if not num_rows or plan.num_decodes != num_rows or int(plan.q_lens.max()) != 1 or not plan.samples.all():
             return 0
         at = bisect_left(self.sizes, num_rows)
-        return self.sizes[at] if at < len(self.sizes) and self.sizes[at] in self._recorded else 0
+        if at == len(self.sizes):
+            return 0
+        return self.sizes[at] if self._started or self._graphs.on_demand else 0
 
     def capture(self) -> None:
-        """Record every size, largest first."""
-        for size in reversed(self.sizes):
-            batch = self._batches[size]
-            batch.plan_attention()
-            self._graphs.capture(size, partial(self._model.forward, batch))
-            self._recorded.add(size)
+        """Record every size, largest first, unless that happens on demand."""
+        self._started = True
+        if not self._graphs.on_demand:
+            for size in reversed(self.sizes):
+                self._fill(np.empty(0, np.int32), np.empty(0, np.int32), self._mirror, size)  # padding alone
+                variants = self._plan(size)
+                self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
+                self._recorded.add((size, variants))
 
-    def run(self, step: ForwardBatch) -> torch.Tensor:
-        """Hidden states [size, hidden_size] of a step that was padded to a recorded size; valid until the next."""
-        size = len(step.input_ids)
-        batch = self._batches[size]
-        batch.input_ids.copy_(step.input_ids)
-        batch.positions.copy_(step.positions)
-        layouts = []
-        for kept, given in zip(batch.layouts, step.layouts, strict=True):
-            _copy_layout(kept, given)
+    def prepare(self, plan: StepPlan, page_table: Int32, size: int) -> tuple[StepInputs, Callable[[], Replayed]] | None:
+        """Bring a step of at most `size` decodes to where its recording reads it, and plan its attention: the step, and
+        what queues it. None if it cannot be recorded, which is found out when it is first needed.
+
+        page_table [G, S, P]: of all slots."""
+        device_slots = self._fill(plan.slots, plan.seq_lens, page_table, size)
+        variants = self._plan(size)
+        if (size, variants) not in self._recorded and not self._record_late(size, variants):
+            return None
+        step = StepInputs(self._sizes[size].batch, plan.slots, plan.seq_lens, device_slots, True)
+        return step, partial(self._replay, size, variants)
+
+    def _replay(self, size: int, variants: tuple[int, ...]) -> Replayed:
+        hidden, logits, result = self._graphs.replay(size, variants)
+        known = self._replayed.get((size, variants))
+        if known is None or known.result.bytes is not result:  # else the same tensors as ever
+            packed = Packed(result, self._parts[size])
+            tokens, best = packed.unpack(result)
+            known = Replayed(hidden, logits, Sampled(tokens, best), packed)
+            self._replayed[size, variants] = known
+        return known
+
+    def _plan(self, size: int) -> tuple[int, ...]:
+        """Plan attention of the step that was filled in; its variants."""
+        batch = self._sizes[size].batch
+        for backend, layout in zip(batch.attention, batch.layouts, strict=True):
+            layout.variant = backend.variant(layout)
+        batch.plan_attention()
+        return tuple(layout.variant for layout in batch.layouts)
+
+    def _record_late(self, size: int, variants: tuple[int, ...]) -> bool:
+        """Record the step that was filled in and planned; whether that worked."""
+        if (size, variants) in self._broken:
+            return False
+        before = self._last_tokens.clone()  # all else that recording may run writes the same again
+        try:
+            self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
+        except Exception:  # the step itself can still be launched
+            logger.warning("a step of %d rows cannot be recorded; such steps are launched", size, exc_info=True)
+            self._broken.add((size, variants))
+            return False
+        finally:
+            self._last_tokens.copy_(before)
+        self._recorded.add((size, variants))
+        return True
+
+    def _step(self, entry: _Size) -> tuple[torch.Tensor, ...]:
+        """What is recorded: every operation of a greedy step on the device."""
+        batch = entry.batch
+        torch.index_select(self._last_tokens, 0, entry.device_slots, out=batch.input_ids)
+        hidden = self._model.forward(batch)
+        logits = self._model.compute_logits(hidden)
+        best, tokens = self._best_token(logits)
+        self._last_tokens.index_copy_(0, entry.device_slots, tokens)
+        result = pack([tokens, best.float()])
+        self._parts[len(batch.input_ids)] = result.parts
+        return hidden, logits, result.bytes
+
+    def _fill(self, slots: Int32, seq_lens: Int32, page_table: Int32, size: int) -> torch.Tensor:
+        """Rows of these slots, then padding; returns their slots on the device [N]."""
+        entry, num_rows, transfer = self._sizes[size], len(slots), self._transfer
+        lens = np.ones(size, np.int32)
+        lens[:num_rows] = seq_lens
+        num_pages = -(-int(lens.max()) // self._page_size)
+        tables = np.zeros((len(page_table), size, num_pages), np.int32)
+        tables[:, :num_rows] = page_table[:, slots, :num_pages]
+        index, pages = self._changes(tables)
+        fits = not transfer.direct and entry.num_bytes + len(index) * _CHANGE_BYTES <= len(self._buffer)
+        num_bytes = entry.num_bytes + (len(index) * _CHANGE_BYTES if fits else 0)
+        staged = self._buffer if transfer.direct else transfer.copies.staging(num_bytes)
+
+        view = staged.numpy()
+        positions = lens - 1
+        page_of_row, offset = np.divmod(positions, self._page_size)
+        rows = np.arange(size)
+        host_slots = entry.slots.of(view)
+        host_slots[:num_rows] = slots
+        host_slots[num_rows:] = len(self._last_tokens) - 1
+        entry.positions.of(view)[:] = positions
+        entry.seq_lens.of(view)[:] = lens
+        for table, region in zip(tables, entry.mappings, strict=True):
+            region.of(view)[:] = table[rows, page_of_row].astype(np.int64) * self._page_size + offset
+        if fits and len(index):
+            changed_index, changed_pages = _change_regions(entry.num_bytes, len(index))
+            changed_index.of(view)[:] = index
+            changed_pages.of(view)[:] = pages
+        if not transfer.direct:
+            transfer.copies.to_buffer(staged, self._buffer[:num_bytes])
+        if len(index):
+            if fits:
+                where, what = changed_index.on(self._buffer), changed_pages.on(self._buffer)
+            else:
+                where, what = transfer.upload(index, pages)
+            self._table.view(-1).index_copy_(0, where, what)
+
+        for layout, table in zip(entry.batch.layouts, tables, strict=True):
             # The host's numbers are this step's, the device's tensors are always the same.
-            layouts.append(replace(kept, q_lens=given.q_lens, seq_lens=given.seq_lens, page_table=given.page_table))
-        replace(batch, layouts=tuple(layouts)).plan_attention()
-        return self._graphs.replay(size)
+            layout.seq_lens, layout.page_table = lens, table
+        return entry.device_slots[:num_rows]
 
+    def _changes(self, tables: Int32) -> tuple[npt.NDArray[np.int64], Int32]:
+        """Where the device's page tables differ from `tables` [G, size, P], as flat indices, and what belongs there;
+        taken for done."""
+        _, size, num_pages = tables.shape
+        known = self._mirror[:, :size, :num_pages]
+        at = np.flatnonzero(tables != known)
+        if not len(at):
+            return at, np.empty(0, np.int32)
+        row, column = np.divmod(at, num_pages)
+        group, row = np.divmod(row, size)
+        _, most, columns = self._mirror.shape
+        known[:] = tables
+        return (group * most + row) * columns + column, tables.reshape(-1)[at]
 
-def _copy_layout(kept: BatchLayout, given: BatchLayout) -> None:
-    assert kept.device_page_table is not None
-    assert kept.device_seq_lens is not None
-    assert given.device_page_table is not None
-    assert given.device_seq_lens is not None
-    kept.slot_mapping.copy_(given.slot_mapping)
-    kept.device_page_table[:, : given.device_page_table.shape[1]].copy_(given.device_page_table)
-    kept.device_seq_lens.copy_(given.device_seq_lens)
-
-
-def _empty_batch(
-    size: int,
-    attention: tuple[AttentionBackend, ...],
-    kv: tuple[tuple[torch.Tensor, ...], ...],
-    *,
-    max_pages: int,
-    device: torch.device,
-) -> ForwardBatch:
-    """A step of `size` padding rows in buffers of its own."""
-
-    def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    ones = np.ones(size, np.int32)
-    layouts = tuple(
-        BatchLayout(
-            page_size=backend.config.page_size,
-            num_decodes=size,
-            q_lens=ones,
-            seq_lens=ones,
-            cu_q_lens=np.arange(size + 1, dtype=np.int32),
-            page_table=np.zeros((size, 1), np.int32),
-            slot_mapping=zeros(size, dtype=getattr(torch, backend.capabilities.slot_dtype)),
-            device_page_table=zeros(size, max_pages, dtype=torch.int32),
-            device_seq_lens=torch.ones(size, dtype=torch.int32, device=device),
-            device_cu_q_lens=torch.arange(size + 1, dtype=torch.int32, device=device),
-            captured=True,
+    def _size(
+        self,
+        size: int,
+        slot_dtypes: list[np.dtype[np.integer]],
+        attention: tuple[AttentionBackend, ...],
+        kv: tuple[tuple[torch.Tensor, ...], ...],
+    ) -> _Size:
+        device, buffer = self._transfer.device, self._buffer
+        slots, positions, seq_lens, *mappings = _regions(size, slot_dtypes)
+        ones, steps = np.ones(size, np.int32), np.arange(size + 1, dtype=np.int32)
+        layouts = tuple(
+            BatchLayout(
+                page_size=self._page_size,
+                num_decodes=size,
+                q_lens=ones,
+                seq_lens=ones,
+                cu_q_lens=steps,
+                page_table=np.zeros((size, 1), np.int32),
+                slot_mapping=mapping.on(buffer),
+                device_page_table=table[:size],
+                device_seq_lens=seq_lens.on(buffer),
+                device_cu_q_lens=torch.arange(size + 1, dtype=torch.int32, device=device),
+                captured=True,
+            )
+            for mapping, table in zip(mappings, self._table, strict=True)
         )
-        for backend in attention
-    )
-    return ForwardBatch(
-        input_ids=zeros(size, dtype=torch.int64),
-        positions=zeros(size, dtype=torch.int64),
-        logits_rows=torch.arange(size, device=device),
-        layouts=layouts,
-        attention=attention,
-        kv=kv,
-    )
+        batch = ForwardBatch(
+            input_ids=torch.zeros(size, dtype=torch.int64, device=device),
+            positions=positions.on(buffer),
+            logits_rows=torch.arange(size, device=device),
+            layouts=layouts,
+            attention=attention,
+            kv=kv,
+        )
+        return _Size(batch, slots.on(buffer), slots, positions, seq_lens, tuple(mappings))
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _regions(size: int, slot_dtypes: list[np.dtype[np.integer]]) -> list[_Region]:
+    """Where a step of `size` rows stands in the buffer: slots, positions, lengths, and KV slots of each group."""
+    made: list[_Region] = []
+    dtypes: list[np.dtype[np.integer]] = [np.dtype(np.int64), np.dtype(np.int64), np.dtype(np.int32), *slot_dtypes]
+    for dtype in dtypes:
+        made.append(_Region(_aligned(made[-1].end) if made else 0, dtype, size))
+    return made
+
+
+def _change_regions(start: int, count: int) -> tuple[_Region, _Region]:
+    index = _Region(start, np.dtype(np.int64), count)
+    return index, _Region(index.end, np.dtype(np.int32), count)

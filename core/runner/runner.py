@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,39 +15,56 @@ from core.interfaces.attention import AttentionBackend, AttentionConfig
 from core.interfaces.build import BuildContext
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import ConfigError, EngineError, PluginError
-from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend
+from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend, StepGraphs
 from core.interfaces.model import CausalLM
-from core.interfaces.params import PoolingParams, SamplingParams
-from core.interfaces.step import Admission, StepPlan, StepResult, TokenMasks
+from core.interfaces.step import StepPlan, StepResult, StepTimes, TokenMasks
 from core.runner import inputs, logprobs
 from core.runner.config import RunnerConfig
 from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
+from core.runner.inputs import StepInputs
+from core.runner.pieces import PiecewiseSteps
 from core.runner.processors import LogitProcessors, ProcessedRows
 from core.runner.running_step import Computed, Pending, RunningStep
-from core.runner.sampler import Sampler
+from core.runner.sampler import Sampled, Sampler
 from core.runner.state import RunnerState
 from core.runner.transfer import Transfer
+from core.runner.warm_up import largest_plan, small_plans
 
 if TYPE_CHECKING:
     from core.runner.weights import LoadReport, Progress
 
-_WARM_UP_TOKENS = 8
+_MEASURED_PAGES = 2
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class RunnerStats:
-    """Since the runner was built, warm-up not counted. replayed_steps: of `steps`, those that ran as recorded.
+    """Since the runner was built, warm-up not counted. replayed_steps, pieced_steps: of `steps`, those that
+    ran as recorded, as one or in pieces.
     device_time_s: from a step's launch, or the end of the step before it if that came later, to its tokens being on
-    the host."""
+    the host. The others are sums of `StepTimes`."""
 
     steps: int = 0
     replayed_steps: int = 0
+    pieced_steps: int = 0
     tokens: int = 0
     failed_steps: int = 0
     device_time_s: float = 0.0
+    build_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
+    gpu_s: float = 0.0
+
+    def add(self, times: StepTimes) -> None:
+        """Count the times of one step."""
+        self.build_s += times.build_s
+        self.launch_s += times.launch_s
+        self.wait_s += times.wait_s
+        self.output_s += times.output_s
+        self.gpu_s += times.gpu_s
 
 
 class ModelRunner:
@@ -67,8 +84,11 @@ class ModelRunner:
         self._attention: tuple[AttentionBackend, ...] = ()
         self._forward: Forward | None = None
         self._captured: CapturedSteps | None = None
+        self._pieces: PiecewiseSteps | None = None
         self._kv: tuple[tuple[torch.Tensor, ...], ...] = ()
         self._last_end_s = 0.0
+        # Made once: recorded steps know where it stands.
+        self._last_tokens = torch.zeros(config.max_running + 1, dtype=torch.int64, device=self.device)
         self._state = self._new_state()
 
     @property
@@ -78,13 +98,20 @@ class ModelRunner:
             raise EngineError("the model is not loaded", hint="call load() first")
         return self._model
 
+    @property
+    def recorded_sizes(self) -> tuple[int, ...]:
+        """Rows of the steps of decodes that the device is going to record, or has recorded, then tokens of those that
+        it records in pieces; known after `allocate`."""
+        rows = tuple(self._captured.sizes) if self._captured is not None else ()
+        return rows + (tuple(self._pieces.sizes) if self._pieces is not None else ())
+
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
         from core.runner.weights import dummy_weights, load_weights
-        from core.runner.weights_rules import HEADS, RuleTable, without_head
+        from core.runner.weights_rules import HEADS, RuleTable, leaving_out, without_head
 
         config = self.config
-        rules = config.arch.weights(config.spec)
+        rules = leaving_out(config.arch.weights(config.spec), config.quant.ignored())
         ctx = BuildContext(
             dtype=config.dtype,
             device=self.device,
@@ -113,16 +140,43 @@ class ModelRunner:
     def kv_bytes_per_page(self) -> int:
         """Bytes of one page in every cache group together, on this rank."""
         config = self.config
+        itemsize = (config.kv_dtype or config.dtype).itemsize
         return sum(
-            backend.page_bytes(group, config.page_size, config.dtype.itemsize, config.tp.size)
+            backend.page_bytes(group, config.page_size, itemsize, config.tp.size)
             for backend, group in zip(config.attention, config.spec.cache_groups, strict=True)
         )
+
+    def measure(self) -> None:
+        """Let the device see the largest step there can be, if it wants to. Between `load` and `allocate`. Raises
+        EngineError if the step does not work."""
+        self._hardware.measure_step(self._run_largest)
+        self._attention, self._kv, self._forward = (), (), None
+        self._state, self.stats = self._new_state(), RunnerStats()
+
+    def _run_largest(self) -> None:
+        self._make_kv(_MEASURED_PAGES)
+        self._forward = self._hardware.forward_runner(self.model, self._facts())
+        error = self.launch(largest_plan(self.config)).wait().error
+        if error is not None:
+            raise EngineError(
+                f"the largest step, of {self.config.max_step_tokens} tokens in {self.config.max_running} sequences, "
+                f"failed: {error}",
+                hint="if it ran out of memory, use a smaller --chunked-prefill-size or --max-running-requests",
+            )
 
     def allocate(self, num_pages: int) -> None:
         """Make the KV buffers: `num_pages` pages in each cache group, page 0 (the null page) included.
 
         Raises ConfigError if a backend finds that it cannot serve its group after all.
         """
+        self._make_kv(num_pages)
+        facts = self._facts()
+        self._forward = self._hardware.forward_runner(self.model, facts)
+        if self._hardware.capabilities.graphs and (graphs := self._hardware.graphs(facts)) is not None:
+            self._captured = self._captured_steps(graphs)
+            self._pieces = self._piecewise_steps(graphs)
+
+    def _make_kv(self, num_pages: int) -> None:
         config, tp_size = self.config, self.config.tp.size
         kv: list[tuple[torch.Tensor, ...]] = [()] * len(config.spec.layers)
         backends = []
@@ -142,6 +196,7 @@ class ModelRunner:
                 max_seqs=config.max_running,
                 max_tokens=config.max_step_tokens,
                 context_length=config.context_length,
+                kv_dtype=config.kv_dtype,
             )
             reason = backend_class.rejects(attention)
             if reason is not None:
@@ -156,25 +211,39 @@ class ModelRunner:
                 kv[layer] = buffers
             backends.append(backend)
         self._attention, self._kv = tuple(backends), tuple(kv)
-        facts = self._facts()
-        self._forward = self._hardware.forward_runner(self.model, facts)
-        self._captured = self._captured_steps(facts)
 
-    def _captured_steps(self, facts: EngineFacts) -> CapturedSteps | None:
-        graphs = self._hardware.graphs(facts) if self._hardware.capabilities.graphs else None
-        if graphs is None or not graphs.sizes:
+    def _captured_steps(self, graphs: StepGraphs) -> CapturedSteps | None:
+        config = self.config
+        if config.spec.task != "generate" or not graphs.sizes:
             return None
         for backend in self._attention:
             if not backend.capabilities.graph:
                 name = type(backend).__name__
                 logger.info("steps are not recorded: attention backend %s does not work in a recorded step", name)
                 return None
-        config = self.config
         return CapturedSteps(
             graphs,
             self.model,
             self._attention,
             self._kv,
+            self._last_tokens,
+            self._transfer,
+            config.ops["best_token"],
+            page_size=config.page_size,
+            max_seqs=config.max_running,
+            max_pages=config.max_pages_per_seq,
+        )
+
+    def _piecewise_steps(self, graphs: StepGraphs) -> PiecewiseSteps | None:
+        config = self.config
+        if not graphs.token_sizes:
+            return None
+        return PiecewiseSteps(
+            graphs,
+            self.model,
+            self._attention,
+            self._kv,
+            page_size=config.page_size,
             max_seqs=config.max_running,
             max_pages=config.max_pages_per_seq,
             device=self.device,
@@ -212,31 +281,21 @@ class ModelRunner:
         """A short prefill and decodes, greedy and drawn, into the null page, so that the first request does not pay
         for what happens once; then the device records steps, if it can. Raises EngineError if that does not work. Call
         it before the first request."""
-        tokens = np.zeros(min(_WARM_UP_TOKENS, self.config.context_length), np.int32)
-        # A model that generates nothing may have no head to warm up, and never decodes.
-        generates = self.config.spec.task == "generate"
-        head: Literal["none", "scores"] = "scores" if self.config.spec.task == "classify" else "none"
-        pooling = None if generates else PoolingParams(head=head)
-        for params in (SamplingParams(temperature=0.0), SamplingParams(top_k=8, top_p=0.9, logprobs=1)):
-            admission = Admission(0, -1, tokens, len(tokens), params, 0, pooling=pooling)
-            for step in range(2 if generates else 1):
-                plan = StepPlan(
-                    step=-1,
-                    slots=np.zeros(1, np.int32),
-                    num_decodes=step,
-                    q_lens=np.array([1 if step else len(tokens)], np.int32),
-                    seq_lens=np.array([len(tokens) + step], np.int32),
-                    samples=np.ones(1, np.bool_),
-                    admissions=[] if step else [admission],
-                )
-                error = self.launch(plan).wait().error
-                if error is not None:
-                    raise EngineError(f"the warm-up step failed: {error}")
-        if self._captured is not None:
-            with torch.inference_mode(), self._hardware.stream():
-                self._captured.capture()
+        for plan in small_plans(self.config):
+            error = self.launch(plan).wait().error
+            if error is not None:
+                raise EngineError(f"the warm-up step failed: {error}")
+        with torch.inference_mode(), self._hardware.stream():
+            for recorded in (self._captured, self._pieces):
+                if recorded is not None:
+                    recorded.capture()
         self._state = self._new_state()
         self.stats = RunnerStats()
+
+    def release(self) -> None:
+        """Give back recorded steps and KV buffers; no step is launched any more."""
+        self._captured, self._pieces, self._forward = None, None, None
+        self._attention, self._kv = (), ()
 
     def _new_state(self) -> RunnerState:
         config = self.config
@@ -245,8 +304,9 @@ class ModelRunner:
         wishes = RowWishes(config.max_running, config.spec.vocab_size, self._transfer, config.ops)
         processed = ProcessedRows(config.max_running, self.processors, self._transfer)
         return RunnerState(
-            groups, config.max_running, config.max_pages_per_seq, sampler, self._transfer, wishes, processed
-        )
+            groups, config.max_running, config.max_pages_per_seq, self._last_tokens, sampler, self._transfer, wishes,
+            processed,
+        )  # fmt: skip
 
     def compute(self, plan: StepPlan) -> Computed:
         """Queue a step up to the hidden states of the rows that get a token. Called by the step's handle."""
@@ -256,14 +316,27 @@ class ModelRunner:
     def _compute(self, plan: StepPlan) -> Computed:
         if self._forward is None:
             raise EngineError("there are no KV buffers", hint="call allocate() first")
-        state = self._state
+        times, started_s = StepTimes(), time.perf_counter()
+        event = self._hardware.record_event() if self._hardware.times_steps() else None
+        state, captured = self._state, self._captured
         state.apply(plan)
-        pad_to = self._captured.size_for(plan) if self._captured is not None else 0
-        step = inputs.build(plan, state, self._transfer, self.config.page_size, self._attention, self._kv, pad_to)
-        if self._captured is not None and pad_to:
-            hidden = self._captured.run(step.batch)[: len(plan.slots)]
+        replayed, prepared = None, None
+        if captured is not None and (size := captured.size_for(plan)):
+            prepared = captured.prepare(plan, state.page_table, size)
+        if prepared is not None:
+            step, replay = prepared
+            times.build_s = time.perf_counter() - started_s
+            replayed = replay()
+            hidden = replayed.hidden[: len(plan.slots)]
             self.stats.replayed_steps += 1
+        elif self._pieces is not None and (size := self._pieces.size_for(plan)):
+            step = self._build(plan, self._pieces.buffer, size)
+            times.build_s = time.perf_counter() - started_s
+            hidden = self._pieces.run(step.batch, size)[: plan.num_tokens]
+            self.stats.pieced_steps += 1
         else:
+            step = self._build(plan)
+            times.build_s = time.perf_counter() - started_s
             hidden = self._forward(step.batch)
         extras = state.wishes.collect(plan, hidden, state.tokens, self.model)
         generating = state.wishes.generating(step.slots)
@@ -273,14 +346,22 @@ class ModelRunner:
                 hidden = hidden.index_select(0, step.batch.logits_rows.index_select(0, index))
         elif len(step.slots) and not step.every_row:
             hidden = hidden.index_select(0, step.batch.logits_rows)
-        return Computed(step, hidden, generating, extras)
+        times.launch_s = time.perf_counter() - started_s - times.build_s
+        return Computed(step, hidden, times, generating, extras, replayed, event)
+
+    def _build(self, plan: StepPlan, buffer: torch.Tensor | None = None, pad_to: int = 0) -> StepInputs:
+        page_size = self.config.page_size
+        return inputs.build(plan, self._state, self._transfer, page_size, self._attention, self._kv, buffer, pad_to)
 
     def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
         """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""
+        started_s = time.perf_counter()
         with torch.inference_mode(), self._hardware.stream():
             pending = self._sample(computed, masks)
             if self._hardware.capabilities.async_steps:
                 pending.event = self._hardware.record_event()
+        pending.first_event = computed.event
+        pending.times.launch_s += time.perf_counter() - started_s
         return pending
 
     def _sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
@@ -288,16 +369,26 @@ class ModelRunner:
         given = extras.tensors if extras is not None else []
         if not len(step.slots if generating is None else generating):  # chunks that are not the last, pooled rows
             host = self._transfer.download(given) if given else []
-            return Pending(step.slots, None, host, generating, extras)
+            return Pending(step.slots, computed.times, None, host, generating, extras)
         slots, positions, device_slots = step.slots, step.positions, step.device_slots
         if generating is not None:
             slots, positions = slots[generating], positions[generating]
             (device_slots,) = self._transfer.upload(slots.astype(np.int64))
             if masks is not None:
                 masks = TokenMasks(np.searchsorted(generating, masks.rows).astype(np.int32), masks.words)
-        logits = self.model.compute_logits(computed.hidden)
-        edits = self._state.processed.of(slots)
-        sampled = self._state.sampler.sample(logits, slots, positions, masks, edits)
+        edits, replayed, sampler = self._state.processed.of(slots), computed.replayed, self._state.sampler
+        if replayed is None:
+            sampled = sampler.sample(self.model.compute_logits(computed.hidden), slots, positions, masks, edits)
+        else:
+            count, greedy = len(slots), replayed.greedy
+            if masks is None and edits is None and sampler.plain(slots):  # nothing is left to do
+                self._tell_tokens(greedy.tokens)
+                host = self._transfer.download_packed(replayed.result)
+                host += self._transfer.download(given) if given else []
+                return Pending(step.slots, computed.times, greedy, host, None, extras)
+            best = Sampled(greedy.tokens[:count], greedy.best[:count])
+            sampled = sampler.sample(replayed.logits[:count], slots, positions, masks, edits, best)
+        self._tell_tokens(sampled.tokens)
         self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
@@ -305,7 +396,12 @@ class ModelRunner:
         if edits is not None:
             tensors += edits.tensors
         host = self._transfer.download([*tensors, *given])
-        return Pending(step.slots, sampled, host, generating, extras, edits=edits)
+        return Pending(step.slots, computed.times, sampled, host, generating, extras, edits=edits)
+
+    def _tell_tokens(self, tokens: torch.Tensor) -> None:
+        """The other ranks decode what this one drew, see FollowingRunner."""
+        if self.config.broadcast is not None:
+            self.config.broadcast(tokens)
 
     def count_failure(self) -> None:
         """A step went wrong."""
@@ -318,9 +414,13 @@ class ModelRunner:
 
     def finish(self, plan: StepPlan, pending: Pending, started_s: float) -> StepResult:
         """Wait for a queued step and read its result. Called by the step's handle."""
+        times, called_s = pending.times, time.perf_counter()
         if pending.event is not None:
             self._hardware.wait_event(pending.event)
         now = time.perf_counter()
+        times.wait_s = now - called_s
+        if pending.first_event is not None:
+            times.gpu_s = self._hardware.elapsed_s(pending.first_event, pending.event) or 0.0
         elapsed_s = now - max(started_s, self._last_end_s)
         self._last_end_s = now
         self.stats.steps += 1
@@ -331,7 +431,8 @@ class ModelRunner:
         host, values, errors = list(pending.host), None, dict[int, str]()
         if sampled is not None:
             mine = slice(None) if generating is None else generating
-            drawn, best = host.pop(0).numpy(), host.pop(0).numpy()
+            count = num_rows if generating is None else len(generating)
+            drawn, best = host.pop(0).numpy()[:count], host.pop(0).numpy()[:count]
             tokens[mine, 0] = drawn
             failed[mine] = ~np.isfinite(best)
             if sampled.asking is not None and sampled.wanted is not None:
@@ -346,6 +447,8 @@ class ModelRunner:
             for row in np.setdiff1d(np.arange(num_rows), generating).tolist():
                 vector = extras[int(pending.slots[row])].pooled
                 failed[row] = vector is None or not np.isfinite(vector).all()
+        times.output_s = time.perf_counter() - now
+        self.stats.add(times)
         return StepResult(
             step=plan.step,
             slots=pending.slots,
@@ -356,6 +459,7 @@ class ModelRunner:
             device_time_s=elapsed_s,
             extras=extras,
             errors=errors,
+            times=times,
         )
 
 

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from core.interfaces.step import Int32, StepPlan, StepResult, TokenMasks
+from core.interfaces.step import Int32, StepPlan, StepResult, StepTimes, TokenMasks
 from core.runner.extras import Int64, StepExtras
+from core.runner.graphs import Replayed
 from core.runner.inputs import StepInputs
 from core.runner.processors import RowEdits
 from core.runner.sampler import Sampled
@@ -24,26 +25,34 @@ class Computed:
     """A step whose forward pass is queued. hidden [R, D]: final hidden states of the rows that get a token.
 
     generating [R]: which of the S sampled rows these are; None if all. extras: what rows give beside tokens.
+    replayed: the logits and the greedy tokens, where the step was recorded with them. event: before the step's work, if
+    steps are timed.
     """
 
     step: StepInputs
     hidden: torch.Tensor
+    times: StepTimes
     generating: Int64 | None = None
     extras: StepExtras | None = None
+    replayed: Replayed | None = None
+    event: Any = None
 
 
 @dataclass(slots=True)
 class Pending:
     """A queued step: its sampled rows [S] and the host tensors that hold its output after its event, those of the
-    extras last. sampled: None if no row gets a token. generating: as in Computed. edits: rows with processors."""
+    extras last; tokens and their logits may be followed by padding. sampled: None if no row gets a token. generating,
+    as in Computed. edits: rows with processors. first_event: Computed.event."""
 
     slots: Int32
+    times: StepTimes
     sampled: Sampled | None
     host: list[torch.Tensor] = field(default_factory=list)
     generating: Int64 | None = None
     extras: StepExtras | None = None
     event: Any = None
     edits: RowEdits | None = None
+    first_event: Any = None
 
 
 class _Runner(Protocol):

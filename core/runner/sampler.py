@@ -67,6 +67,7 @@ class Sampler:
         self._transfer = transfer
         self._counts = penalties.TokenCounts(vocab_size, transfer)
         self._vocab = sampling.spread_ids(torch.arange(vocab_size, device=transfer.device))
+        self._best_token: Callable[..., tuple[torch.Tensor, torch.Tensor]] = ops["best_token"]
         self._race: Callable[..., torch.Tensor] = ops["gumbel_argmax"]
         self._threshold: Callable[..., torch.Tensor] = ops["sampling_threshold"]
         self._penalize: Callable[..., torch.Tensor] = ops["penalize"]
@@ -83,6 +84,10 @@ class Sampler:
         if self.table.flags[admission.slot] & PENALISED:
             self._counts.admit(admission)
 
+    def plain(self, slots: Int32) -> bool:
+        """Whether all these rows take the arg max of what the model gives and ask for nothing else."""
+        return not self.table.flags[slots].any()
+
     def sample(
         self,
         logits: torch.Tensor,
@@ -90,15 +95,15 @@ class Sampler:
         positions: Int32,
         masks: TokenMasks | None = None,
         edits: RowEdits | None = None,
+        greedy: Sampled | None = None,
     ) -> Sampled:
         """One token per row. logits [S, V] any float dtype, not changed; slots [S]; positions [S]: where in its
-        sequence the token will stand; masks: what some rows may have; edits: rows with logit processors. Tokens of
-        penalised rows are counted."""
+        sequence the token will stand; masks: what some rows may have; edits: rows with logit processors; greedy: the
+        arg max of each row, where it is known already (used up). Tokens of penalised rows are counted."""
         flags = self.table.flags[slots]
         union = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
         if not union and masks is None and edits is None:
-            best, tokens = logits.max(dim=-1)
-            return Sampled(tokens, best)
+            return greedy or self._greedy(logits)
 
         work, raw_best, count_rows = logits, None, None
         if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None or edits is not None:
@@ -107,7 +112,8 @@ class Sampler:
             count_rows = self._edit(work, flags, slots, positions, masks, edits)
             if masks is not None:
                 work = self._masked(work, masks)
-        best, tokens = work.max(dim=-1)
+        found = greedy if greedy is not None and work is logits else self._greedy(work)
+        best, tokens = found.best, found.tokens
         if union & SAMPLED:
             drawn = np.flatnonzero(flags & SAMPLED)
             self._draw(work, best, tokens, drawn, flags[drawn], slots[drawn], positions[drawn])
@@ -123,6 +129,10 @@ class Sampler:
         (rows,) = self._transfer.upload(asking.astype(np.int64))
         values = self._token_logprobs(logits[rows], tokens[rows], int(wanted.max()))
         return Sampled(tokens, best, logprobs.LogprobTensors(*values), asking, wanted)
+
+    def _greedy(self, logits: torch.Tensor) -> Sampled:
+        best, tokens = self._best_token(logits)
+        return Sampled(tokens, best)
 
     def _usable(self, raw_best: torch.Tensor, best: torch.Tensor, edits: RowEdits) -> torch.Tensor:
         """raw_best [S] of the model's logits, but for edited rows that were fine: of those they were drawn with."""
@@ -211,14 +221,21 @@ class Sampler:
                 index, row_keys, temperature = self._transfer.upload(
                     drawn[here], keys[here], self.table.temperature[slots[here]]
                 )
-                scaled = work[index].to(torch.float32).div_(temperature[:, None])
+                # Without a copy of the logits where all rows are drawn alike, as in most batches.
+                every_row = len(here) == len(work)
+                mine = work if every_row else work[index]
+                scaled = torch.div(mine, temperature[:, None]).float()
                 if not has_filters:
-                    tokens[index] = self._race(scaled, self._vocab, row_keys)
+                    found = self._race(scaled, self._vocab, row_keys)
                 elif self._candidates:
                     peak = best[index].to(torch.float32) / temperature
-                    tokens[index] = self._draw_candidates(scaled, peak[:, None], row_keys, slots[here])
+                    found = self._draw_candidates(scaled, peak[:, None], row_keys, slots[here])
                 else:
-                    tokens[index] = self._draw_filtered(scaled, row_keys, slots[here])
+                    found = self._draw_filtered(scaled, row_keys, slots[here])
+                if every_row:
+                    tokens.copy_(found)
+                else:
+                    tokens[index] = found
 
     def _draw_filtered(self, scaled: torch.Tensor, keys: torch.Tensor, slots: Int32) -> torch.Tensor:
         """scaled [R, V] float32 (overwritten), keys [R, 2]; returns tokens [R] int64. Reads nothing back."""

@@ -20,9 +20,10 @@ class RunnerState:
     """Indexed by slot.
 
     page_table [G, S, P] int32. tokens: what each slot was admitted with, the ids that prefill chunks read (host).
-    last_tokens [S] int64 on the device: newest token of each slot, the ids that decodes read; written by the sampler
-    without passing the host, so the next step can be launched before this one's tokens are known. wishes: what requests
-    ask for beside tokens. processed: requests with logit processors.
+    last_tokens [S + 1] int64 on the device: newest token of each slot, the ids that decodes read; written by the
+    sampler without passing the host, so the next step can be launched before this one's tokens are known. The last
+    entry is that of padding rows. wishes: what requests ask for beside tokens. processed: requests with logit
+    processors.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class RunnerState:
         num_groups: int,
         num_slots: int,
         max_pages: int,
+        last_tokens: torch.Tensor,
         sampler: Sampler,
         transfer: Transfer,
         wishes: RowWishes,
@@ -37,7 +39,7 @@ class RunnerState:
     ) -> None:
         self.page_table = np.zeros((num_groups, num_slots, max_pages), np.int32)
         self.tokens: list[Int32] = [np.empty(0, np.int32)] * num_slots
-        self.last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=transfer.device)
+        self.last_tokens = last_tokens
         self.sampler = sampler
         self.wishes = wishes
         self.processed = processed

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-_ALIGNMENT = 16  # bytes; a view of the packed buffer as any dtype must start on a multiple of its item size
+ALIGNMENT = 16  # bytes; a view of the packed buffer as any dtype must start on a multiple of its item size
+_PACKED_BYTES = 1 << 20  # results up to this size together travel in one copy; a larger one is not copied twice
 
 
 class Copies(Protocol):
@@ -18,6 +21,8 @@ class Copies(Protocol):
     def staging(self, num_bytes: int) -> torch.Tensor: ...
 
     def to_device(self, staged: torch.Tensor, device: torch.device) -> torch.Tensor: ...
+
+    def to_buffer(self, staged: torch.Tensor, target: torch.Tensor) -> None: ...
 
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor: ...
 
@@ -31,8 +36,37 @@ class _PlainCopies:
     def to_device(self, staged: torch.Tensor, device: torch.device) -> torch.Tensor:
         return staged.to(device)
 
+    def to_buffer(self, staged: torch.Tensor, target: torch.Tensor) -> None:
+        target.copy_(staged)
+
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Tensors in one: bytes [B] of uint8. parts: (first byte, dtype, shape) of each."""
+
+    bytes: torch.Tensor
+    parts: tuple[tuple[int, torch.dtype, torch.Size], ...]
+
+    def unpack(self, copy: torch.Tensor) -> list[torch.Tensor]:
+        """Views of `copy`, a tensor like `bytes` on any device."""
+        return [
+            copy[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+            for start, dtype, shape in self.parts
+        ]
+
+
+def pack(tensors: Sequence[torch.Tensor]) -> Packed:
+    """Device work only. Wider types first, so that all start where their type may."""
+    order = sorted(range(len(tensors)), key=lambda index: -tensors[index].element_size())
+    starts, size = [0] * len(tensors), 0
+    for index in order:
+        starts[index] = size
+        size += tensors[index].nbytes
+    whole = torch.cat([tensors[index].reshape(-1).view(torch.uint8) for index in order])
+    return Packed(whole, tuple((start, t.dtype, t.shape) for start, t in zip(starts, tensors, strict=True)))
 
 
 class Transfer:
@@ -47,30 +81,64 @@ class Transfer:
     def __init__(self, device: torch.device, copies: Copies | None = None, *, direct: bool | None = None) -> None:
         self.device = device
         self.direct = device.type == "cpu" if direct is None else direct
-        self._copies = copies or _PlainCopies()
+        self.copies = copies or _PlainCopies()
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """Tensors on the device with the arrays' shapes, dtypes and values, in order."""
         if self.direct:
             return [torch.from_numpy(_plain(array)) for array in arrays]
-        offsets, size = [], 0
-        for array in arrays:
-            offsets.append(size)
-            size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        staged = self._copies.staging(size)
-        view = staged.numpy()
-        for array, offset in zip(arrays, offsets, strict=True):
-            view[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        packed = self._copies.to_device(staged, self.device)
-        return [
-            packed[offset : offset + array.nbytes].view(_torch_dtype(array)).view(array.shape)
-            for array, offset in zip(arrays, offsets, strict=True)
-        ]
+        starts, size = starts_of(array.nbytes for array in arrays)
+        staged = self.copies.staging(size)
+        _write(staged, arrays, starts)
+        return _views(self.copies.to_device(staged, self.device), arrays, starts)
+
+    def upload_into(self, buffer: torch.Tensor, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
+        """The same in memory that is there already: buffer [B] uint8 on the device, where they begin as `starts_of`
+        says. On the CPU too they are copied."""
+        starts, size = starts_of(array.nbytes for array in arrays)
+        if self.direct:
+            _write(buffer, arrays, starts)
+        else:
+            staged = self.copies.staging(size)
+            _write(staged, arrays, starts)
+            self.copies.to_buffer(staged, buffer[:size])
+        return _views(buffer, arrays, starts)
 
     def download(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Host tensors of the same values. If not direct, the copies may only be queued: they are to be read after an
         event that was recorded later on the same stream."""
-        return list(tensors) if self.direct else [self._copies.to_host(tensor) for tensor in tensors]
+        if self.direct:
+            return list(tensors)
+        if len(tensors) > 1 and sum(tensor.nbytes for tensor in tensors) <= _PACKED_BYTES:
+            return self.download_packed(pack(tensors))
+        return [self.copies.to_host(tensor) for tensor in tensors]
+
+    def download_packed(self, packed: Packed) -> list[torch.Tensor]:
+        """`download` of tensors that are packed already. What is packed may be overwritten by a later step: on the CPU,
+        where nothing waits, the result is to be read before that."""
+        return packed.unpack(packed.bytes if self.direct else self.copies.to_host(packed.bytes))
+
+
+def starts_of(num_bytes: Iterable[int]) -> tuple[list[int], int]:
+    """Where arrays of these sizes begin in a packed buffer, and its size."""
+    starts, size = [], 0
+    for own in num_bytes:
+        starts.append(size)
+        size += -(-own // ALIGNMENT) * ALIGNMENT
+    return starts, size
+
+
+def _write(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> None:
+    view = buffer.numpy()
+    for array, start in zip(arrays, starts, strict=True):
+        view[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _views(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> list[torch.Tensor]:
+    return [
+        buffer[start : start + array.nbytes].view(_torch_dtype(array.dtype)).view(array.shape)
+        for array, start in zip(arrays, starts, strict=True)
+    ]
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -78,5 +146,6 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array if array.flags.c_contiguous and array.flags.writeable else array.copy()
 
 
-def _torch_dtype(array: npt.NDArray[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+@cache
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -26,6 +26,8 @@ INDEX_FILE = "model.safetensors.index.json"
 # Names listed in an error before "and N more".
 NUM_LISTED = 20
 DUMMY_STD = 0.02
+DRAWING = (1 << 22) - 3  # numbers that large dummy parameters are made of; a prime
+_DRAWN_ONE_BY_ONE = 1 << 20  # elements of a dummy parameter
 # Work is handed to threads in pieces of about this many bytes: large enough to make opening a file again cheap.
 PIECE_BYTES = 64 << 20
 
@@ -84,8 +86,14 @@ def load_weights(
 
 def dummy_weights(model: nn.Module, seed: int) -> None:
     """Random weights instead of a checkpoint: normal with standard deviation 0.02, norms 1. A parameter's numbers
-    depend on `seed` and its name alone."""
+    depend on `seed` and its name alone, on every device.
+
+    Small ones are drawn one by one on the host. Large ones are cut out of one drawing, laid end to end from a place
+    that the name decides: billions of numbers take as long as copying them. Its length is prime, so that rows of a
+    matrix do not repeat.
+    """
     seen: set[int] = set()
+    drawing: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
     for path, module in _weight_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:  # tied: the first name counts
@@ -95,13 +103,34 @@ def dummy_weights(model: nn.Module, seed: int) -> None:
                 parameter.data.fill_(1.0)
                 continue
             digest = hashlib.sha256(f"{seed}:{path}.{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            if parameter.dtype.is_floating_point:
-                values = torch.empty(parameter.shape).normal_(0.0, DUMMY_STD, generator=generator)
-            else:
-                values = torch.randint(0, 128, parameter.shape, generator=generator)
-            parameter.data.copy_(values)
+            number = int.from_bytes(digest[:8], "little") >> 1
+            if parameter.numel() <= _DRAWN_ONE_BY_ONE:
+                parameter.data.copy_(_random_numbers(parameter.shape, parameter.dtype, number))
+                continue
+            kind = parameter.dtype, parameter.device
+            if kind not in drawing:
+                drawing[kind] = _random_numbers((DRAWING,), parameter.dtype, seed).to(parameter.dtype).to(kind[1])
+            _tile(parameter.data, drawing[kind], number % DRAWING)
     _finish(model, None)
+
+
+def _random_numbers(shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if dtype.is_floating_point:
+        return torch.empty(tuple(shape)).normal_(0.0, DUMMY_STD, generator=generator)
+    return torch.randint(0, 128, tuple(shape), generator=generator)
+
+
+def _tile(target: torch.Tensor, drawing: torch.Tensor, start: int) -> None:
+    """Fill target, of any shape, with `drawing` [N] from `start` on, again and again."""
+    flat = target.view(-1) if target.is_contiguous() else torch.empty_like(target).view(-1)
+    at = 0
+    while at < len(flat):
+        piece = drawing[start : start + len(flat) - at]
+        flat[at : at + len(piece)].copy_(piece)
+        at, start = at + len(piece), 0
+    if not target.is_contiguous():
+        target.copy_(flat.view(target.shape))
 
 
 def _weight_modules(model: nn.Module) -> Iterator[tuple[str, WeightModule]]:

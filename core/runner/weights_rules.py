@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from core.interfaces.model import ModuleRule, WeightRules
@@ -65,6 +66,11 @@ def without_head(rules: WeightRules) -> WeightRules:
     left = [rule for rule in rules.rules if rule.target in HEADS]
     ignored = {rf"{re.escape(rule.source)}\..*": "the model is built for vectors, without a head" for rule in left}
     return WeightRules((*kept, *bare), {**rules.ignored, **ignored})
+
+
+def leaving_out(rules: WeightRules, ignored: Mapping[str, str]) -> WeightRules:
+    """The rules with more tensors to leave out, those that a quantization method names."""
+    return WeightRules(rules.rules, {**rules.ignored, **ignored}) if ignored else rules
 
 
 class RuleTable:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.interfaces.hardware import EngineFacts, HardwareCapabilities, StepGraphs
+from core.interfaces.hardware import Between, EngineFacts, HardwareCapabilities, StepGraphs
 from core.testing.mock_hardware import MockHardware
 
 
@@ -52,39 +53,72 @@ def _tensors(out: Any) -> tuple[torch.Tensor, ...]:
 
 
 class MockGraphs(StepGraphs):
-    """sizes as given. replays: how often each size was replayed."""
+    """sizes, token_sizes as given. replays, piece_replays: how often each size was replayed."""
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
+    def __init__(self, sizes: tuple[int, ...], token_sizes: tuple[int, ...] = (), *, on_demand: bool = False) -> None:
+        self.sizes, self.token_sizes, self.on_demand = sizes, token_sizes, on_demand
         self.captured: list[int] = []
-        self.replays = dict.fromkeys(sizes, 0)
-        self._recorded: dict[int, tuple[list[_Call], torch.Tensor]] = {}
+        self.replays, self.piece_replays = dict.fromkeys(sizes, 0), dict.fromkeys(token_sizes, 0)
+        self._recorded: dict[tuple[int, tuple[int, ...]], tuple[list[_Call], tuple[torch.Tensor, ...]]] = {}
+        self._pieces: dict[int, tuple[list[Callable[[], None]], torch.Tensor]] = {}
 
-    def capture(self, size: int, run: Callable[[], torch.Tensor]) -> None:
+    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]], variants: tuple[int, ...] = ()) -> None:
         with _Recorder() as recorder:
             out = run()
         self.captured.append(size)
-        self._recorded[size] = recorder.calls, out
+        self._recorded[size, variants] = recorder.calls, out
 
-    def replay(self, size: int) -> torch.Tensor:
-        calls, out = self._recorded[size]
-        for call in calls:
-            for kept, again in zip(call.out, _tensors(call.op(*call.args, **call.kwargs)), strict=True):
-                if kept.untyped_storage().data_ptr() != again.untyped_storage().data_ptr():
-                    kept.copy_(again)  # neither a view nor in place: the recorded result has this memory
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
+        calls, out = self._recorded[size, variants]
+        _repeat(calls)
         self.replays[size] += 1
         return out
 
+    def capture_pieces(self, size: int, run: Callable[[Between], torch.Tensor]) -> None:
+        pieces: list[Callable[[], None]] = []
+        recorder = _Recorder()
+
+        def end() -> None:
+            pieces.append(partial(_repeat, list(recorder.calls)))
+            recorder.calls.clear()
+
+        def between(call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None:
+            end()
+            pieces.append(partial(call, result, *tensors))
+
+        with recorder:
+            out = run(between)
+        end()
+        self._pieces[size] = pieces, out
+
+    def replay_pieces(self, size: int) -> torch.Tensor:
+        pieces, out = self._pieces[size]
+        for piece in pieces:
+            piece()
+        self.piece_replays[size] += 1
+        return out
+
+
+def _repeat(calls: list[_Call]) -> None:
+    for call in calls:
+        for kept, again in zip(call.out, _tensors(call.op(*call.args, **call.kwargs)), strict=True):
+            if kept.untyped_storage().data_ptr() != again.untyped_storage().data_ptr():
+                kept.copy_(again)  # neither a view nor in place: the recorded result has this memory
+
 
 class MockGraphHardware(MockHardware):
-    """Records decode steps of 1, 2, 4 and 8 rows. `made`: the recorder of each engine built with it."""
+    """Records decode steps of 1, 2, 4 and 8 rows, and in pieces other steps of 4, 8 and 24 tokens. `made`: the recorder
+    of each engine built with it."""
 
     name: ClassVar[str] = "mock_graphs"
     capabilities: ClassVar[HardwareCapabilities] = HardwareCapabilities(
         graphs=True, dtypes=("float32",), page_size=4, chunk_tokens=64
     )
     sizes: tuple[int, ...] = (1, 2, 4, 8)
+    token_sizes: tuple[int, ...] = (4, 8, 24)
+    on_demand = False
 
     def graphs(self, facts: EngineFacts) -> MockGraphs:
-        self.made = MockGraphs(tuple(size for size in self.sizes if size <= facts.max_seqs))
+        rows = tuple(size for size in self.sizes if size <= facts.max_seqs)
+        self.made = MockGraphs(rows, self.token_sizes, on_demand=self.on_demand)
         return self.made

@@ -82,6 +82,11 @@ class MockAsyncHardware(MockHardware):
         staged.fill_(_RUBBISH)  # the host may use its buffer for something else now
         return copy
 
+    def to_buffer(self, staged: torch.Tensor, target: torch.Tensor) -> None:
+        self.num_uploads += 1
+        target.copy_(staged)
+        staged.fill_(_RUBBISH)
+
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         self.num_downloads += 1
         host = torch.empty(tensor.shape, dtype=tensor.dtype)

@@ -7,7 +7,9 @@ from typing import Any, cast
 import torch
 
 from core.interfaces.attention import AttentionBackend
+from core.interfaces.context import PluginContext
 from core.interfaces.hardware import HardwareBackend
+from core.layers.unquantized import Unquantized
 from core.ops.table import build_ops
 from core.runner.config import RunnerConfig
 from core.runner.runner import ModelRunner
@@ -37,13 +39,13 @@ def mock_runner_config(
     chunk_tokens: int = 64,
     attention: type[AttentionBackend] = DenseAttention,
 ) -> RunnerConfig:
-    """Configuration of a runner for MockModel in float32. Quantization and experts are absent: no layer asks."""
+    """Configuration of a runner for MockModel in float32. Experts are absent: no layer asks."""
     model = model or MockConfig()
     spec = MockModel.spec(model.hf_config())
     return RunnerConfig(
         spec=spec,
         arch=MockModel,
-        quant=cast(Any, None),
+        quant=Unquantized(None, PluginContext()),
         moe=cast(Any, None),
         ops=build_ops(),
         attention=(attention,) * len(spec.cache_groups),

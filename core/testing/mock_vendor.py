@@ -26,7 +26,7 @@ from core.interfaces.schedule import Match, R, SchedulePolicy, StepLoad
 from core.interfaces.spec import CacheGroupSpec, ModelSpec
 from core.layers.mlp import GatedMlp
 from core.layers.moe import TorchNativeMoe
-from core.ops.reference import REFERENCES
+from core.ops.reference import REFERENCES, fused_linear
 from core.registry.records import PluginRecord
 from core.testing.capturable_attention import CapturableAttention
 from core.testing.mock_graphs import MockGraphs
@@ -104,6 +104,7 @@ class MockVendorHardware(MockAsyncHardware):
             **table,
             "pack_linear_weight": _counted("pack_linear_weight", PackedWeight),
             "linear": _counted("linear", _linear),
+            "fused_linear": _counted("fused_linear", _fused_linear),
         }
 
     def preferred_attention(self, spec: ModelSpec) -> tuple[str, ...]:
@@ -125,6 +126,13 @@ def _linear(x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> t
     """Of a packed weight, or of a plain one."""
     packed = weight if isinstance(weight, PackedWeight) else PackedWeight(weight)
     return packed.multiply(x, bias)
+
+
+def _fused_linear(
+    x: torch.Tensor, weight: Any, bias: torch.Tensor | None = None, **around: Any
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    plain = weight.turned.t() if isinstance(weight, PackedWeight) else weight
+    return fused_linear(x, plain, bias, **around)
 
 
 def _counted(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,9 +179,9 @@ class _Prepared(nn.Module):
 
 
 class _CountedGraphs(MockGraphs):
-    def replay(self, size: int) -> torch.Tensor:
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
         MockVendorHardware.calls["replay"] += 1
-        return super().replay(size)
+        return super().replay(size, variants)
 
 
 class VendorAttention(CapturableAttention):

@@ -76,7 +76,7 @@ class SinkHandler(logging.Handler):
     def __init__(self, sink: LogSink, form: LogFormat, process: str) -> None:
         super().__init__()
         self.sink = sink
-        self.setFormatter(JsonLines(process) if form == "json" else TextLines())
+        self.setFormatter(JsonLines(process) if form == "json" else TextLines(process))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -87,14 +87,15 @@ class SinkHandler(logging.Handler):
 
 
 class TextLines(logging.Formatter):
-    """`time level logger: [request id] message key=value ...`."""
+    """`time level logger: [request id] message key=value ...`; `[rank 1]` comes first in a process of that name."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: str = "") -> None:
+        self._about = f"[{process}] " if process.startswith("rank ") else ""
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(about)s%(message)s%(told)s")
 
     def format(self, record: logging.LogRecord) -> str:
         request = current_request()
-        record.about = f"[{request.id}] " if request is not None else ""
+        record.about = self._about + (f"[{request.id}] " if request is not None else "")
         fields: Mapping[str, Any] = getattr(record, "fields", {})
         record.told = "".join(f" {name}={_encode(value).decode()}" for name, value in fields.items())
         return super().format(record)
@@ -102,7 +103,8 @@ class TextLines(logging.Formatter):
 
 class JsonLines(logging.Formatter):
     """One object a line: time, level, logger, process, message; request_id and trace_id of the request at hand;
-    exception; and the line's own fields. process: "server" or "engine"."""
+    exception; and the line's own fields. process: "server", "engine", or "rank 1" and so on of an engine
+    of several ranks."""
 
     def __init__(self, process: str) -> None:
         super().__init__()

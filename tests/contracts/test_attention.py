@@ -20,6 +20,19 @@ class TestCpuNative(AttentionContract):
     name = "cpu_native"
 
 
+class TestFa3(AttentionContract):
+    """Needs a GPU; what is around the kernels is tested without one in tests/plugins/fa3."""
+
+    name = "fa3"
+    mla_dims = ((512, 64, 128, 128), (512, 64, 192, 256), (512, 64, 64, 64))
+
+
+class TestFlashInfer(AttentionContract):
+    """Needs a GPU, as TestFa3 does; see tests/plugins/flashinfer."""
+
+    name = "flashinfer"
+
+
 class TestDense(AttentionContract):
     implementation = DenseAttention
 

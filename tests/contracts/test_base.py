@@ -153,6 +153,10 @@ def test_reading_a_value_on_the_host_is_seen() -> None:
     for read in (lambda: x.max().item(), lambda: x.nonzero(), lambda: x[x > 1], lambda: bool(x.sum())):
         with NoHostReads(), pytest.raises(AssertionError, match="waits for"):
             read()
+        with NoHostReads(torch.device("cpu")), pytest.raises(AssertionError, match="waits for"):
+            read()
+        with NoHostReads(torch.device("meta")):  # beside another device, the host's tensors are free to look at
+            read()
 
 
 _SUITE = """

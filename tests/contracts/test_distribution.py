@@ -40,6 +40,10 @@ class TestBitsandbytes(DistributionContract):
     package = "plugin_bitsandbytes"
 
 
+class TestFp8(DistributionContract):
+    package = "plugin_fp8"
+
+
 class TestDemo(DistributionContract):
     package = "plugin_demo"
 
@@ -58,6 +62,14 @@ class TestXgrammar(DistributionContract):
 
 class TestCpuNative(DistributionContract):
     package = "plugin_cpu_native"
+
+
+class TestFa3(DistributionContract):
+    package = "plugin_fa3"
+
+
+class TestFlashInfer(DistributionContract):
+    package = "plugin_flashinfer"
 
 
 class TestParserCohere(DistributionContract):

@@ -17,6 +17,13 @@ class TestCpu(HardwareContract):
     name = "cpu"
 
 
+class TestNvidia(HardwareContract):
+    """On a machine with such a GPU; elsewhere what can be asked without one."""
+
+    name = "nvidia"
+    other_attention = frozenset({"fa3", "triton", "flashinfer"})
+
+
 class TestMock(HardwareContract):
     name = "mock"
     implementation = MockHardware

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from core.config.sections import CacheSettings, EngineSettings, ModelSettings, SchedulerSettings, Settings
-from core.engine.build import build_engine, plan_pages
+from core.engine.build import build_engine
 from core.engine.client import EngineRequest
+from core.engine.make_runner import plan_pages
 from core.engine.offline import OfflineEngine
 from core.engine.process_client import ProcessClient
 from core.interfaces.errors import CapacityError, CheckpointError, PluginMismatch, RequestError

@@ -145,7 +145,7 @@ def test_seam_kv_cache_the_memory_plan_divides_by_page_bytes(folder: Path) -> No
 def test_seam_ops(vendor: OfflineEngine, calls: Counter[str], expected: dict[str, Any]) -> None:
     """Of the model, of the sampler, and the copies."""
     assert generate(vendor, prompts(), DRAWN) == expected["drawn"]
-    of_the_model = {"embedding", "linear", "rms_norm", "add_rms_norm", "qk_norm_rope", "topk_softmax", "silu_and_mul"}
+    of_the_model = {"embedding", "linear", "fused_linear", "add_rms_norm", "qk_norm_rope", "topk_softmax"}
     of_the_sampler = {"gumbel_argmax", "sampling_threshold", "penalize", "token_logprobs"}
     for name in of_the_model | of_the_sampler | {"pack_linear_weight"}:
         assert calls[f"op {name}"], name

@@ -44,6 +44,7 @@ def arguments(name: str, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "route_topk": ((rows(count, 24), None, 3), {"scoring": "sigmoid", "renormalize": True}),
         "gumbel_argmax": ((scaled, torch.arange(50, dtype=torch.int32), keys), {}),
         "sampling_threshold": ((scaled, top_k, top_p, torch.zeros(count)), threshold),
+        "best_token": ((scaled,), {}),
         "token_logprobs": ((scaled, positions % 50, 4), {}),
     }
     return made[name]
@@ -83,6 +84,13 @@ def test_every_call_has_the_same_rows_in_memory_of_its_own() -> None:
     assert [tuple(tile.shape) for tile in seen] == [(TILE_ROWS, 8)] * 2
     assert all(tile.is_contiguous() and tile.data_ptr() != x.data_ptr() for tile in seen)
     assert not seen[1][3:].any()
+
+
+def test_layers_are_left_with_the_parts() -> None:
+    """What joins several operations would have another shape in each call."""
+    own = {name: lambda *args: args for name in ("fused_linear", "qk_norm_rope_store")}
+    tiled = fixed_rows({**REFERENCES, **own})
+    assert all(tiled[name] is REFERENCES[name] for name in own)
 
 
 def _all(value: Any) -> tuple[torch.Tensor, ...]:

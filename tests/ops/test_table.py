@@ -45,3 +45,13 @@ def test_something_not_callable_is_an_error() -> None:
 def test_linear_and_its_packing_come_together(name: str) -> None:
     with pytest.raises(PluginError, match="without"):
         build_ops({name: other})
+
+
+def test_a_fused_product_reads_what_its_own_table_packs() -> None:
+    """So without a packing of its own it is an error, and a later table's packing puts an earlier one's out of use."""
+    with pytest.raises(PluginError, match="'fused_linear' without 'pack_linear_weight'"):
+        build_ops({"fused_linear": other})
+    whole = {"linear": other, "pack_linear_weight": other, "fused_linear": other}
+    assert build_ops(whole)["fused_linear"] is other
+    packing = {"linear": other, "pack_linear_weight": other}
+    assert build_ops(whole, packing)["fused_linear"] is REFERENCES["fused_linear"]

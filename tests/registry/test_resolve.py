@@ -64,6 +64,7 @@ class TestWhole:
             "architecture": "XForCausalLM",
             "device": "host",
             "dtype": "bfloat16",
+            "kv_cache_dtype": "bfloat16",
             "quantization": "none",
             "attention_backend": "plain",
             "prefix_cache": "radix",
@@ -354,6 +355,16 @@ class TestAttention:
         assert reason in rejected(choice)["bad"]
         with pytest.raises((ConfigError, PluginLoadError)):
             resolve(settings(folder, attention_backend="bad"), swap(records(spec), able, bad))
+
+    def test_a_backend_may_lack_something_on_this_machine(self, folder: Path) -> None:
+        lacking = attention()
+        lacking.unavailable = classmethod(lambda cls: "no fast library; pip install fast-library")  # type: ignore[attr-defined]
+        catalog = swap(records(), record("attention", "fast", lacking, capabilities={"priority": 9}))
+        (choice,) = resolve(settings(folder), catalog).attention
+        assert choice.name == "plain"
+        assert rejected(choice)["fast"] == "no fast library; pip install fast-library"
+        with pytest.raises(ConfigError, match=r"'fast'.*pip install fast-library"):
+            resolve(settings(folder, attention_backend="fast"), catalog)
 
     def test_order_model_then_hardware_then_priority(self, folder: Path) -> None:
         names = ("a", "b", "c")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from core.interfaces.attention import AttentionBackend
+from core.interfaces.attention import KV_DTYPES, AttentionBackend
 from core.interfaces.batch import BatchLayout
 from core.interfaces.errors import CoreError
 from core.interfaces.spec import StateKind
@@ -38,7 +38,10 @@ class AttentionContract(AttentionSetup):
         assert caps.slot_dtype in ("int64", "int32")
         assert caps.dtypes, "dtypes is empty"
         assert all(isinstance(getattr(torch, name, None), torch.dtype) for name in caps.dtypes), caps.dtypes
-        assert "auto" in caps.kv_dtypes
+        assert "auto" in caps.kv_dtypes, "core asks for the compute type unless the operator says otherwise"
+        assert set(caps.kv_dtypes) <= {"auto", *KV_DTYPES}, (
+            f"kv_dtypes: {caps.kv_dtypes}, known: {', '.join(KV_DTYPES)}"
+        )
         for sizes in (caps.page_sizes, caps.head_dims):
             assert sizes is None or (sizes and all(isinstance(size, int) and size > 0 for size in sizes)), sizes
         if StateKind.MLA_LATENT in caps.state_kinds:
@@ -49,7 +52,7 @@ class AttentionContract(AttentionSetup):
         caps = self.capabilities()
         for key, stated in self.record().capabilities.items():
             claimed = getattr(caps, key, None)
-            if key in ("page_sizes", "head_dims", "dtypes", "hardware", "state_kinds"):
+            if key in ("page_sizes", "head_dims", "dtypes", "kv_dtypes", "hardware", "state_kinds"):
                 assert claimed is not None, f"the manifest restricts {key} to {stated}, the class takes any"
                 assert {str(value) for value in stated} == {str(value) for value in claimed}, key
             elif key in ("softcap", "sinks", "tree_mask", "graph", "batch_invariant"):
@@ -68,11 +71,6 @@ class AttentionContract(AttentionSetup):
         if self.refusal(config) is None:
             with pytest.raises(CoreError):
                 self.plugin()(config, self.context(self.device()))
-
-    def test_kv_dtypes(self) -> None:
-        others = sorted(set(self.capabilities().kv_dtypes) - {"auto"})
-        self.require(others, "KV dtypes other than auto")
-        pytest.skip(f"core has no way yet to ask for {', '.join(others)}")
 
     # Memory
 
@@ -121,6 +119,45 @@ class AttentionContract(AttentionSetup):
             for _ in range(3):
                 self.check(world, [(0, 1), (1, 1)])
             self.check(world, [(1, 1), (0, 9)])
+
+    # Other types of the cache
+
+    @pytest.mark.parametrize("name", sorted(KV_DTYPES))
+    def test_every_claimed_kv_dtype(self, shape: Shape, name: str) -> None:
+        """What is attended to is what the cache keeps of a key or value, by the tokens of the same step too."""
+        made = self.with_kv_dtype(shape, name)
+        for scales in ((1.0, 1.0), (0.5, 0.125)):
+            self.few_steps(replace(made, kv_scales=scales), f"a cache of {name}")
+
+    @pytest.mark.parametrize("name", sorted(KV_DTYPES))
+    def test_a_kv_dtype_takes_the_bytes_it_has(self, shape: Shape, name: str) -> None:
+        world = self.world(self.with_kv_dtype(shape, name))
+        storages = {
+            buffer.untyped_storage().data_ptr(): buffer.untyped_storage().nbytes()
+            for buffers in world.kv.values()
+            for buffer in buffers
+        }
+        config, itemsize = world.config, world.config.cache_dtype.itemsize
+        stated = self.plugin().page_bytes(config.group, config.page_size, itemsize, 1) * config.num_pages
+        assert 0 < sum(storages.values()) <= stated
+
+    @pytest.mark.parametrize("name", sorted(KV_DTYPES))
+    def test_numbers_beyond_a_kv_dtypes_range_stay_finite(self, shape: Shape, name: str) -> None:
+        """They become the largest that there is, and not-a-number stays with the token that has it."""
+        made = self.with_kv_dtype(shape, name)
+        self.require(made.config(self.device()).cache_dtype.itemsize == 1, "a cache of eight bits")
+        scale = 2.0**-12  # 1 is beyond the range of either type
+        world = self.world(replace(made, kv_scales=(2.0**-8, scale if name == "fp8_e4m3" else 2.0**-17)))
+        self.prompts(world, [9, 20])
+        self.check(world, [(0, 1), (1, 1)])
+        self.check(world, [(1, 1), (0, 5)])
+
+    def with_kv_dtype(self, shape: Shape, name: str) -> Shape:
+        """The same with a cache of another type; skipped if that is not claimed, or no other than computed in."""
+        self.require(name in self.capabilities().kv_dtypes, f"a cache of {name}")
+        made = replace(shape, kv_dtype=getattr(torch, KV_DTYPES[name]))
+        self.require(made.kv_dtype != shape.dtype, f"a cache of {name} beside a compute type that is another")
+        return made
 
     # Batches
 
@@ -364,7 +401,7 @@ class AttentionContract(AttentionSetup):
             work: Sequence[tuple[int, int]] = [(n, 1) for n in numbers]
             layout = world.layout(work)
             inputs = world.inputs(layer, layout.num_tokens)
-            with NoHostReads():
+            with NoHostReads(world.config.device):
                 world.backend.plan(layout)
                 got = world.run(layer, inputs)
             self.check_outcome(world, Outcome(layer, got, world.remember(layer, work, inputs)))

@@ -35,6 +35,12 @@ def reference_attention(
     return torch.einsum("hml,lhd->mhd", odds, v)
 
 
+def as_cached(x: torch.Tensor, dtype: torch.dtype, scale: float) -> torch.Tensor:
+    """x after it was stored as x / scale in a cache of `dtype`, whose range it is kept within; in float64."""
+    limit = torch.finfo(dtype).max
+    return (x.cpu().double() / scale).clamp(-limit, limit).float().to(dtype).double() * scale
+
+
 def reference_mla(
     q_nope: torch.Tensor,
     q_rope: torch.Tensor,

@@ -51,7 +51,9 @@ class AttentionSetup(Contract):
         names = self.capabilities().hardware
         if names is not None and hardware not in names:
             return f"it runs on {', '.join(names)}, the device is {hardware}"
-        return super().runs_on(hardware)
+        reason: str | None = self.plugin().unavailable()
+        assert reason is None or (isinstance(reason, str) and reason.strip()), f"unavailable() gave {reason!r}"
+        return reason or super().runs_on(hardware)
 
     def page_sizes(self) -> tuple[int, ...]:
         return self.capabilities().page_sizes or _MANY_PAGE_SIZES

@@ -16,7 +16,7 @@ import torch
 from core.interfaces.attention import AttentionBackend, AttentionConfig, MlaWeights
 from core.interfaces.batch import BatchLayout
 from core.interfaces.spec import AttentionSpec, CacheGroupSpec, StateKind
-from core.testing.contracts.attention_reference import reference_attention, reference_mla
+from core.testing.contracts.attention_reference import as_cached, reference_attention, reference_mla
 
 Kv = dict[int, tuple[torch.Tensor, ...]]
 FIRST_LAYER, LAYER_STEP = 3, 4  # layers of a group are not numbered from 0, nor one after the other
@@ -50,6 +50,8 @@ class Shape:
     dtype: torch.dtype = torch.float32
     rules: tuple[Rule, ...] = (Rule(),)
     tp_size: int = 1
+    kv_dtype: torch.dtype | None = None
+    kv_scales: tuple[float, float] = (1.0, 1.0)
 
     def with_rule(self, **changes: object) -> Shape:
         """The same with one layer, whose rule is the first one's with changes."""
@@ -99,6 +101,8 @@ class Shape:
             max_seqs=MAX_SEQS,
             max_tokens=MAX_TOKENS,
             context_length=CONTEXT_LENGTH,
+            kv_dtype=self.kv_dtype,
+            kv_scales=dict.fromkeys(layers, self.kv_scales),
         )
 
 
@@ -284,6 +288,13 @@ class World:
             q, None if stored else k, None if stored else v, layer, self.kv[layer], self.sinks[layer]
         )
 
+    def _cached(self, x: torch.Tensor, layer: int, which: int) -> torch.Tensor:
+        """What a cache of the configured type makes of keys (0) or values (1)."""
+        config = self.config
+        if config.cache_dtype == config.dtype:
+            return x
+        return as_cached(x, config.cache_dtype, config.scales(layer)[0 if self.latent else which])
+
     def remember(self, layer: int, work: Sequence[tuple[int, int]], inputs: list[torch.Tensor]) -> torch.Tensor:
         """Add what a step stored to the sequences; returns what attention gives for its rows."""
         spec, wanted, row = self.config.layers[layer], [], 0
@@ -291,7 +302,7 @@ class World:
         for number, count in work:
             story, rows = self.stories[number], slice(row, row + count)
             old = story.kept.get(layer)
-            new = (first[rows], second[rows])
+            new = (self._cached(first[rows], layer, 0), self._cached(second[rows], layer, 1))
             kept = new if old is None else (torch.cat((old[0], new[0])), torch.cat((old[1], new[1])))
             story.kept[layer] = kept
             if self.latent:

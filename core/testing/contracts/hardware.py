@@ -37,7 +37,7 @@ SEAMS: Mapping[str, tuple[str, ...]] = {
     "running the model": ("forward_runner",),
     "recorded steps": ("graphs",),
     "choice of attention": ("preferred_attention",),
-    "copies": ("staging", "to_device", "to_host"),
+    "copies": ("staging", "to_device", "to_buffer", "to_host"),
     "streams": ("stream", "record_event", "wait_event"),
     "collectives": ("communicator",),
 }
@@ -225,6 +225,24 @@ class HardwareContract(HardwareEngine):
                 np.testing.assert_array_equal(host.numpy(), array)
 
         self.for_all(arrays, check, examples=30)
+
+    def test_copies_into_memory_that_is_there(self) -> None:
+        """Each takes what was staged when it was queued, though the host goes on at once."""
+        backend, device = self.ready()
+        self.require(not backend.shares_host_memory(device), "copies between host and device")
+        with torch.inference_mode():
+            target = torch.zeros(1 << 16, dtype=torch.uint8, device=device)
+            with backend.stream():
+                seen = []
+                for number in range(40):
+                    staged = backend.staging(60_000 + number)
+                    staged.fill_(number)
+                    backend.to_buffer(staged, target[: len(staged)])
+                    seen.append(backend.to_host(target[:60_000]))
+                    event = backend.record_event()
+            backend.wait_event(event)
+        for number, host in enumerate(seen):
+            assert host.eq(number).all(), f"copy {number} brought {host.unique().tolist()}"
 
     def test_many_copies_may_be_under_way(self) -> None:
         """A staging buffer is not given out again before its copy has finished."""

@@ -174,12 +174,23 @@ class HardwareEngine(Contract):
         backend, _ = self.ready()
         runner = build_mock_runner(_MOCK, hardware=backend, max_running=6, attention=CapturableAttention)
         runner.warm_up()
-        replayed = 0
         for count in (1, 2, 3, 6):
             prompts = [[7 * i + 1, 3, i] * (i + 1) for i in range(count)]
             assert decode_all(runner, prompts, 9) == [reference_greedy(_MOCK, prompt, 9) for prompt in prompts]
-            replayed += runner.stats.replayed_steps
-        assert replayed, "graphs is claimed, and no step of 1, 2, 3 or 6 rows was replayed"
+        assert runner.stats.replayed_steps, "graphs is claimed, and no step of 1, 2, 3 or 6 rows was replayed"
+
+    def test_steps_recorded_in_pieces_give_the_same_tokens(self) -> None:
+        """If its recorder has token_sizes: prefills, and prefills beside decodes, padded to the next size."""
+        backend, _ = self.ready()
+        graphs = backend.graphs(self.facts()) if backend.capabilities.graphs else None
+        self.require(graphs is not None and graphs.token_sizes, "steps recorded in pieces")
+        self.require_float32()
+        runner = build_mock_runner(_MOCK, hardware=backend, max_running=6, attention=CapturableAttention)
+        runner.warm_up()
+        for lengths in ((1,), (3, 2), (7, 1, 5), (4, 4, 4, 4, 4)):
+            prompts = [[(5 * i + j) % 97 for j in range(length)] for i, length in enumerate(lengths)]
+            assert decode_all(runner, prompts, 4) == [reference_greedy(_MOCK, prompt, 4) for prompt in prompts]
+        assert runner.stats.pieced_steps, "token_sizes is not empty, and no prefill was replayed"
 
 
 class _Plain(MockHardware):

@@ -17,16 +17,22 @@ _READS = {
 
 class NoHostReads(TorchDispatchMode):
     """While active, such operations raise AssertionError, on the CPU too, where they cost nothing. Reading a CPU
-    tensor through numpy goes unseen."""
+    tensor through numpy goes unseen. device: the one that computes; tensors elsewhere may be looked at. None: all
+    tensors count."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__()
+        self._device = device
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func.overloadpacket.__name__
-        assert name not in _READS, f"{name} waits for a value from the device"
+        reads = name in _READS and func is not torch.ops.aten.repeat_interleave.self_int  # by a number of the host's
+        assert not reads or not self._on_device(args), f"{name} waits for a value from the device"
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             masks = [index for index in args[1] if isinstance(index, torch.Tensor) and index.dtype == torch.bool]
-            assert not masks, f"{name} with a mask waits for the number of its elements"
+            assert not masks or not self._on_device(args), f"{name} with a mask waits for the number of its elements"
         if name in ("_to_copy", "copy_"):
             source = args[1] if name == "copy_" else args[0]
             target = args[0].device if name == "copy_" else (kwargs or {}).get("device")
@@ -34,3 +40,7 @@ class NoHostReads(TorchDispatchMode):
             assert not moves, f"{name} brings a tensor to the host"
         call: Callable[..., Any] = func
         return call(*args, **(kwargs or {}))
+
+    def _on_device(self, args: tuple[Any, ...]) -> bool:
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        return self._device is None or any(tensor.device.type == self._device.type for tensor in tensors)

@@ -57,7 +57,7 @@ class OpsContract(Contract):
             before = _copies(call.args)
             got = self.results(table, op, call)
             self.assert_kept(call, before)
-            want = self.results(REFERENCES, op, replace(call, args=before if call.same else _doubled(before)))
+            want = self.results(REFERENCES, op, _exact(replace(call, args=before)))
             self.compare(op, call, got, want, dtype)
 
         widths = st.one_of(st.integers(1, 70), st.sampled_from(self.sizes))
@@ -94,17 +94,20 @@ class OpsContract(Contract):
             x, weight, bias = call.args
             packed = build_ops(table)["pack_linear_weight"](weight) if op == "pack_linear_weight" else weight
             out = build_ops(table)["linear"](x, packed, bias)
+        elif op == "fused_linear":
+            x, weight, bias = call.args
+            out = table[op](x, build_ops(table)["pack_linear_weight"](weight), bias, **call.kwargs)
         else:
             out = table[op](*call.args, **call.kwargs)
-        if call.results:
-            assert out is None, f"{op} returns {type(out).__name__}, not None"
-            return tuple(call.args[position] for position in call.results)
-        return canonical(op, call, out if isinstance(out, tuple) else (out,))
+        returned = out if isinstance(out, tuple) else (out,)
+        written = tuple(call.args[position] for position in call.results)
+        return canonical(op, call, tuple(tensor for tensor in returned if tensor is not None) + written)
 
     def assert_kept(self, call: Call, before: tuple[Any, ...]) -> None:
         for position, (now, then) in enumerate(zip(call.args, before, strict=True)):
             if isinstance(now, torch.Tensor) and position not in call.changes:
-                assert torch.equal(now, then), f"argument {position} was changed"
+                same = torch.allclose(now, then, rtol=0, atol=0, equal_nan=True) if now.is_floating_point() else None
+                assert torch.equal(now, then) if same is None else same, f"argument {position} was changed"
 
     def compare(self, op: str, call: Call, got: Results, want: Results, dtype: torch.dtype) -> None:
         assert len(got) == len(want), f"{op} returns {len(got)} tensors, not {len(want)}"
@@ -116,7 +119,7 @@ class OpsContract(Contract):
             expected = call.dtype or dtype
             assert mine.dtype == expected, f"{what} is {mine.dtype}, not {expected}"
             assert mine.shape == reference.shape, f"{what} has shape {tuple(mine.shape)}"
-            if call.results or op == "embedding":
+            if op in _COPIES:
                 assert torch.equal(mine.double().cpu(), reference.double().cpu()), f"{what} is not a copy"
                 continue
             none = reference.isneginf()
@@ -131,14 +134,20 @@ class OpsContract(Contract):
 
 
 _FIXED = ("linear", "pack_linear_weight")
+_COPIES = ("store_kv", "embedding")
 
 
 def _copies(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in values)
 
 
-def _doubled(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Floating-point arguments in float64, where the reference computes as exactly as it can."""
-    return tuple(
-        value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in values
-    )
+def _exact(call: Call) -> Call:
+    """The call with floating-point arguments in float64, where the reference computes as exactly as it can."""
+    if call.same:
+        return call
+    kwargs = {name: _wide(value) for name, value in call.kwargs.items()}
+    return replace(call, args=tuple(_wide(value) for value in call.args), kwargs=kwargs)
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value

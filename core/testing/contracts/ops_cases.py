@@ -78,6 +78,20 @@ def pack_linear_weight(make: Maker) -> Call:
     return linear(make)
 
 
+def fused_linear(make: Maker) -> Call:
+    columns = make.choose(8, 32, 64, 100)
+    activation = make.choose(None, None, "silu", "gelu", "gelu_tanh")
+    num = max(make.size, 24)  # of so many results not all cancel out
+    num = num if activation is None else 2 * num
+    kwargs: dict[str, Any] = {"activation": activation}
+    if make.choose(True, True, False):
+        residual = make.plain(make.rows, columns) if make.choose(True, False) else None
+        kwargs |= {"residual": residual, "norm_weight": make.plain(columns), "eps": make.choose(1e-6, 0.3)}
+        kwargs["keep_normed"] = make.choose(True, False)
+    bias = make.plain(num) if make.choose(True, False) else None
+    return Call((make.rows_of(columns), make.plain(num, columns), bias), kwargs)
+
+
 def rms_norm(make: Maker) -> Call:
     x = make.rows_of(3, make.size) if make.choose(True, False) else make.rows_of(make.size)
     return Call((x, make.plain(make.size), make.choose(1e-6, 1e-5, 0.3)))
@@ -114,6 +128,14 @@ def qk_norm_rope(make: Maker) -> Call:
     weights = [make.plain(width) if make.choose(True, True, False) else None for _ in range(2)]
     return Call((make.plain(make.rows, sum(heads), width), heads, *weights, make.choose(1e-6, 0.3), angles, positions),
                 kwargs, changes=(0,))  # fmt: skip
+
+
+def qk_norm_rope_store(make: Maker) -> Call:
+    call = qk_norm_rope(make)
+    qkv, (_, num_k, num_v), *_ = call.args
+    num_slots = make.rows + 7
+    caches = make.plain(num_slots, num_k, qkv.shape[2]), make.plain(num_slots, num_v, qkv.shape[2])
+    return Call((*call.args, *caches, _slots(make, num_slots)), call.kwargs, changes=(0, 7, 8), results=(7, 8))
 
 
 def silu_and_mul(make: Maker) -> Call:
@@ -153,8 +175,13 @@ def store_kv(make: Maker) -> Call:
     heads, num_slots = make.choose(1, 3), make.rows + 7
     k, v = make.rows_of(heads, make.size), make.rows_of(heads, make.size + 2)
     caches = make.plain(num_slots, heads, make.size), make.plain(num_slots, heads, make.size + 2)
-    slots = torch.randperm(num_slots, generator=make.generator)[: make.rows].to(make.device)
-    return Call((k, v, *caches, slots), changes=(2, 3), results=(2, 3))
+    return Call((k, v, *caches, _slots(make, num_slots)), changes=(2, 3), results=(2, 3))
+
+
+def _slots(make: Maker, num_slots: int) -> torch.Tensor:
+    """[rows], all different, of either type that attention backends ask for."""
+    slots = torch.randperm(num_slots, generator=make.generator)[: make.rows]
+    return slots.to(make.choose(torch.int64, torch.int32)).to(make.device)
 
 
 def embedding(make: Maker) -> Call:
@@ -168,6 +195,16 @@ def _float_logits(make: Maker) -> torch.Tensor:
 
 def _per_row(make: Maker, *values: Any, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor([make.choose(*values) for _ in range(make.rows)], dtype=dtype).to(make.device)
+
+
+def best_token(make: Maker) -> Call:
+    logits = _logits(make, make.choose(1, 12, make.size))
+    for row, broken in enumerate([make.choose("", "", "nan", "inf", "-inf") for _ in range(make.rows)]):
+        if broken == "-inf":
+            logits[row] = float(broken)
+        elif broken:
+            logits[row, int(torch.randint(logits.shape[1], (), generator=make.generator))] = float(broken)
+    return Call((logits,))
 
 
 def gumbel_argmax(make: Maker) -> Call:
@@ -214,18 +251,46 @@ def token_logprobs(make: Maker) -> Call:
     return Call((logits, tokens, make.choose(0, 1, 5, 200)), dtype=torch.float32)
 
 
+def quantize_fp8_tensor(make: Maker) -> Call:
+    scale = make.choose(None, torch.full((1,), 0.01, device=make.device))
+    return Call((make.rows_of(make.size), scale), dtype=torch.float32, same=True)
+
+
+def quantize_fp8_token(make: Maker) -> Call:
+    x = make.rows_of(make.size)
+    x[1::4] = 0
+    return Call((x,), dtype=torch.float32, same=True)
+
+
+def quantize_fp8_group(make: Maker) -> Call:
+    return Call((make.rows_of(make.size), make.choose(16, 128, 48)), dtype=torch.float32, same=True)
+
+
 CASES: Mapping[str, Callable[[Maker], Call]] = {
     case.__name__: case
     for case in (
-        linear, pack_linear_weight, rms_norm, add_rms_norm, qk_norm, rope, qk_norm_rope, silu_and_mul, gelu_and_mul,
-        topk_softmax, route_topk, store_kv, embedding, gumbel_argmax, sampling_threshold, penalize, mask_tokens,
-        token_logprobs,
+        linear, pack_linear_weight, fused_linear, rms_norm, add_rms_norm, qk_norm, rope, qk_norm_rope,
+        qk_norm_rope_store, silu_and_mul, gelu_and_mul, topk_softmax, route_topk, store_kv, embedding, best_token,
+        gumbel_argmax, sampling_threshold, penalize, mask_tokens, token_logprobs, quantize_fp8_tensor,
+        quantize_fp8_token, quantize_fp8_group,
     )
 }  # fmt: skip
 
 
 def canonical(name: str, call: Call, results: Results) -> Results:
-    """Results in a form that is unique: choices of experts by their number, with the order where it is defined."""
+    """Results in a form that is unique: choices of experts by their number, with the order where it is defined; the
+    token of a row that is usable; quantized numbers as what they stand for."""
+    if name == "best_token":
+        best, tokens = results
+        usable = best.isfinite()
+        return best.masked_fill(~usable, 0), usable, tokens.masked_fill(~usable, 0)
+    if name.startswith("quantize_fp8"):
+        q, scale = results
+        assert q.dtype == torch.float8_e4m3fn, f"quantized numbers are {q.dtype}"
+        wide = scale
+        if name == "quantize_fp8_group":
+            wide = scale.repeat_interleave(call.args[1], 1)[:, : q.shape[1]]
+        return q.float() * wide, scale
     if name not in ("topk_softmax", "route_topk"):
         return results
     weights, ids = results

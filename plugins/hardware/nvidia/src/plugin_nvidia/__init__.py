@@ -1,1 +1,1 @@
-"""NVIDIA GPUs for core: memory, streams, recorded steps, collectives."""
+"""NVIDIA GPUs for core. What lives here: the device. What does not: kernels, which are plugins of their own."""

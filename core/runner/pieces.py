@@ -1,0 +1,189 @@
+"""PiecewiseSteps: steps with prefills of which the device has recorded all but attention.
+
+A step of a few hundred tokens takes the device less time than the host needs to launch its kernels one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from core.interfaces.attention import AttentionBackend, MlaWeights, TokenRows
+from core.interfaces.batch import BatchLayout, ForwardBatch
+from core.interfaces.hardware import Between, StepGraphs
+from core.interfaces.model import CausalLM
+from core.interfaces.step import StepPlan
+from core.runner.inputs import token_views
+from core.runner.transfer import ALIGNMENT
+
+_MOST_TABLE_BYTES = 4 << 20  # of page tables; a step with more of them is launched
+logger = logging.getLogger(__name__)
+
+
+class PiecewiseSteps:
+    """One buffer of inputs for all sizes of `graphs.token_sizes`: one step runs at a time.
+
+    buffer [B] uint8: where the inputs of a step that is replayed are built. max_seqs: most rows of a step. max_pages:
+    columns of a page table.
+    """
+
+    def __init__(
+        self,
+        graphs: StepGraphs,
+        model: CausalLM,
+        attention: tuple[AttentionBackend, ...],
+        kv: tuple[tuple[torch.Tensor, ...], ...],
+        *,
+        page_size: int,
+        max_seqs: int,
+        max_pages: int,
+        device: torch.device,
+    ) -> None:
+        self.sizes = list(graphs.token_sizes)
+        most, groups = self.sizes[-1], len(attention)
+        rows = min(max_seqs, most)
+        self._table_bytes = min(groups * rows * max_pages * 4, _MOST_TABLE_BYTES)
+        # Tokens: id, position, KV slots; rows: three indices, two lengths; each array is aligned.
+        others = most * (16 + 8 * groups) + (rows + 1) * 32 + (7 + 2 * groups) * ALIGNMENT
+        self.buffer = torch.zeros(self._table_bytes + others, dtype=torch.uint8, device=device)
+        self._slot_dtypes = [backend.capabilities.slot_dtype for backend in attention]
+        self._page_size = page_size
+        self._graphs = graphs
+        self._model = model
+        self._attention = attention
+        self._kv = kv
+        self._recorded: set[int] = set()
+
+    def size_for(self, plan: StepPlan) -> int:
+        """Tokens to pad this step to; 0 if it is none that is replayed."""
+        at = bisect_left(self.sizes, plan.num_tokens)
+        num_pages = -(-int(plan.seq_lens.max()) // self._page_size)
+        if at == len(self.sizes) or len(self._attention) * len(plan.slots) * num_pages * 4 > self._table_bytes:
+            return 0
+        size = self.sizes[at]
+        if size not in self._recorded and self._graphs.on_demand:
+            try:
+                self._record(size)
+            except Exception:  # the step itself can still be launched
+                logger.warning("steps of %d tokens cannot be recorded; they are launched", size, exc_info=True)
+                self.sizes.remove(size)
+        return size if size in self._recorded else 0
+
+    def capture(self) -> None:
+        """Record every size, largest first, unless that happens on demand."""
+        if not self._graphs.on_demand:
+            for size in reversed(self.sizes):
+                self._record(size)
+
+    def run(self, batch: ForwardBatch, size: int) -> torch.Tensor:
+        """Hidden states [size, D] of a step that was built in the buffer; valid until the next replay."""
+        batch.plan_attention()
+        return self._graphs.replay_pieces(size)
+
+    def _record(self, size: int) -> None:
+        self.buffer.zero_()
+        batch = self._padding(size)
+        batch.plan_attention()
+        self._graphs.capture_pieces(size, partial(self._forward, batch))
+        self._recorded.add(size)
+
+    def _forward(self, batch: ForwardBatch, between: Between) -> torch.Tensor:
+        pairs = zip(self._attention, batch.layouts, strict=True)
+        attention = tuple(_Apart(backend, between, layout.slot_mapping) for backend, layout in pairs)
+        return self._model.forward(replace(batch, attention=attention))
+
+    def _padding(self, size: int) -> ForwardBatch:
+        """One prompt of `size` tokens in the null page, in the buffer."""
+        device = self.buffer.device
+        ids, positions, mappings = token_views(self.buffer, size, self._slot_dtypes)
+        lens, starts = np.array([size], np.int32), np.array([0, size], np.int32)
+        pages = np.zeros((1, -(-size // self._page_size)), np.int32)
+        layouts = tuple(
+            BatchLayout(
+                page_size=self._page_size,
+                num_decodes=0,
+                q_lens=lens,
+                seq_lens=lens,
+                cu_q_lens=starts,
+                page_table=pages,
+                slot_mapping=mapping,
+                device_page_table=torch.zeros(pages.shape, dtype=torch.int32, device=device),
+                device_seq_lens=torch.full((1,), size, dtype=torch.int32, device=device),
+                device_cu_q_lens=torch.arange(0, 2 * size, size, dtype=torch.int32, device=device),
+            )
+            for mapping in mappings
+        )
+        rows = torch.zeros(0, dtype=torch.int64, device=device)
+        return ForwardBatch(ids, positions, rows, layouts, self._attention, self._kv)
+
+
+class _Apart(AttentionBackend):
+    """A backend's place in a recording: it runs between two pieces. slots [size]: where the recorded step's tokens
+    belong in its cache, always the same tensor."""
+
+    def __init__(self, backend: AttentionBackend, between: Between, slots: torch.Tensor) -> None:
+        super().__init__(backend.config, backend.ctx)
+        self._backend = backend
+        self._between = between
+        self._slots = slots
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        rows = self._backend.token_rows(kv)
+        # A fused store is recorded, so it has to read the slots where every step has them.
+        return rows if rows is not None and rows[2].data_ptr() == self._slots.data_ptr() else None
+
+    def allocate(self) -> dict[int, tuple[torch.Tensor, ...]]:
+        return self._backend.allocate()
+
+    def plan(self, layout: BatchLayout) -> None:
+        self._backend.plan(layout)
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: int,
+        kv: tuple[torch.Tensor, ...],
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        result = q.new_empty(*q.shape[:-1], self.config.layers[layer].v_head_dim)
+        backend = self._backend
+
+        def call(result: torch.Tensor, q: torch.Tensor, *keys_and_values: torch.Tensor) -> None:
+            k, v = keys_and_values or (None, None)
+            result.copy_(backend.run(q, k, v, layer, kv, sinks))
+
+        given = () if k is None or v is None else (k, v)
+        self._between(call, result, q, *given)
+        return result
+
+    def run_mla(
+        self,
+        q_nope: torch.Tensor,
+        q_rope: torch.Tensor,
+        latent: torch.Tensor,
+        k_rope: torch.Tensor,
+        weights: MlaWeights,
+        layer: int,
+        kv: tuple[torch.Tensor, ...],
+    ) -> torch.Tensor:
+        result = q_nope.new_empty(*q_nope.shape[:-1], weights.value.shape[1])
+        backend = self._backend
+
+        def call(
+            result: torch.Tensor,
+            q_nope: torch.Tensor,
+            q_rope: torch.Tensor,
+            latent: torch.Tensor,
+            k_rope: torch.Tensor,
+        ) -> None:
+            result.copy_(backend.run_mla(q_nope, q_rope, latent, k_rope, weights, layer, kv))
+
+        self._between(call, result, q_nope, q_rope, latent, k_rope)
+        return result
