@@ -129,6 +129,8 @@ class TorchNativeAttention(AttentionBackend):
 
     def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
         assert self._slots is not None, "plan() comes before token_rows()"
+        if not self._exact:
+            return None
         heads = (self.config.num_kv_heads, -1)
         return kv[0].unflatten(1, heads), kv[1].unflatten(1, heads), self._slots
 

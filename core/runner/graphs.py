@@ -166,7 +166,8 @@ class CapturedSteps:
         known = self._replayed.get((size, variants))
         if known is None or known.result.bytes is not result:  # else the same tensors as ever
             packed = Packed(result, self._parts[size])
-            known = Replayed(hidden, logits, Sampled(*packed.unpack(result)), packed)
+            tokens, best = packed.unpack(result)
+            known = Replayed(hidden, logits, Sampled(tokens, best), packed)
             self._replayed[size, variants] = known
         return known
 

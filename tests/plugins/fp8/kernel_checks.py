@@ -16,7 +16,7 @@ from plugin_fp8 import few, grouped, kernels, scales
 def numbers() -> None:
     """Both products against float64, with odd shapes; prints the worst error of each."""
     torch.manual_seed(0)
-    worst = {"few": 0.0, "grouped": 0.0}
+    worst = {"few": 0.0, "stored": 0.0, "grouped": 0.0}
     for tokens, rows, columns, group in (
         (1, 40, 256, 0), (1, 40, 288, 32), (1, 37, 384, 128), (1, 5, 2064, 0), (3, 70, 256, 0), (17, 130, 1024, 128),
         (5, 64, 4096, 0), (20, 33, 96, 32), (64, 65, 80, 0),
@@ -36,6 +36,13 @@ def numbers() -> None:
             for _ in range(2):  # twice: what it counts with is left as it was
                 got = kernels.few_rows_product(x, stored, scale, group, bias, scratch)
             worst["few"] = max(worst["few"], error(got, x.double() @ dense.t() + offset))
+            held, held_scale = scales.quantize_rows(x)
+            wide = held.double() * held_scale.double()
+            got = torch.empty(tokens, rows)
+            tile = few.Tile(64, group or 128, 4, 3, 2 if columns >= 512 else 1)
+            memory = (torch.empty(2 * rows * 64), torch.zeros(rows, dtype=torch.int32))
+            few.run(tile, held, stored, scale, group, bias, got, memory, pdl=False, scale_x=held_scale)
+            worst["stored"] = max(worst["stored"], error(got, wide @ dense.t() + offset))
             if group:
                 held, held_scale = scales.quantize_groups(x, group)
                 inputs = held.double() * scales.spread(held_scale, group, columns).double()
@@ -63,9 +70,12 @@ def compile_all() -> None:
         jobs = [
             (few._one, tensors, {**common, "GROUPS": groups, "GROUP": group, "BLOCK_N": 4, "BLOCK_K": 2048, "VEC": 16,
                                  "PDL": True}, {"num_warps": 4}),
-            (few._some, {**tensors, "parts": "*fp32", "arrived": "*i32", "tokens": "i32"},
-             {**common, "GROUPS": groups, "GROUP": group, "BLOCK_T": 16, "BLOCK_N": 64, "BLOCK_K": 128, "SPLIT": 2,
-              "PDL": True}, {"num_warps": 4, "num_stages": 5}),
+            *((few._some, {**tensors, "x": kind, "scale_x": "*fp32", "parts": "*fp32", "arrived": "*i32",
+                           "tokens": "i32"},
+               {**common, "GROUPS": groups, "GROUP": group, "BLOCK_T": 16, "BLOCK_N": 64, "BLOCK_K": 128, "SPLIT": 2,
+                "PDL": True, "HALF": half, "STORED": kind == "*fp8e4nv", "AHEAD": 2},
+               {"num_warps": 4, "num_stages": 5})
+              for kind, half in (("*bf16", True), ("*bf16", False), ("*fp8e4nv", False))),
         ]  # fmt: skip
         if group:
             shapes = {**tensors, "x": "*fp8e4nv", "scale_x": "*fp32", "tokens": "i32", "stride_t": "i32",

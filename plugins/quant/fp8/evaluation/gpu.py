@@ -10,6 +10,7 @@ come from memory and not from the second-level cache, and nothing of the host's 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 import traceback
@@ -24,7 +25,7 @@ from plugin_fp8.products import Grouped, Reference, Scaled, Weight, product_of
 
 DEVICE = torch.device("cuda")
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
-ROWS = (1, 8, 16, 32, 64, 128, 256, 8192)
+ROWS = (1, 16, 64, 128, 256, 8192)
 NO_OPS: Mapping[str, Callable[..., object]] = MappingProxyType({})
 END = time.monotonic() + (float(sys.argv[1]) if len(sys.argv) > 1 else 75.0)
 
@@ -156,41 +157,93 @@ def layers() -> None:
             print(f"{name:8} {tokens:5} " + " ".join(cells), flush=True)
 
 
-def tiles() -> None:
-    """Other tiles of the kernel for few tokens: microseconds and TB/s."""
-    memory = scratch()
-    for name in ("o", "gate_up", "down"):
+TALL = ((64, 128, 4, 5, 1), (64, 128, 4, 6, 2), (64, 256, 4, 4, 2), (64, 256, 4, 4, 4), (128, 128, 4, 5, 1),
+        (128, 128, 8, 5, 2), (64, 512, 8, 3, 2))  # fmt: skip
+TRIED, TOKENS, WORKERS = ("gate_up", "down", "o"), (1, 16, 64), 12
+
+
+def trials(tokens: int) -> list[tuple[str, few.Tile]]:
+    """What is tried: how the weight is widened, and tiles."""
+    found = [(kind, few.Tile(*shape, kind == "f16", ahead)) for kind in ("f16", "e4m3") for shape in TALL
+             for ahead in ((0, 4) if shape is TALL[1] else (2,))]  # fmt: skip
+    found.append(("bf16", few.Tile(*TALL[1], False, 2)))
+    if tokens == 1:
+        found += [("one", few.Tile(r, c, w)) for r, c, w in ((4, 2048, 4), (4, 2048, 8), (8, 1024, 8))]
+    return found
+
+
+class Trial:
+    """One shape and number of tokens; a call for each kind and tile."""
+
+    def __init__(self, name: str, tokens: int, copies: int, memory: kernels.Scratch) -> None:
         rows, columns = SHAPES[name]
-        copies = max(2, min(8, (256 << 20) // (rows * columns)))
-        held = [weight(rows, columns, 0) for _ in range(copies)]
-        wide = min(4096, columns)
-        choices = {
-            1: [few.Tile(r, c, w) for r, c, w in ((2, 2048, 4), (4, 1024, 4), (8, 1024, 4), (8, 2048, 8), (4, wide, 8),
-                                                   (1, wide, 4), (2, wide, 8), (16, 512, 4))],
-            16: [few.Tile(*t) for t in ((64, 128, 4, 4, 1), (64, 128, 4, 6, 2), (64, 256, 4, 4, 2), (64, 256, 4, 4, 4),
-                                        (32, 256, 4, 5, 2), (32, 256, 2, 5, 4), (128, 128, 8, 4, 4))],
-        }  # fmt: skip
-        for tokens, listed in choices.items():
-            x = torch.randn(tokens, columns, device=DEVICE).bfloat16()
-            y = torch.empty(tokens, rows, device=DEVICE, dtype=torch.bfloat16)
+        self.held = [weight(rows, columns, 0) for _ in range(copies)]
+        self.memory = memory
+        self.use(tokens)
+
+    def use(self, tokens: int) -> None:
+        rows, columns = self.held[0].stored.shape
+        self.x = torch.randn(tokens, columns, device=DEVICE).bfloat16()
+        self.stored = scales.quantize_rows(self.x)
+        self.want = self.x.double() @ self.held[0].dense(torch.float64).t()
+        self.y = torch.empty(tokens, rows, device=DEVICE, dtype=torch.bfloat16)
+
+    def call(self, kind: str, tile: few.Tile, w: Weight) -> None:
+        x, scale_x = self.stored if kind == "e4m3" else (self.x, None)
+        few.run(tile, x, w.stored, w.scale, 0, None, self.y, self.memory.memory, pdl=True, scale_x=scale_x)
+
+
+def compile_share(number: int) -> None:
+    """This worker's share of everything that `tiles` tries, into the cache on disk."""
+    memory, index = scratch(), 0
+    for name in TRIED:
+        made = Trial(name, 1, 1, memory)
+        for tokens in TOKENS:
+            made.use(tokens)
+            for kind, tile in trials(tokens):
+                index += 1
+                if index % WORKERS == number and not late():
+                    try:
+                        made.call(kind, tile, made.held[0])
+                        torch.cuda.synchronize()
+                    except Exception as problem:
+                        print(f"   {kind} {tile}: {type(problem).__name__}: {str(problem)[:100]}")
+
+
+def tiles() -> None:
+    """Kinds and tiles of the kernel for few tokens: microseconds, TB/s and error."""
+    begin = time.monotonic()
+    words = [sys.executable, __file__, str(max(10.0, END - begin - 25)), "compile"]
+    workers = [subprocess.Popen([*words, str(number)]) for number in range(WORKERS)]
+    for worker in workers:
+        worker.wait()
+    print(f"compiled in {time.monotonic() - begin:.1f} s", flush=True)
+    memory = scratch()
+    for name in TRIED:
+        rows, columns = SHAPES[name]
+        made = Trial(name, 1, max(2, min(8, (256 << 20) // (rows * columns))), memory)
+        for tokens in TOKENS:
+            made.use(tokens)
             found = []
-            for tile in listed:
+            for kind, tile in trials(tokens):
                 if late():
                     break
                 try:
-                    us = timed(
-                        [
-                            lambda w=w, t=tile: few.run(t, x, w.stored, w.scale, 0, None, y, memory.memory, pdl=True)
-                            for w in held
-                        ]
-                    )
-                    found.append((us, tile))
+                    made.call(kind, tile, made.held[0])
+                    off = error(made.y, made.want)
+                    us = timed([lambda w=w: made.call(kind, tile, w) for w in made.held])
+                    found.append((us, kind, tile, off))
                 except Exception as problem:
-                    print(f"   {tile}: {type(problem).__name__}: {str(problem)[:100]}")
-            for us, tile in sorted(found, key=lambda pair: pair[0])[:4]:
-                t = (tile.rows, tile.columns, tile.warps, tile.stages, tile.split)
+                    print(f"   {kind} {tile}: {type(problem).__name__}: {str(problem)[:100]}")
+            shown: dict[str, int] = {}
+            for us, kind, tile, off in sorted(found, key=lambda item: item[0]):
+                shown[kind] = shown.get(kind, 0) + 1
+                if shown[kind] > 2:
+                    continue
+                t = (tile.rows, tile.columns, tile.warps, tile.stages, tile.split, tile.ahead)
+                rate = rows * columns / us / 1e6
                 print(
-                    f"{name:8} {tokens:3} tokens  {t!s:28} {us:7.1f} us  {rows * columns / us / 1e6:.2f} TB/s",
+                    f"{name:8} {tokens:3} tokens  {kind:5} {t!s:26} {us:7.1f} us  {rate:.2f} TB/s  error {off:.4f}",
                     flush=True,
                 )
 
@@ -224,6 +277,9 @@ def blocks_by_torch() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
+    if "compile" in sys.argv:
+        compile_share(int(sys.argv[3]))
+        sys.exit()
     print(torch.cuda.get_device_name(), torch.__version__)
-    for run in (correct, layers, tiles, blocks_by_torch):
+    for run in (correct, tiles, layers, blocks_by_torch):
         part(run)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights
+from core.interfaces.attention import AttentionBackend, AttentionCapabilities, AttentionConfig, MlaWeights, TokenRows
 from core.interfaces.batch import BatchLayout
 from core.interfaces.context import PluginContext
 from core.interfaces.spec import AttentionSpec, StateKind
 from plugin_triton.attention.latent import LatentLayer
-from plugin_triton.attention.launch import dependent_launch
 from plugin_triton.attention.launcher import Cached, Launcher, Workspace
 from plugin_triton.attention.sharing import SharedRows, shared_prefixes
 from plugin_triton.attention.step import Step, few_rows
 from plugin_triton.attention.tiles import Device, HeadShape
+from plugin_triton.dependent import dependent
 
 _MAX_DIM = 512  # of a key or value in one tile
 
@@ -41,7 +41,7 @@ class TritonAttention(AttentionBackend):
     def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
         super().__init__(config, ctx)
         self._device = Device.of(config.device)
-        self._pdl = dependent_launch(config.device)
+        self._pdl = dependent(config.device)
         self._latent = config.group.kind is StateKind.MLA_LATENT
         made: dict[tuple[AttentionSpec, tuple[float, float]], Launcher] = {}  # most layers are alike
         self._launchers: dict[int, Launcher] = {}
@@ -149,6 +149,14 @@ class TritonAttention(AttentionBackend):
         if step.num_tokens < q.shape[0]:
             out[step.num_tokens :] = 0  # padding rows: defined, and never read
         return out
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        """Only where `decode`, which stores on its way, has nothing to do."""
+        step = self._step
+        assert step is not None, "plan() comes before token_rows()"
+        if step.few or self.config.cache_dtype != self.config.dtype:
+            return None
+        return kv[0], kv[1], step.slots
 
     def run_mla(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugin_triton.attention.launch import dot
+from plugin_triton.attention.numbers import dot
 
 
 @triton.jit
@@ -68,7 +68,6 @@ def attend(
     to its own position, WINDOW (0: all) of them, and of oldest .. end-1 only; what else is in memory is never read.
     Not MASKED: every row sees every key. Peaks are in powers of two.
     """
-    precision: tl.constexpr = "ieee" if q.dtype == tl.float32 else "tf32"
     columns = tl.arange(0, BLOCK_N)
     pages = load_pages(table, first, last, PAGE_SIZE, BLOCK_N)
     for start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
@@ -84,10 +83,10 @@ def attend(
         # Page numbers are read a turn ahead: a load whose address is another load's result would not be prefetched.
         pages = load_pages(table, start + BLOCK_N, last, PAGE_SIZE, BLOCK_N)
         k = load_rows(keys, slots, key_stride, readable, DIM, DIM_BLOCK, MASKED).to(q.dtype)
-        scores = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32), precision)
+        scores = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
         if TAIL > 0:
             k_tail = load_rows(keys + DIM, slots, key_stride, readable, TAIL, TAIL_BLOCK, MASKED).to(q.dtype)
-            scores = dot(q_tail, tl.trans(k_tail), scores, precision)
+            scores = dot(q_tail, tl.trans(k_tail), scores)
         if SOFTCAP:
             # tanh(x) = 1 - 2 / (exp(2 x) + 1), right at both ends without a clamp. 2.885...: 2 / ln(2)
             scores = cap * (1.0 - 2.0 / (tl.exp2(scores * scale * 2.8853900817779268) + 1.0))
@@ -110,6 +109,6 @@ def attend(
             v = k
         else:
             v = load_rows(values, slots, value_stride, readable, V_DIM, V_BLOCK, MASKED).to(q.dtype)
-        acc = dot(weights.to(v.dtype), v, acc, precision)
+        acc = dot(weights.to(v.dtype), v, acc)
         peak = new_peak
     return acc, peak, total

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from plugin_triton.attention.blocks import attend, load_queries
-from plugin_triton.attention.launch import start_next, wait_for_previous
 from plugin_triton.attention.store import to_cache
+from plugin_triton.dependent import release, wait
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def decode_kernel(
     STORE (QUERIES is 1): the split that reads a row's newest key writes it first. SHARED: the first shared_lens[row]
     tokens are left out; `prefix` has attended to them, in shared_splits parts at most.
     """
-    wait_for_previous(PDL)
+    wait(PDL)
     row, split = tl.program_id(0), tl.program_id(2)
     kv_head, pack = tl.program_id(1) // PACKS, tl.program_id(1) % PACKS
     if QUERIES == 1:
@@ -132,7 +132,7 @@ def decode_kernel(
     num_splits = tl.cdiv(seq_len - start, tokens_each)
     if split >= num_splits:
         return
-    start_next(PDL)
+    release(PDL)
     first = start + split * tokens_each
     last = tl.minimum(first + tokens_each, seq_len)
 

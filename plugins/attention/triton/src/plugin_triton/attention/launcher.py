@@ -9,7 +9,6 @@ import torch
 
 from core.interfaces.spec import AttentionSpec
 from plugin_triton.attention.decode import decode_kernel
-from plugin_triton.attention.launch import options
 from plugin_triton.attention.prefill import prefill_kernel
 from plugin_triton.attention.prefix import prefix_kernel
 from plugin_triton.attention.step import Step
@@ -159,7 +158,7 @@ class Launcher:
             keys, keys.stride(0), keys.stride(1), values, values.stride(0), values.stride(1),
             self.k_scale, self.k_scale if self.shape.latent else self.v_scale,
             HEADS=heads, DIM=dim, DIM_BLOCK=power_of_two(dim), V_DIM=v_dim, V_BLOCK=power_of_two(v_dim), BLOCK=block,
-            LIMIT=self.limit, num_warps=4, **options(self.pdl),
+            LIMIT=self.limit, num_warps=4, **_options(self.pdl),
         )  # fmt: skip
 
     def decode(
@@ -202,7 +201,7 @@ class Launcher:
             least=splits.least, shared_splits=0 if shared is None else splits.shared,
             SHARED=shared is not None, SHARED_LEAST=PREFIX_BLOCK, PLACES=MAX_PLACES,
             AT_ONCE=max(1, min(4, 256 * tile.warps * 32 // (tile.m * power_of_two(shape.v_dim)))),
-            STORE=new is not None, LIMIT=self.limit, num_warps=tile.warps, **options(self.pdl),
+            STORE=new is not None, LIMIT=self.limit, num_warps=tile.warps, **_options(self.pdl),
         )  # fmt: skip
 
     def _prefix(
@@ -226,7 +225,7 @@ class Launcher:
             NUM_HEADS=shape.num_heads, PACK=pack, PACKS=packs, ROWS=shared.tile_rows, **shape.blocks,
             PAGE_SIZE=self.page_size, BLOCK_M=tile.m, BLOCK_N=tile.n, STAGES=tile.stages,
             own_splits=splits.own, SHARED_LEAST=PREFIX_BLOCK,
-            SOFTCAP=self.spec.softcap is not None, num_warps=tile.warps, **options(self.pdl),
+            SOFTCAP=self.spec.softcap is not None, num_warps=tile.warps, **_options(self.pdl),
         )  # fmt: skip
 
     def prefill(
@@ -255,8 +254,12 @@ class Launcher:
             sinks=q if sinks is None else sinks, **self._rule(sinks),
             PACK=pack, PACKS=packs, TOKENS=tokens, **shape.blocks,
             PAGE_SIZE=self.page_size, BLOCK_M=tile.m, BLOCK_N=tile.n, STAGES=tile.stages,
-            HISTORY=history, num_warps=tile.warps, **options(self.pdl),
+            HISTORY=history, num_warps=tile.warps, **_options(self.pdl),
         )  # fmt: skip
+
+
+def _options(pdl: bool) -> dict[str, Any]:
+    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
 
 
 def _packs(group: int, pack: int) -> int:

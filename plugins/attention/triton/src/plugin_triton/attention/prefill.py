@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from plugin_triton.attention.blocks import attend, load_queries
-from plugin_triton.attention.launch import start_next, wait_for_previous
+from plugin_triton.dependent import release, wait
 
 
 @triton.jit
@@ -52,8 +52,8 @@ def prefill_kernel(
     PAGE_SIZE 0: the keys and values are the step's own, in order, and first_seq's first token is their row 0.
     HISTORY: "any"; "none" or "some": leave out sequences that have keys of earlier steps, or that have none.
     """
-    wait_for_previous(PDL)
-    start_next(PDL)
+    wait(PDL)
+    release(PDL)
     kv_head, pack = tl.program_id(0) // PACKS, tl.program_id(0) % PACKS
     tile = num_tiles - 1 - tl.program_id(1)
     seq, first_tile = find_sequence(cu_q_lens, first_seq, num_seqs, tile, TOKENS)

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from plugin_triton.attention.blocks import attend, load_queries
 from plugin_triton.attention.decode import split_tokens
-from plugin_triton.attention.launch import start_next, wait_for_previous
+from plugin_triton.dependent import release, wait
 
 
 @triton.jit(
@@ -34,7 +34,7 @@ def prefix_kernel(
 ):  # fmt: skip
     """Grid (tiles, KV heads * PACKS, most splits of a prefix). Tile i has the rows order[i * ROWS : tile_ends[i]],
     which begin with the same shared_lens[row] tokens, a multiple of SHARED_LEAST; none if tile_ends[i] is i * ROWS."""
-    wait_for_previous(PDL)
+    wait(PDL)
     tile, split = tl.program_id(0), tl.program_id(2)
     kv_head, pack = tl.program_id(1) // PACKS, tl.program_id(1) % PACKS
     begin = tile * ROWS
@@ -48,7 +48,7 @@ def prefix_kernel(
     first = split * tokens_each
     if first >= length:
         return
-    start_next(PDL)
+    release(PDL)
     last = tl.minimum(first + tokens_each, length)
     row_of_tile = tl.arange(0, BLOCK_M)
     place, head = begin + row_of_tile // PACK, pack * PACK + row_of_tile % PACK

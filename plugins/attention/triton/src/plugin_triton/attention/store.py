@@ -7,7 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugin_triton.attention.launch import narrowed, start_next, wait_for_previous
+from plugin_triton.attention.numbers import narrowed
+from plugin_triton.dependent import release, wait
 
 
 @triton.jit
@@ -31,8 +32,8 @@ def store_kernel(
     BLOCK: tl.constexpr, LIMIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program writes BLOCK (token, head) pairs from token `first_token` on."""
-    wait_for_previous(PDL)
-    start_next(PDL)
+    wait(PDL)
+    release(PDL)
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     token, head = first_token + pair // HEADS, pair % HEADS
     valid = token < num_tokens

@@ -108,7 +108,12 @@ class Device:
         if torch.version.hip is not None:
             return cls(facts.multi_processor_count, (160 if "gfx950" in facts.gcnArchName else 64) << 10, wide=False)
         bytes_each = int(getattr(facts, "shared_memory_per_block_optin", 96 << 10))
-        return cls(facts.multi_processor_count, bytes_each, wide=facts.major >= 9)
+        return cls.nvidia(facts.major, facts.multi_processor_count, bytes_each)
+
+    @classmethod
+    def nvidia(cls, major: int, processors: int, shared_bytes: int) -> Device:
+        """Of a compute capability. From 10.0 on, what goes through tensor memory takes shared memory too."""
+        return cls(processors, shared_bytes - (48 << 10 if major >= 10 else 0), wide=major >= 9)
 
 
 def _fitting(tile: Tile, shape: HeadShape, itemsize: int, cache_itemsize: int, device: Device) -> Tile:
@@ -117,9 +122,11 @@ def _fitting(tile: Tile, shape: HeadShape, itemsize: int, cache_itemsize: int, d
     queries = m * (shape.width if shape.latent else shape.dim + shape.tail) * itemsize
 
     def taken() -> int:
-        # What is widened on its way takes room in both types.
+        # What is widened on its way takes room in both types. Instructions that read shared memory by themselves need
+        # a tile longer, and so one place more.
         widened = n * shape.width * itemsize if cache_itemsize != itemsize else 0
-        return queries + m * n * itemsize + widened + max(stages - 1, 1) * n * shape.width * cache_itemsize
+        places = stages if device.wide and m >= 64 else max(stages - 1, 1)
+        return queries + m * n * itemsize + widened + places * n * shape.width * cache_itemsize
 
     while taken() > device.shared_bytes * 0.95 and (stages > 1 or n > 16):
         if stages > 2 or (n <= 16 and stages > 1):
