@@ -63,8 +63,8 @@ def check_front(
         spread = scales.spread(found.scale, size, x.shape[1]).double()
         ideal = want / spread
         up = scales.to_e4m3(ideal.float()).double().abs()
-        # The interpreter rounds a little otherwise, and loses the carry where a value becomes a power of two; what a GPU
-        # gives is compared number by number in the plugin's evaluation.
+        # The interpreter rounds a little otherwise, and loses the carry where a value becomes a power of two; what a
+        # GPU gives is compared number by number in the plugin's evaluation.
         carried = (up > ideal.abs()) & (up.log2() % 1 == 0)
         off = (found.stored.double() * spread - want).abs().masked_fill(carried, 0)
         allowed = (want.abs() / 16).maximum(spread * 2.0**-10) * 1.25 + 1e-6
