@@ -61,7 +61,7 @@ def test_which_product_serves_what() -> None:
     def kind(rows: int, columns: int, groups: int, group: int, static: bool = False) -> type:
         inputs = torch.ones(()) if static else None
         held = Weight(Stored(rows, columns), torch.ones(rows, groups), group, inputs, None)  # type: ignore[arg-type]
-        return type(product_of(held, {}, NoScratch()))
+        return type(product_of(held, REFERENCES, NoScratch()))
 
     assert kind(64, 128, 1, 128) is Scaled
     assert kind(64, 128, 1, 128, static=True) is Scaled
@@ -71,7 +71,7 @@ def test_which_product_serves_what() -> None:
     assert kind(60, 256, 8, 32) is Grouped
     assert kind(60, 256, 16, 16) is Dense
     on_host = Weight(*scales.quantize_rows(torch.ones(4, 8)), 8, None, None)
-    assert type(product_of(on_host, {}, kernels.Scratch())) is Reference
+    assert type(product_of(on_host, REFERENCES, kernels.Scratch())) is Reference
     assert kernels.takes_few(0, 4096)
     assert not kernels.takes_few(0, 4100)
     assert not kernels.takes_few(48, 4096)
@@ -81,7 +81,7 @@ class HostScaled(Scaled):
     """On the host, whose products few tokens have none of their own for."""
 
     def __init__(self, weight: Weight) -> None:
-        super().__init__(weight, {}, kernels.Scratch())
+        super().__init__(weight, REFERENCES, kernels.Scratch())
         self.few = 0
 
 

@@ -14,19 +14,18 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
+from core.ops.reference import REFERENCES
 from plugin_fp8 import few, grouped, kernels, scales
 from plugin_fp8.products import Grouped, Reference, Scaled, Weight, product_of
 
 DEVICE = torch.device("cuda")
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 ROWS = (1, 16, 64, 128, 256, 8192)
-NO_OPS: Mapping[str, Callable[..., object]] = MappingProxyType({})
 END = time.monotonic() + (float(sys.argv[1]) if len(sys.argv) > 1 else 75.0)
 
 
@@ -68,7 +67,7 @@ def correct() -> None:
         (1000, 1056, 32, False), (4096, 14336, 0, False), (4096, 14336, 128, False), (72, 4112, 64, False),
     ):  # fmt: skip
         held = weight(rows, columns, group, bias=True, static=static)
-        product = product_of(held, NO_OPS, kernels.Scratch())
+        product = product_of(held, REFERENCES, kernels.Scratch())
         found = []
         for tokens in (1, 3, 17, 32, 64, 65, 200):
             x = torch.randn(tokens, columns, device=DEVICE).bfloat16()
@@ -137,8 +136,8 @@ def layers() -> None:
         copies = max(2, min(8, (256 << 20) // (rows * columns)))
         plain = [torch.randn(rows, columns, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
         memory = kernels.Scratch()
-        by_row = [Scaled(weight(rows, columns, 0), NO_OPS, memory) for _ in range(copies)]
-        by_group = [Grouped(weight(rows, columns, 128), NO_OPS, memory) for _ in range(copies)]
+        by_row = [Scaled(weight(rows, columns, 0), REFERENCES, memory) for _ in range(copies)]
+        by_group = [Grouped(weight(rows, columns, 128), REFERENCES, memory) for _ in range(copies)]
         for tokens in ROWS:
             if late():
                 return
