@@ -127,7 +127,7 @@ class Scaled(Quantized):
         super().__init__(weight, 0, scratch)
         self.right = weight.stored.t()
         self.right_scale = weight.scale.t().contiguous()  # [1, N]
-        self.by_token = ops.get("quantize_fp8_token", scales.quantize_rows)
+        self.by_token = ops["quantize_fp8_token"]
         self.bias = weight.bias
         self.narrow_bias = weight.bias if weight.bias is None or weight.bias.dtype == torch.bfloat16 else None
 
@@ -151,7 +151,7 @@ class Grouped(Quantized):
 
     def __init__(self, weight: Weight, ops: Ops, scratch: kernels.Scratch) -> None:
         super().__init__(weight, weight.group, scratch)
-        self.by_group = ops.get("quantize_fp8_group", scales.quantize_groups)
+        self.by_group = ops["quantize_fp8_group"]
 
     def quantize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found: tuple[torch.Tensor, torch.Tensor] = self.by_group(x, self.group)
