@@ -245,7 +245,7 @@ class Launcher:
         packs, tokens = _packs(shape.group, pack), tile.m // pack
         num_seqs = step.num_seqs - step.few
         num_tiles = (step.num_tokens - step.few_tokens) // tokens + num_seqs
-        prefill_kernel[(shape.num_kv_heads * packs, num_tiles)](
+        prefill_kernel[(num_tiles * shape.num_kv_heads * packs,)](
             **self._queries(q, q_tail),
             out=out, out_token_stride=out.stride(0), out_head_stride=out.stride(1),
             **cached.arguments(), v_scale=self.out_scale,
