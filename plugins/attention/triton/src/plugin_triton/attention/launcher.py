@@ -87,7 +87,7 @@ class Launcher:
         self.scale = factor * _LOG2_E if spec.softcap is None else factor / spec.softcap
         self.cap = 0.0 if spec.softcap is None else spec.softcap * _LOG2_E
         self.limit = float(torch.finfo(kv_dtype).max) if kv_dtype.itemsize == 1 else 0.0
-        self.prefill_tile = prefill_tile(shape, self.itemsize, self.cache_itemsize, device)
+        self.prefill_tile = prefill_tile(shape, self.itemsize, self.cache_itemsize, device, page_size)
         self.decode_tiles: dict[int, Tile] = {}
         self._splits: dict[int, Splits] = {}
 
