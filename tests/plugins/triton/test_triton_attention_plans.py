@@ -120,8 +120,9 @@ class TestSharedRows:
 
 
 SHAPES = [
-    HeadShape.cut(32, 8, 128, 128), HeadShape.cut(8, 4, 256, 256), HeadShape.cut(7, 1, 80, 80), HeadShape.cut(4, 4, 512, 512),
-    HeadShape.cut(16, 16, 192, 128), HeadShape(20, 1, 512, 64, 512, latent=True), HeadShape(128, 1, 512, 64, 512, latent=True),
+    HeadShape.cut(32, 8, 128, 128), HeadShape.cut(8, 4, 256, 256), HeadShape.cut(7, 1, 80, 80),
+    HeadShape.cut(4, 4, 512, 512), HeadShape.cut(16, 16, 192, 128),
+    HeadShape(20, 1, 512, 64, 512, latent=True), HeadShape(128, 1, 512, 64, 512, latent=True),
 ]  # fmt: skip
 
 
