@@ -138,6 +138,13 @@ class AttentionBackend(ABC):
         """The KV buffers of every layer in the group, by layer index, in this backend's own layout.
         Must take `num_pages * page_size` tokens a layer and no more bytes than `page_bytes` says for each page."""
 
+    def variant(self, layout: BatchLayout) -> int:
+        """Which recorded form of a step of decodes this captured layout needs, decided on the host; 0 for padding rows
+        alone. Core asks before each `plan` of such a layout, puts the answer into `layout.variant`, and records a step
+        for each number of rows and variant: 0 at the start, others when a step first asks for them. `plan` and `run`
+        follow `layout.variant`. For what changes launches and is rarely needed: every variant is a recording."""
+        return 0
+
     @abstractmethod
     def plan(self, layout: BatchLayout) -> None:
         """Prepare for this step. Host work only; may copy into persistent device buffers.

@@ -34,7 +34,8 @@ class BatchLayout:
     slot_mapping [T]: flat KV slot (page * page_size + offset) that each new token's K and V go to; of the integer
         type that the backend's capabilities name.
     captured: the step is recorded or replayed, see `AttentionBackend.plan`. It has decodes only, the last of which may
-        be padding: token 0 at position 0, page-table row 0, slot 0, all in the null page.
+        be padding: token 0 at position 0, page-table row 0, slot 0, all in the null page. variant: of a captured
+        step, what `AttentionBackend.variant` said.
     """
 
     page_size: int
@@ -48,6 +49,7 @@ class BatchLayout:
     device_seq_lens: torch.Tensor | None = None  # [N] int32
     device_cu_q_lens: torch.Tensor | None = None  # [N+1] int32
     captured: bool = False
+    variant: int = 0
 
     @property
     def num_seqs(self) -> int:

@@ -101,15 +101,16 @@ class StepGraphs(ABC):
     on_demand: bool = False
 
     @abstractmethod
-    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]]) -> None:
+    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]], variants: tuple[int, ...] = ()) -> None:
         """Record `run`, which computes a step of `size` rows, from its inputs to the tokens, and does device work
-        only. Called once for each size, at the start largest first (so that all may share the largest one's memory),
-        when everything that happens only once has happened. Its input buffers hold a step of padding rows, which
-        writes to the null page and can be run any number of times. Where the model is called again later, only
-        `replay` runs it."""
+        only. variants: which forms of attention are in it (`AttentionBackend.variant`), one for each cache group.
+        Called once for each size and combination of variants, at the start with the largest size first (so that all may
+        share the largest one's memory), when everything that happens only once has happened. `run` can be run any
+        number of times: what it changes it changes in the same way again, or core puts it back. Where the model is
+        called again later, only `replay` runs it."""
 
     @abstractmethod
-    def replay(self, size: int) -> tuple[torch.Tensor, ...]:
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
         """Queue the recorded step on the current stream; returns what `run` returned, in the same order and shapes,
         valid until the next replay of any size."""
 

@@ -1,7 +1,7 @@
 """References of the operations that quantize activations to 8-bit floating point: one scale for a tensor, for each
 token, or for each group of neighbouring columns.
 
-q = round(x / scale) in `torch.float8_e4m3fn`, clamped to its range; x is about q * scale. A dynamic scale is the
+q = round(x * (1 / scale)) in `torch.float8_e4m3fn`, clamped to its range; x is about q * scale. A dynamic scale is the
 largest magnitude over 448, the format's largest number, so that nothing is clamped (Micikevicius et al. 2022,
 arXiv:2209.05433); rows of zeros have the smallest scale there is. Everything is computed in float32.
 """
@@ -15,7 +15,7 @@ MIN_SCALE = 1e-12
 
 
 def _quotient(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (x / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return (x * scale.reciprocal()).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 def quantize_fp8_tensor(x: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

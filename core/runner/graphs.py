@@ -34,17 +34,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay of `size` rows gives, valid until the next one. hidden [size, D]. logits [size, V]. result: tokens
-    [size] int64, the arg max of each row, and best [size] float32, its logit; also written to the last tokens."""
+    """What a replay of `size` rows gives, valid until the next one. hidden [size, D]. logits [size, V]. greedy: tokens
+    [size], the arg max of each row, which are the last tokens already. result: these and their logits in one."""
 
     hidden: torch.Tensor
     logits: torch.Tensor
+    greedy: Sampled
     result: Packed
-
-    def greedy(self, num_rows: int) -> Sampled:
-        """Of the rows that are no padding."""
-        tokens, best = self.result.unpack(self.result.bytes)
-        return Sampled(tokens[:num_rows], best[:num_rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +115,11 @@ class CapturedSteps:
         self._transfer = transfer
         self._best_token = best_token
         self._page_size = page_size
-        self._recorded: set[int] = set()
+        self._recorded: set[tuple[int, tuple[int, ...]]] = set()  # rows, variant of each cache group
+        self._broken: set[tuple[int, tuple[int, ...]]] = set()
+        self._started = False
         self._parts: dict[int, tuple[tuple[int, torch.dtype, torch.Size], ...]] = {}  # of the results, by size
+        self._replayed: dict[tuple[int, tuple[int, ...]], Replayed] = {}
         device, groups, most = transfer.device, len(attention), max(sizes, default=1)
         # The page tables of all groups, and what they hold as the host knows it.
         self._table = torch.zeros(groups, most, max_pages, dtype=torch.int32, device=device)
@@ -138,44 +137,63 @@ class CapturedSteps:
         at = bisect_left(self.sizes, num_rows)
         if at == len(self.sizes):
             return 0
-        size = self.sizes[at]
-        if size not in self._recorded and self._graphs.on_demand:
-            self._record_late(size)
-        return size if size in self._recorded else 0
+        return self.sizes[at] if self._started or self._graphs.on_demand else 0
 
     def capture(self) -> None:
         """Record every size, largest first, unless that happens on demand."""
+        self._started = True
         if not self._graphs.on_demand:
             for size in reversed(self.sizes):
-                self._record(size)
+                self._fill(np.empty(0, np.int32), np.empty(0, np.int32), self._mirror, size)  # padding alone
+                variants = self._plan(size)
+                self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
+                self._recorded.add((size, variants))
 
-    def prepare(self, plan: StepPlan, page_table: Int32, size: int) -> StepInputs:
-        """Bring a step of at most `size` decodes to where its recording reads it, and plan its attention.
+    def prepare(self, plan: StepPlan, page_table: Int32, size: int) -> tuple[StepInputs, Callable[[], Replayed]] | None:
+        """Bring a step of at most `size` decodes to where its recording reads it, and plan its attention: the step, and
+        what queues it. None if it cannot be recorded, which is found out when it is first needed.
 
         page_table [G, S, P]: of all slots."""
         device_slots = self._fill(plan.slots, plan.seq_lens, page_table, size)
+        variants = self._plan(size)
+        if (size, variants) not in self._recorded and not self._record_late(size, variants):
+            return None
+        step = StepInputs(self._sizes[size].batch, plan.slots, plan.seq_lens, device_slots, True)
+        return step, partial(self._replay, size, variants)
+
+    def _replay(self, size: int, variants: tuple[int, ...]) -> Replayed:
+        hidden, logits, result = self._graphs.replay(size, variants)
+        known = self._replayed.get((size, variants))
+        if known is None or known.result.bytes is not result:  # else the same tensors as ever
+            packed = Packed(result, self._parts[size])
+            tokens, best = packed.unpack(result)
+            known = Replayed(hidden, logits, Sampled(tokens, best), packed)
+            self._replayed[size, variants] = known
+        return known
+
+    def _plan(self, size: int) -> tuple[int, ...]:
+        """Plan attention of the step that was filled in; its variants."""
         batch = self._sizes[size].batch
+        for backend, layout in zip(batch.attention, batch.layouts, strict=True):
+            layout.variant = backend.variant(layout)
         batch.plan_attention()
-        return StepInputs(batch, plan.slots, plan.seq_lens, device_slots, True)
+        return tuple(layout.variant for layout in batch.layouts)
 
-    def replay(self, size: int) -> Replayed:
-        """Queue the step that was prepared."""
-        hidden, logits, result = self._graphs.replay(size)
-        return Replayed(hidden, logits, Packed(result, self._parts[size]))
-
-    def _record_late(self, size: int) -> None:
+    def _record_late(self, size: int, variants: tuple[int, ...]) -> bool:
+        """Record the step that was filled in and planned; whether that worked."""
+        if (size, variants) in self._broken:
+            return False
+        before = self._last_tokens.clone()  # all else that recording may run writes the same again
         try:
-            self._record(size)
+            self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
         except Exception:  # the step itself can still be launched
             logger.warning("a step of %d rows cannot be recorded; such steps are launched", size, exc_info=True)
-            self.sizes.remove(size)
-
-    def _record(self, size: int) -> None:
-        self._fill(np.empty(0, np.int32), np.empty(0, np.int32), self._mirror, size)  # padding alone
-        entry = self._sizes[size]
-        entry.batch.plan_attention()
-        self._graphs.capture(size, partial(self._step, entry))
-        self._recorded.add(size)
+            self._broken.add((size, variants))
+            return False
+        finally:
+            self._last_tokens.copy_(before)
+        self._recorded.add((size, variants))
+        return True
 
     def _step(self, entry: _Size) -> tuple[torch.Tensor, ...]:
         """What is recorded: every operation of a greedy step on the device."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from core.runner.inputs import StepInputs
 from core.runner.pieces import PiecewiseSteps
 from core.runner.processors import LogitProcessors, ProcessedRows
 from core.runner.running_step import Computed, Pending, RunningStep
-from core.runner.sampler import Sampler
+from core.runner.sampler import Sampled, Sampler
 from core.runner.state import RunnerState
 from core.runner.transfer import Transfer
 from core.runner.warm_up import largest_plan, small_plans
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from core.runner.weights import LoadReport, Progress
 
 _MEASURED_PAGES = 2
+
+Steps = TypeVar("Steps", CapturedSteps, PiecewiseSteps)
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +102,8 @@ class ModelRunner:
 
     @property
     def recorded_sizes(self) -> tuple[int, ...]:
-        """Rows of the steps of decodes that the device is going to record, or has recorded, then tokens of those that it
-        records in pieces; known after `allocate`."""
+        """Rows of the steps of decodes that the device is going to record, or has recorded, then tokens of those that
+        it records in pieces; known after `allocate`."""
         rows = tuple(self._captured.sizes) if self._captured is not None else ()
         return rows + (tuple(self._pieces.sizes) if self._pieces is not None else ())
 
@@ -285,10 +287,8 @@ class ModelRunner:
             error = self.launch(plan).wait().error
             if error is not None:
                 raise EngineError(f"the warm-up step failed: {error}")
-        with torch.inference_mode(), self._hardware.stream():
-            for recorded in (self._captured, self._pieces):
-                if recorded is not None:
-                    recorded.capture()
+        self._captured = self._recorded(self._captured, "steps of decodes")
+        self._pieces = self._recorded(self._pieces, "steps with prefills")
         self._state = self._new_state()
         self.stats = RunnerStats()
 
@@ -296,6 +296,18 @@ class ModelRunner:
         """Give back recorded steps and KV buffers; no step is launched any more."""
         self._captured, self._pieces, self._forward = None, None, None
         self._attention, self._kv = (), ()
+
+    def _recorded(self, steps: Steps | None, what: str) -> Steps | None:
+        """Let the device record them; None if the model, or what it is built with, cannot be recorded."""
+        if steps is None:
+            return None
+        try:
+            with torch.inference_mode(), self._hardware.stream():
+                steps.capture()
+        except Exception:
+            logger.warning("%s cannot be recorded; they are launched, which is slower", what, exc_info=True)
+            return None
+        return steps
 
     def _new_state(self) -> RunnerState:
         config = self.config
@@ -320,11 +332,13 @@ class ModelRunner:
         event = self._hardware.record_event() if self._hardware.times_steps() else None
         state, captured = self._state, self._captured
         state.apply(plan)
-        replayed, size = None, captured.size_for(plan) if captured is not None else 0
-        if captured is not None and size:
-            step = captured.prepare(plan, state.page_table, size)
+        replayed, prepared = None, None
+        if captured is not None and (size := captured.size_for(plan)):
+            prepared = captured.prepare(plan, state.page_table, size)
+        if prepared is not None:
+            step, replay = prepared
             times.build_s = time.perf_counter() - started_s
-            replayed = captured.replay(size)
+            replayed = replay()
             hidden = replayed.hidden[: len(plan.slots)]
             self.stats.replayed_steps += 1
         elif self._pieces is not None and (size := self._pieces.size_for(plan)):
@@ -378,13 +392,14 @@ class ModelRunner:
         if replayed is None:
             sampled = sampler.sample(self.model.compute_logits(computed.hidden), slots, positions, masks, edits)
         else:
-            greedy = replayed.greedy(len(slots))
+            count, greedy = len(slots), replayed.greedy
             if masks is None and edits is None and sampler.plain(slots):  # nothing is left to do
                 self._tell_tokens(greedy.tokens)
                 host = self._transfer.download_packed(replayed.result)
                 host += self._transfer.download(given) if given else []
                 return Pending(step.slots, computed.times, greedy, host, None, extras)
-            sampled = sampler.sample(replayed.logits[: len(slots)], slots, positions, masks, edits, greedy)
+            best = Sampled(greedy.tokens[:count], greedy.best[:count])
+            sampled = sampler.sample(replayed.logits[:count], slots, positions, masks, edits, best)
         self._tell_tokens(sampled.tokens)
         self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]

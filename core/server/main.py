@@ -287,6 +287,7 @@ def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter], tracer: Tracer
         build_app(ctx, routers, tracer),
         log_config=None,
         access_log=debug,
+        http=_http_protocol(),
         lifespan="off",
         ws="none",
         backlog=BACKLOG,
@@ -294,6 +295,15 @@ def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter], tracer: Tracer
         timeout_graceful_shutdown=ctx.settings.drain_timeout_s,  # type: ignore[arg-type]
     )
     return Server(config)
+
+
+def _http_protocol() -> Any:
+    """A class, or the name of uvicorn's own where httptools is not installed."""
+    try:
+        from core.server.http_protocol import BoundedHttp
+    except ImportError:
+        return "h11"
+    return BoundedHttp
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

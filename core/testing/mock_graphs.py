@@ -59,17 +59,17 @@ class MockGraphs(StepGraphs):
         self.sizes, self.token_sizes, self.on_demand = sizes, token_sizes, on_demand
         self.captured: list[int] = []
         self.replays, self.piece_replays = dict.fromkeys(sizes, 0), dict.fromkeys(token_sizes, 0)
-        self._recorded: dict[int, tuple[list[_Call], tuple[torch.Tensor, ...]]] = {}
+        self._recorded: dict[tuple[int, tuple[int, ...]], tuple[list[_Call], tuple[torch.Tensor, ...]]] = {}
         self._pieces: dict[int, tuple[list[Callable[[], None]], torch.Tensor]] = {}
 
-    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]]) -> None:
+    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]], variants: tuple[int, ...] = ()) -> None:
         with _Recorder() as recorder:
             out = run()
         self.captured.append(size)
-        self._recorded[size] = recorder.calls, out
+        self._recorded[size, variants] = recorder.calls, out
 
-    def replay(self, size: int) -> tuple[torch.Tensor, ...]:
-        calls, out = self._recorded[size]
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
+        calls, out = self._recorded[size, variants]
         _repeat(calls)
         self.replays[size] += 1
         return out

@@ -179,9 +179,9 @@ class _Prepared(nn.Module):
 
 
 class _CountedGraphs(MockGraphs):
-    def replay(self, size: int) -> tuple[torch.Tensor, ...]:
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
         MockVendorHardware.calls["replay"] += 1
-        return super().replay(size)
+        return super().replay(size, variants)
 
 
 class VendorAttention(CapturableAttention):

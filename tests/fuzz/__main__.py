@@ -9,9 +9,9 @@ import sys
 def main() -> None:
     """See the module."""
     if len(sys.argv) == 1:
-        from tests.fuzz.targets import TARGETS as names
+        from tests.fuzz import targets
 
-        print(*names)
+        print(*targets.TARGETS)
         return
     import atheris
 

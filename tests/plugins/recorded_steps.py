@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,21 +13,21 @@ from core.testing.contracts.attention_world import Outcome, World
 
 
 class CudaGraphs(StepGraphs):
-    """The plainest recorder: one CUDA graph a size."""
+    """The plainest recorder: one CUDA graph for each size and variant."""
 
     def __init__(self) -> None:
-        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._recorded: dict[tuple[int, tuple[int, ...]], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]] = {}
 
-    def capture(self, size: int, run: Callable[[], torch.Tensor]) -> None:
+    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]], variants: tuple[int, ...] = ()) -> None:
         run()  # what happens only once happens here
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             out = run()
-        self._recorded[size] = graph, out
+        self._recorded[size, variants] = graph, out
 
-    def replay(self, size: int) -> torch.Tensor:
-        graph, out = self._recorded[size]
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
+        graph, out = self._recorded[size, variants]
         graph.replay()
         return out
 
@@ -57,11 +56,21 @@ class RecordedSteps:
             captured=True,
         )
         self.inputs = {layer: world.inputs(layer, size) for layer in world.config.layers}
-        world.backend.plan(self.layout)
-        graphs.capture(size, self._run)
+        self.recorded: list[int] = []  # variants, as they were asked for
+        assert self._plan() == 0, "padding rows alone are variant 0"
 
-    def _run(self) -> torch.Tensor:
-        return torch.stack([self.world.run(layer, inputs) for layer, inputs in self.inputs.items()])
+    def _plan(self) -> int:
+        """Plan the layout as it stands, and record it if that is the first of its variant."""
+        backend, layout = self.world.backend, self.layout
+        layout.variant = backend.variant(layout)
+        backend.plan(layout)
+        if layout.variant not in self.recorded:
+            self.graphs.capture(self.size, self._run, (layout.variant,))
+            self.recorded.append(layout.variant)
+        return layout.variant
+
+    def _run(self) -> tuple[torch.Tensor, ...]:
+        return (torch.stack([self.world.run(layer, inputs) for layer, inputs in self.inputs.items()]),)
 
     def step(self, numbers: Sequence[int]) -> list[Outcome]:
         """One token for each of these sequences; the other rows are padding."""
@@ -83,12 +92,13 @@ class RecordedSteps:
         seq_lens[:rows] = given.seq_lens
         table = np.zeros((self.size, given.page_table.shape[1]), np.int32)
         table[:rows] = given.page_table
-        world.backend.plan(replace(kept, seq_lens=seq_lens, page_table=table))
+        kept.seq_lens, kept.page_table = seq_lens, table
         fresh = {layer: world.inputs(layer, self.size) for layer in world.config.layers}
         for layer, inputs in fresh.items():
             for mine, new in zip(self.inputs[layer], inputs, strict=True):
                 mine.copy_(new)
-        out = self.graphs.replay(self.size).clone()
+        variant = self._plan()
+        out = self.graphs.replay(self.size, (variant,))[0].clone()
         return [
             Outcome(layer, out[index, :rows], world.remember(layer, work, [x[:rows] for x in fresh[layer]]))
             for index, layer in enumerate(world.config.layers)

@@ -102,7 +102,8 @@ def test_random_plans_leave_both_with_the_same_mirror(hardware: Any, seed: int) 
         if one.params is not DRAWN:
             assert one.tokens == reference_greedy(CONFIG, one.prompt, one.num_tokens)
     if hardware is MockGraphHardware:
-        assert pair.first.recorded_sizes == pair.second.recorded_sizes == (1, 2, 4)
+        assert pair.first.recorded_sizes == pair.second.recorded_sizes
+        assert pair.first.recorded_sizes[:3] == (1, 2, 4)
         assert pair.first.stats.replayed_steps == pair.second.stats.replayed_steps > 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -156,7 +156,7 @@ def test_sizes_are_recorded_when_they_are_needed(monkeypatch: pytest.MonkeyPatch
 def test_a_size_that_cannot_be_recorded_late_is_launched(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(self: MockGraphs, size: int, run: Any) -> None:
+    def fails(self: MockGraphs, size: int, run: Any, variants: Any = None) -> None:
         raise RuntimeError("no memory for a graph")
 
     monkeypatch.setattr(MockGraphHardware, "on_demand", True)
@@ -166,6 +166,50 @@ def test_a_size_that_cannot_be_recorded_late_is_launched(
     assert "cannot be recorded" in caplog.text
     assert "no memory for a graph" in caplog.text
     assert (runner.stats.replayed_steps, runner.stats.pieced_steps) == ((0, 5) if what == "capture" else (4, 0))
+
+
+class _TwoForms(CapturableAttention):
+    """Long steps take another form, which is the same arithmetic. planned: the variant of each captured plan."""
+
+    planned: ClassVar[list[int]] = []
+
+    def variant(self, layout: BatchLayout) -> int:
+        return int(layout.seq_lens.max() > 6)
+
+    def plan(self, layout: BatchLayout) -> None:
+        if layout.captured:
+            assert layout.variant == self.variant(layout)
+            self.planned.append(layout.variant)
+        super().plan(layout)
+
+    def run(self, q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = super().run(q, *args, **kwargs)
+        assert self._layout is not None
+        return out * 2 / 2 if self._layout.variant else out
+
+
+def test_each_variant_is_recorded_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, replayed = [], []
+    capture, replay = MockGraphs.capture, MockGraphs.replay
+
+    def noted_capture(self: MockGraphs, size: int, run: Any, variants: Any) -> None:
+        captured.append((size, variants))
+        capture(self, size, run, variants)
+
+    def noted_replay(self: MockGraphs, size: int, variants: Any) -> tuple[torch.Tensor, ...]:
+        replayed.append((size, variants))
+        return replay(self, size, variants)
+
+    monkeypatch.setattr(MockGraphs, "capture", noted_capture)
+    monkeypatch.setattr(MockGraphs, "replay", noted_replay)
+    runner, _ = make(attention=_TwoForms)
+    assert captured == [(4, (0, 0)), (2, (0, 0)), (1, (0, 0))], "variant 0 at the start, of padding rows"
+    replayed.clear()
+    for _ in range(2):
+        prompts = [[1, 2, 3], [4]]
+        assert decode_all(runner, prompts, 8) == [reference_greedy(TWO_GROUPS, prompt, 8) for prompt in prompts]
+    assert captured[3:] == [(2, (1, 1))], "once, when a step first asks for it"
+    assert replayed == 2 * (3 * [(2, (0, 0))] + 4 * [(2, (1, 1))])
 
 
 DRAWN = SamplingParams(temperature=0.9, top_k=11, top_p=0.9, logprobs=2)
@@ -249,6 +293,23 @@ def test_a_backend_that_cannot_be_recorded_runs_eagerly(caplog: pytest.LogCaptur
     tokens = decode_all(runner, [[1, 2, 3]], 4)
     assert tokens == [reference_greedy(TWO_GROUPS, [1, 2, 3], 4)]
     assert hardware.made.captured == []
+
+
+class _Looks(CapturableAttention):
+    """Claims that it can be recorded, and cannot."""
+
+    def run(self, q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert q.sum().item() != 0.5
+        return super().run(q, *args, **kwargs)
+
+
+def test_what_cannot_be_recorded_after_all_is_launched(caplog: pytest.LogCaptureFixture) -> None:
+    runner, _ = make(attention=_Looks)
+    assert "steps of decodes cannot be recorded; they are launched" in caplog.text
+    assert "looks at values on the host" in caplog.text
+    assert decode_all(runner, [[1, 2, 3]], 4) == [reference_greedy(TWO_GROUPS, [1, 2, 3], 4)]
+    assert runner.stats.replayed_steps == 0
+    assert runner.stats.pieced_steps == 4, "attention is no part of these"
 
 
 def test_nothing_is_replayed_before_it_is_recorded() -> None:

@@ -27,6 +27,7 @@ from core.frontend.tokenizer import Tokenizer  # noqa: E402
 from core.metrics.prometheus import ServerMetrics  # noqa: E402
 from core.server.app import build_app  # noqa: E402
 from core.server.context import ModelService, Phase, ServerContext  # noqa: E402
+from core.server.main import _http_protocol  # noqa: E402
 
 Launch = Callable[..., AbstractContextManager[Running]]
 
@@ -48,7 +49,9 @@ def launch(tokenizer: Tokenizer) -> Launch:
         ctx.service = ModelService(
             "tiny", "/models/tiny", engine, tokenizer, renderer, engine.hello(), defaults=defaults or {}
         )
-        server = uvicorn.Server(uvicorn.Config(build_app(ctx), log_level="warning", lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(build_app(ctx), http=_http_protocol(), log_level="warning", lifespan="off")
+        )
         sock = socket.create_server(("127.0.0.1", 0))
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([sock])), daemon=True)

@@ -67,7 +67,11 @@ def test_a_failure_of_the_server_is_logged_with_the_id_and_told_without_details(
     [record] = [record for record in caplog.records if "failed" in record.getMessage()]
     assert record.exc_info is not None
     assert record.request.id == "unlucky"
-    assert server.ctx.metrics._http["POST", "/v1/chat/completions", "500"] == 1
+    counted = server.ctx.metrics._http
+    until_s = time.monotonic() + 10  # a request is counted when its reply is out
+    while not counted["POST", "/v1/chat/completions", "500"] and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert counted["POST", "/v1/chat/completions", "500"] == 1
 
 
 def test_a_failure_has_the_shape_of_its_protocol(server: Running, caplog: pytest.LogCaptureFixture) -> None:

@@ -267,7 +267,7 @@ class TestFrozenGraphs(_Mutant):
     class implementation(MockGraphHardware):  # noqa: N801
         def graphs(self, facts: EngineFacts) -> MockGraphs:
             made = super().graphs(facts)
-            made.replay = lambda size: made._recorded[size][1]  # type: ignore[method-assign]
+            made.replay = lambda size, variants: made._recorded[size, variants][1]  # type: ignore[method-assign]
             return made
 
 

@@ -89,13 +89,18 @@ def test_recorded_steps_with_and_without_common_keys(device: str, any_saving_is_
     alone = world.new(5)
     _check(world.step([(number, 9) for number in alone]))
     CALLS.clear()
+    _check(recorded.step(alone))
+    assert recorded.recorded == [0]
+    assert device == "cuda" or _common_calls() == 0
     _check(recorded.step([*families[0], *alone]))
-    assert device == "cuda" or _common_calls() == 2  # of two layers
+    assert recorded.recorded == [0, 1]
+    assert device == "cuda" or _common_calls() == 4  # of two layers, when recorded and when replayed
     _check(recorded.step(alone))
     _check(recorded.step([alone[0], *families[1]]))
     _check(recorded.step([*families[1], *families[0]]))
     _check(recorded.step([families[0][0]]))
     _check(recorded.step(families[0]))
+    assert recorded.recorded == [0, 1]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

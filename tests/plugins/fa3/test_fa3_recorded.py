@@ -101,6 +101,26 @@ def test_a_long_prompt_that_a_fused_operation_has_stored(device: str) -> None:
             assert relative_error(outcome.got[: len(outcome.want)], outcome.want) < 0.02
 
 
+def test_others_may_store_where_nothing_starts_in_a_step() -> None:
+    """What is written to the rows is what is attended to; prompts from their first token on want their own keys."""
+    world = world_of("cpu", {}, Rule())
+    numbers = world.new(3)
+    (layer,) = world.config.layers
+    for outcome in world.step([(number, 20 + number) for number in numbers[:2]]):
+        assert world.backend.token_rows(world.kv[layer]) is None
+        assert relative_error(outcome.got, outcome.want) < 0.02
+    work = [(numbers[0], 1), (numbers[1], 4)]
+    layout = world.layout(work)
+    inputs = world.inputs(layer, layout.num_tokens)
+    world.backend.plan(layout)
+    rows = world.backend.token_rows(world.kv[layer])
+    assert rows is not None
+    for place, new in zip(rows[:2], inputs[1:], strict=True):
+        place.index_copy_(0, rows[2].long(), new)
+    got = world.run(layer, inputs, stored=True)
+    assert relative_error(got, world.remember(layer, work, inputs)) < 0.02
+
+
 def test_a_replay_makes_the_calls_of_the_recording() -> None:
     """Launch shapes depend on rows and configuration alone: the width of the table, the bound of parts."""
     from fake_fa3 import CALLS

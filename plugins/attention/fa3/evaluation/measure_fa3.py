@@ -247,6 +247,7 @@ def backend_decode_us(shared: int, own: int, rows: int, *, prefixes: bool, layer
         captured=True,
     )  # fmt: skip
     q = torch.randn(rows, 32, HEAD_DIM, dtype=DTYPE, device=DEVICE)
+    layout.variant = backend.variant(layout)
     backend.plan(layout)
     calls = 4 * layers
     return timed(record(lambda index: backend.run(q, None, None, index % layers, kv[index % layers]), calls), calls)

@@ -1,8 +1,7 @@
 """Keys that many decodes have in common, such as those of one system prompt: read once for all of them.
 
 The rows of a step attend to the common keys as if they were one sequence, and each to the rest of its own; both results
-are joined by their sums of exponentials (cascade attention). A recorded step always has both calls: where nothing is in
-common, the first has no keys and ends at once.
+are joined by their sums of exponentials (cascade attention). Steps with and without common keys are recorded apart.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ Int32 = npt.NDArray[np.int32]
 
 # A second call and joining cost some microseconds a layer. What is saved must be worth them in bytes not read.
 _WORTH_BYTES = 32 << 20
-# Recorded steps of fewer rows do without: their keys are few.
-_FEWEST_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +44,14 @@ def common_pages(page_table: Int32, seq_lens: Int32, page_size: int) -> tuple[np
     return members, int(differs.argmax()) if differs.any() else most
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """members [N] bool: decodes that begin with the same `tokens` keys."""
+
+    members: npt.NDArray[np.bool_]
+    tokens: int
+
+
 class CommonPrefixes:
     """What the decodes of each step have in common. Buffers of recorded steps are kept, by number of rows."""
 
@@ -56,32 +61,33 @@ class CommonPrefixes:
         self._token_bytes = config.num_kv_heads * widest * config.dtype.itemsize
         self._kept: dict[int, tuple[torch.Tensor, CommonKeys]] = {}
 
-    def find(self, layout: BatchLayout, decodes: Rows) -> CommonKeys | None:
-        """None where a call of its own for common keys is not worth it. decodes: the step's, over pages."""
+    def search(self, layout: BatchLayout) -> Sharing | None:
+        """What is worth a call of its own, or None. Host work only."""
         num_rows = layout.num_decodes
-        if layout.cu_q_lens[num_rows] != num_rows or num_rows < (_FEWEST_ROWS if layout.captured else 2):
+        if num_rows < 2 or layout.cu_q_lens[num_rows] != num_rows:
             return None
         members, pages = common_pages(layout.page_table[:num_rows], layout.seq_lens[:num_rows], layout.page_size)
         tokens = pages * layout.page_size
-        if (int(members.sum()) - 1) * tokens * self._token_bytes < _WORTH_BYTES:
-            tokens = 0
-        if not tokens and not layout.captured:
-            return None
+        worth = (int(members.sum()) - 1) * tokens * self._token_bytes >= _WORTH_BYTES
+        return Sharing(members, tokens) if worth else None
+
+    def prepare(self, sharing: Sharing, decodes: Rows, *, captured: bool) -> CommonKeys:
+        """Bring it to the device. decodes: the step's, over pages."""
         assert decodes.page_table is not None
+        num_rows, leader = len(sharing.members), int(sharing.members.argmax())
         # One copy to the device: skipped keys of each row, all rows as one sequence, number of common keys.
         numbers = np.zeros(num_rows + 3, np.int32)
-        numbers[:num_rows][members] = tokens
-        numbers[num_rows:] = 0, num_rows, tokens
-        leader = int(members.argmax())
-        if not layout.captured:
-            return self._common(self._upload(numbers), decodes.page_table[leader : leader + 1], decodes.max_k)
+        numbers[:num_rows][sharing.members] = sharing.tokens
+        numbers[num_rows:] = 0, num_rows, sharing.tokens
+        table = decodes.page_table[leader : leader + 1]
+        if not captured:
+            return self._common(self._upload(numbers), table, decodes.max_k)
         if num_rows not in self._kept:
             self._kept[num_rows] = self._keep(num_rows, decodes)
         buffer, kept = self._kept[num_rows]
         buffer.copy_(self._upload(numbers))
         assert kept.rows.page_table is not None
-        if tokens:
-            kept.rows.page_table.copy_(decodes.page_table[leader : leader + 1])
+        kept.rows.page_table.copy_(table)
         return kept
 
     def _keep(self, num_rows: int, decodes: Rows) -> tuple[torch.Tensor, CommonKeys]:

@@ -28,6 +28,5 @@ class Settings(BaseModel):
     )
     shared_prefixes: bool = Field(
         True,
-        description="Read the keys of a prefix that many decoded sequences share once for all of them. Off saves two "
-        "short launches a layer in recorded steps of 16 rows and more.",
+        description="Read the keys of a prefix that many decoded sequences share once for all of them.",
     )

@@ -40,16 +40,16 @@ class CudaStepGraphs(StepGraphs):
     def __init__(self, sizes: tuple[int, ...], token_sizes: tuple[int, ...] = (), *, on_demand: bool = False) -> None:
         self.sizes, self.token_sizes, self.on_demand = sizes, token_sizes, on_demand
         self._pool: Any = torch.cuda.graph_pool_handle()
-        self._recorded: dict[int, tuple[Callable[[], None], tuple[torch.Tensor, ...]]] = {}
+        self._recorded: dict[tuple[int, tuple[int, ...]], tuple[Callable[[], None], tuple[torch.Tensor, ...]]] = {}
         self._pieces: dict[int, tuple[list[Callable[[], None]], torch.Tensor]] = {}
 
-    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]]) -> None:
+    def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]], variants: tuple[int, ...] = ()) -> None:
         run()  # kernels that this number of rows calls for are compiled and loaded now
         with _Recording(self._pool) as recording:
             outputs = tuple(tensor.contiguous() for tensor in run())
         # Graphs run one at a time, so they may all work in the same memory, their results too: who needs those reads
         # them before the next replay. A tensor that owned its memory would keep it from the graphs captured later.
-        self._recorded[size] = recording.pieces[0], tuple(unowned(tensor) for tensor in outputs)
+        self._recorded[size, variants] = recording.pieces[0], tuple(unowned(tensor) for tensor in outputs)
 
     def capture_pieces(self, size: int, run: Callable[[Between], torch.Tensor]) -> None:
         run(_zero)
@@ -63,8 +63,8 @@ class CudaStepGraphs(StepGraphs):
             piece()
         return output
 
-    def replay(self, size: int) -> tuple[torch.Tensor, ...]:
-        replay, outputs = self._recorded[size]
+    def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
+        replay, outputs = self._recorded[size, variants]
         replay()
         return outputs
 

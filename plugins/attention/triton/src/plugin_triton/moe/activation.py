@@ -7,6 +7,8 @@ import triton.language as tl
 
 from core.layers.config import ACTIVATIONS
 
+# ruff: noqa: N803
+
 # (operation, approximation) of `ACTIVATIONS` -> ACT of the kernels.
 _CODES: dict[tuple[str, str | None], int] = {
     ("silu_and_mul", None): 0,
@@ -20,7 +22,7 @@ def code(activation: str) -> int:
 
 
 @triton.jit
-def gated(gate, up, ACT: tl.constexpr):
+def gated(gate, up, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
     """act(gate) * up, float32. tanh(z) = 2 sigmoid(2 z) - 1 turns the approximate GELU into a sigmoid."""
     if ACT == 0:
         return gate * tl.sigmoid(gate) * up

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,7 @@ class Shape:
     weights: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.experts} x [{self.intermediate}, {self.hidden}] {self.weights}, {self.top_k} of them for a token"
-        )
+        return f"{self.experts} x [{self.intermediate}, {self.hidden}] {self.weights}, {self.top_k} of them for a token"
 
     @property
     def file_name(self) -> str:
@@ -78,11 +76,13 @@ class Served:
 class Configs:
     """Tables of one device, read once for each shape.
 
-    device: as the driver names it. folder: further tables (layout as in `TABLES`), which win over the bundled ones.
+    device: as the driver names it. large: as in `fallback`. folder: further tables (layout as in `TABLES`), which win
+    over the bundled ones.
     """
 
-    def __init__(self, device: str, folder: Path | None = None) -> None:
+    def __init__(self, device: str, large: bool, folder: Path | None = None) -> None:
         self.device = device
+        self._large = large
         self._folders = [folder, TABLES] if folder is not None else [TABLES]
         self._tables: dict[Shape, tuple[str, dict[int, MoeConfig]]] = {}
 
@@ -92,7 +92,7 @@ class Configs:
             self._tables[shape] = self._read(shape)
         name, table = self._tables[shape]
         if not table:
-            return Served(fallback(shape, tokens), None, name)
+            return Served(fallback(shape, tokens, self._large), None, name)
         nearest = min(table, key=lambda known: abs(math.log(known / tokens)))
         return Served(table[nearest], nearest, name)
 
@@ -137,7 +137,9 @@ def _tile(entry: Mapping[str, Any]) -> Tile:
     known = {field.name for field in fields(Tile)}
     if set(entry) - known:
         raise ValueError(f"unknown keys {', '.join(sorted(set(entry) - known))}")
-    values = {name: bool(value) if name in ("swap", "tma") else _size(name, value) for name, value in entry.items()}
+    values: dict[str, Any] = {
+        name: bool(value) if name in ("swap", "tma") else _size(name, value) for name, value in entry.items()
+    }
     tile = Tile(**values)
     for name in ("block_n", "block_k", "warps"):
         value = getattr(tile, name)
@@ -163,15 +165,30 @@ def write_table(
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
-def fallback(shape: Shape, tokens: int) -> MoeConfig:
-    """Without a table: by the number of rows that an expert gets on average."""
-    if tokens <= 4:
-        return MoeConfig(1, Tile(2, 2048, 4, 1), Tile(8, 256, 4, 1))
+def fallback(shape: Shape, tokens: int, large: bool) -> MoeConfig:
+    """Without a table: by the number of rows that an expert gets on average. large: for chips with the memory and the
+    matrix units of Hopper (what did well on an H200); else what fits 64 KiB of fast memory."""
     rows = tokens * shape.top_k / shape.experts
+    if tokens <= 8:
+        return MoeConfig(1, Tile(2, 1024), Tile(4, 512, stages=4))
+    if not large or shape.weights == "float32":
+        config = _small(rows)
+    elif rows <= 8:
+        config = MoeConfig(16, Tile(64, 128, swap=True, tma=True), Tile(128, 128, swap=True, tma=True))
+    elif rows <= 24:
+        config = MoeConfig(32, Tile(64, 128, tma=True), Tile(128, 128, tma=True))
+    elif shape.weights == "fp8_block128":  # has two accumulators for each product
+        config = MoeConfig(64, Tile(64, 128, 4, 3, 4, tma=True), Tile(128, 128, 4, 3, 4, tma=True))
+    else:
+        tiles = Tile(128, 64, 8, 4, 4, tma=True), Tile(256, 64, 8, 4, 4, tma=True)
+        config = MoeConfig(64 if rows <= 96 else 128, *tiles)
+    if shape.weights == "float32":
+        halves = (replace(tile, block_k=32) for tile in (config.gate_up, config.down))
+        config = MoeConfig(config.block_m, *halves)
+    return config
+
+
+def _small(rows: float) -> MoeConfig:
     if rows <= 24:
-        return MoeConfig(16, Tile(32, 128, 4, 3), Tile(64, 128, 4, 3))
-    if rows <= 96:
-        return MoeConfig(64, Tile(64, 64, 4, 3, 4), Tile(128, 64, 4, 3, 4))
-    # Blocks of scales need a second accumulator for each.
-    first = Tile(64 if shape.weights == "fp8_block128" else 128, 64, 8, 3, 8)
-    return MoeConfig(128, first, Tile(128, 64, 8, 3, 8))
+        return MoeConfig(16, Tile(32, 128, 4, 2), Tile(64, 128, 4, 2))
+    return MoeConfig(64, Tile(64, 64, 4, 2, 4), Tile(128, 64, 4, 2, 4))

@@ -64,7 +64,9 @@ def check(weights: ExpertWeights) -> None:
         if scale is None:
             problems.append(f"scales has no {name!r}")
         elif tuple(scale.shape) != shape or scale.dtype != torch.float32 or not scale.is_contiguous():
-            problems.append(f"scales[{name!r}] is {scale.dtype} {list(scale.shape)}, not contiguous float32 {list(shape)}")
+            problems.append(
+                f"scales[{name!r}] is {scale.dtype} {list(scale.shape)}, not contiguous float32 {list(shape)}"
+            )
     if problems:
         raise _wrong(weights, "; ".join(problems))
 

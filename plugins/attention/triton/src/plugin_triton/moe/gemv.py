@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from core.interfaces.moe import ExpertWeights
-from plugin_triton.moe import fp8, launch
+from plugin_triton.dependent import dependent
+from plugin_triton.launch import Launch
+from plugin_triton.moe import fp8
 from plugin_triton.moe.activation import code, gated
+from plugin_triton.moe.chain import begin
 from plugin_triton.moe.configs import Tile
+
+# ruff: noqa: N803, N806
 
 
 UNROLLED = tl.constexpr(48)  # steps of `_down` that the compiler sees at once, so that their loads overlap
 
 
-def run_gate_up(
-    x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, tile: Tile, overlap: bool
-) -> torch.Tensor:
+def run_gate_up(x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, tile: Tile) -> torch.Tensor:
     """x [T, H], ids [T, K] -> act(gate(x)) * up(x) [T * K, I] float32."""
     tokens, hidden = x.shape
     pairs, inter = ids.numel(), weights.down.shape[2]
     h = torch.empty(pairs, inter, dtype=torch.float32, device=x.device)
-    _gate_up[(pairs * triton.cdiv(inter, tile.block_n),)](
-        x, x.stride(0), weights.gate_up, weights.scales.get("gate_up", h), h, ids, pairs, TOP_K=ids.shape[1],
-        HIDDEN=hidden, INTER=inter, FORMAT=fp8.CODES[weights.format], ACT=code(weights.activation),
-        BLOCK_N=tile.block_n, BLOCK_K=min(tile.block_k, triton.next_power_of_2(hidden)), KEEP=_keep(tokens), PDL=overlap, num_warps=tile.warps, **launch.options(overlap),
-    )  # fmt: skip
+    launch = _plan_gate_up(
+        (x.dtype, weights.gate_up.dtype, ids.dtype, x.device),
+        (x.stride(0), ids.shape[1], hidden, inter, fp8.CODES[weights.format], code(weights.activation)),
+        tile,
+        _keep(tokens),
+    )
+    grid = (pairs * triton.cdiv(inter, tile.block_n), 1, 1)
+    launch(x.get_device(), grid, x, weights.gate_up, weights.scales.get("gate_up", h), h, ids, pairs)
     return h
 
 
+@functools.cache
+def _plan_gate_up(kinds: tuple[Any, ...], sizes: tuple[int, ...], tile: Tile, keep: str) -> Launch:
+    """kinds: types of what differs between calls, and the device."""
+    overlap = dependent(kinds[-1])
+    block_k = min(tile.block_k, triton.next_power_of_2(sizes[2]))
+    return Launch(_gate_up, (*sizes, tile.block_n, block_k, keep, overlap), num_warps=tile.warps, pdl=overlap)
+
+
 def run_down(
-    h: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, factors: torch.Tensor, dtype: torch.dtype, tile: Tile,
-    overlap: bool,
-) -> torch.Tensor:  # fmt: skip
+    h: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, factors: torch.Tensor, dtype: torch.dtype, tile: Tile
+) -> torch.Tensor:
     """h [T * K, I] float32, ids and factors [T, K] -> [T, H] in `dtype`. Right behind `run_gate_up` in its stream."""
     tokens, top_k = ids.shape
     hidden, inter = weights.down.shape[1:]
     out = torch.empty(tokens, hidden, dtype=dtype, device=h.device)
-    _down[(tokens * triton.cdiv(hidden, tile.block_n),)](
-        h, weights.down, weights.scales.get("down", h), out, ids, factors, tokens, TOP_K=top_k, HIDDEN=hidden,
-        INTER=inter, FORMAT=fp8.CODES[weights.format], BLOCK_N=tile.block_n,
-        BLOCK_K=min(tile.block_k, triton.next_power_of_2(inter)), AHEAD=tile.stages, KEEP=_keep(tokens), PDL=overlap,
-        num_warps=tile.warps, **launch.options(overlap),
-    )  # fmt: skip
+    launch = _plan_down(
+        (weights.down.dtype, dtype, ids.dtype, h.device),
+        (top_k, hidden, inter, fp8.CODES[weights.format]),
+        tile,
+        _keep(tokens),
+    )
+    grid = (tokens * triton.cdiv(hidden, tile.block_n), 1, 1)
+    launch(h.get_device(), grid, h, weights.down, weights.scales.get("down", h), out, ids, factors, tokens)
     return out
+
+
+@functools.cache
+def _plan_down(kinds: tuple[Any, ...], sizes: tuple[int, ...], tile: Tile, keep: str) -> Launch:
+    """kinds: types of what differs between calls, and the device."""
+    overlap = dependent(kinds[-1])
+    block_k = min(tile.block_k, triton.next_power_of_2(sizes[2]))
+    constants = (*sizes, tile.block_n, block_k, tile.stages, keep, overlap)
+    return Launch(_down, constants, num_warps=tile.warps, pdl=overlap)
 
 
 def _keep(tokens: int) -> str:
@@ -53,19 +80,19 @@ def _keep(tokens: int) -> str:
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
-def _gate_up(
-    x, stride_x, weight, scale, h, ids, num_pairs, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KEEP: tl.constexpr,
-    PDL: tl.constexpr,
+def _gate_up(  # type: ignore[no-untyped-def]
+    x, weight, scale, h, ids, num_pairs, STRIDE_X: tl.constexpr, TOP_K: tl.constexpr, HIDDEN: tl.constexpr,
+    INTER: tl.constexpr, FORMAT: tl.constexpr, ACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    KEEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h[pair, i] = act(gate_i . x) * (up_i . x). Pairs go fastest: those of one expert meet in the L2 cache."""
     pair = tl.program_id(0) % num_pairs
     n = tl.program_id(0) // num_pairs * BLOCK_N + tl.arange(0, BLOCK_N)
     real = n < INTER
     n = tl.minimum(n, INTER - 1)
-    launch.begin(PDL)
+    begin(PDL)
     expert = tl.load(ids + pair).to(tl.int64)
-    row = x + (pair // TOP_K).to(tl.int64) * stride_x
+    row = x + (pair // TOP_K).to(tl.int64) * STRIDE_X
     gate_ptr = weight + (expert * 2 * INTER + n[:, None]) * HIDDEN
     up_ptr = gate_ptr + INTER * HIDDEN
     gate = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -104,7 +131,7 @@ def _gate_up(
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _down(
+def _down(  # type: ignore[no-untyped-def]
     h, weight, scale, out, ids, factors, tokens, TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr, KEEP: tl.constexpr,
     PDL: tl.constexpr,
@@ -116,13 +143,13 @@ def _down(
     n = tl.minimum(n, HIDDEN - 1)
     STEPS: tl.constexpr = (INTER + BLOCK_K - 1) // BLOCK_K
     ALL: tl.constexpr = TOP_K * STEPS
-    # What the router wrote is complete before `run_gate_up` lets this kernel start (see `launch`), so that weights can
+    # What the router wrote is complete before `run_gate_up` lets this kernel start (see `chain`), so that weights can
     # be on their way while the hidden values are still computed.
     ahead = ()
     for step in tl.static_range(0, min(AHEAD, ALL)):
         early = tl.load(ids + token * TOP_K + step // STEPS, cache_modifier=".cg").to(tl.int64)
         ahead += (_down_weights(weight, early, n, step % STEPS * BLOCK_K, HIDDEN, INTER, BLOCK_K, KEEP),)
-    launch.begin(PDL)
+    begin(PDL)
     total = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for step in tl.static_range(0, min(UNROLLED, ALL)):
         pair = token * TOP_K + step // STEPS
@@ -143,7 +170,7 @@ def _down(
 
 
 @triton.jit
-def _down_weights(
+def _down_weights(  # type: ignore[no-untyped-def]
     weight, expert, n, start, HIDDEN: tl.constexpr, INTER: tl.constexpr, BLOCK_K: tl.constexpr, KEEP: tl.constexpr
 ):
     """[BLOCK_N, BLOCK_K], zero behind the last column."""
@@ -156,7 +183,7 @@ def _down_weights(
 
 
 @triton.jit
-def _down_part(
+def _down_part(  # type: ignore[no-untyped-def]
     total, w, h, scale, factors, expert, pair, start, n, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     FORMAT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip

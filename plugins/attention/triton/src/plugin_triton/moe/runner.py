@@ -28,9 +28,9 @@ class TritonMoe(MoeRunner):
 
     def __init__(self, ctx: PluginContext) -> None:
         super().__init__(ctx)
-        device = ctx.device
-        name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else "cpu"
-        self._configs = Configs(name, getattr(ctx.settings, "tables", None))
+        device = ctx.device if ctx.device is not None else torch.device("cpu")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self._configs = Configs(name, dependent(device), getattr(ctx.settings, "tables", None))
         self._known: dict[tuple[Shape, int], MoeConfig] = {}
         self.served: dict[Shape, dict[int | None, Served]] = {}
 
@@ -62,10 +62,9 @@ def compute(
     x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, factors: torch.Tensor, config: MoeConfig
 ) -> torch.Tensor:
     """As `MoeRunner.run`, for at least one token, with the given tiles."""
-    overlap = dependent(x.device)
     x = x if x.stride(1) == 1 else x.contiguous()
-    ids, factors = ids.contiguous(), factors.contiguous()
+    ids, factors = ids.contiguous(), factors.float().contiguous()
     if config.block_m == 1:
-        h = run_gate_up(x, weights, ids, config.gate_up, overlap)
-        return run_down(h, weights, ids, factors, x.dtype, config.down, overlap)
-    return run_grouped(x, weights, ids, factors, config, overlap)
+        h = run_gate_up(x, weights, ids, config.gate_up)
+        return run_down(h, weights, ids, factors, x.dtype, config.down)
+    return run_grouped(x, weights, ids, factors, config)

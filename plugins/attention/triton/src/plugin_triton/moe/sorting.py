@@ -1,19 +1,22 @@
 """Pairs by expert, on the device alone: count, prefix sum, place. Launch shapes depend on sizes only, so that it can be
 recorded in a graph.
 
-A pair is one token's choice of one expert, numbered token * K + choice. The pairs of one expert come in any order, which
-no result depends on: each has its own row of a product.
+A pair is one token's choice of one expert, numbered token * K + choice. The pairs of one expert come in any order;
+no result depends on it, since each has its own row of a product.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from plugin_triton.moe import launch
+from plugin_triton.dependent import dependent
+from plugin_triton.launch import Launch
+from plugin_triton.moe.chain import begin
 
 # ruff: noqa: N803
 CHUNK = 1024  # pairs of one program
@@ -35,26 +38,34 @@ def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
     return used + (num_pairs - used) // block_m
 
 
-def sort_by_expert(ids: torch.Tensor, num_experts: int, block_m: int, overlap: bool) -> Sorted:
+def sort_by_expert(ids: torch.Tensor, num_experts: int, block_m: int) -> Sorted:
     """ids [T, K] int64 or int32, contiguous, T * K > 0."""
     num_pairs = ids.numel()
     num_blocks = max_blocks(num_pairs, num_experts, block_m)
     chunks = triton.cdiv(num_pairs, CHUNK)
     bins = max(16, triton.next_power_of_2(num_experts))
-    sizes = {"BINS": bins, "CHUNK": min(CHUNK, triton.next_power_of_2(num_pairs)), "PDL": overlap}
+    chunk = min(CHUNK, triton.next_power_of_2(num_pairs))
+    device = ids.get_device()
     order = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
     blocks = torch.empty(3, num_blocks, dtype=torch.int32, device=ids.device)
-    counts = torch.empty(chunks, bins, dtype=torch.int32, device=ids.device)
-    starts = torch.empty(chunks, bins, dtype=torch.int32, device=ids.device)
+    counts = torch.empty(2, chunks, bins, dtype=torch.int32, device=ids.device)
+    count, place = _plan(ids.dtype, ids.device, bins, chunk, block_m, chunks == 1)
     ranks = order  # not read
     if chunks > 1:
         ranks = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
-        _count[(chunks,)](ids, counts, ranks, num_pairs, **sizes, num_warps=8, **launch.options(overlap))
-    _place[(chunks,)](
-        ids, counts, ranks, starts, order, blocks, num_pairs, chunks, num_blocks, BLOCK_M=block_m,
-        ROWS=max(1, 4096 // bins), ALONE=chunks == 1, **sizes, num_warps=8, **launch.options(overlap),
-    )  # fmt: skip
+        count(device, (chunks, 1, 1), ids, counts, ranks, num_pairs)
+    place(device, (chunks, 1, 1), ids, counts, ranks, order, blocks, num_pairs, chunks, num_blocks)
     return Sorted(order, blocks, num_blocks)
+
+
+@functools.cache
+def _plan(
+    dtype: torch.dtype, device: torch.device, bins: int, chunk: int, block_m: int, alone: bool
+) -> tuple[Launch, Launch]:
+    overlap = dependent(device)
+    count = Launch(_count, (bins, chunk, overlap), num_warps=8, pdl=overlap)
+    constants = (bins, chunk, block_m, max(1, 4096 // bins), alone, overlap)
+    return count, Launch(_place, constants, num_warps=8, pdl=overlap)
 
 
 @triton.jit
@@ -75,7 +86,7 @@ def _count(  # type: ignore[no-untyped-def]
     ids, counts, ranks, num_pairs, BINS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr
 ):
     """Grid (chunks,): counts [chunks, BINS], ranks [P] as in `_ranks`."""
-    launch.begin(PDL)
+    begin(PDL)
     chunk = tl.program_id(0)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)
     _, rank = _ranks(ids, counts + chunk * BINS, num_pairs, chunk, BINS, CHUNK)
@@ -84,13 +95,13 @@ def _count(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["num_pairs", "num_chunks", "num_blocks"])
 def _place(  # type: ignore[no-untyped-def]
-    ids, counts, ranks, starts, order, blocks, num_pairs, num_chunks, num_blocks,
+    ids, counts, ranks, order, blocks, num_pairs, num_chunks, num_blocks,
     BINS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, ALONE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks,): each program writes the places of its chunk's pairs, the first one also the blocks.
-    ALONE: the only one, which counts by itself. starts [chunks, BINS]: for looking up."""
-    launch.begin(PDL)
+    ALONE: the only one, which counts by itself. counts [2, chunks, BINS]: the second half is for looking up."""
+    begin(PDL)
     chunk = tl.program_id(0)
     bins = tl.arange(0, BINS)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -108,7 +119,7 @@ def _place(  # type: ignore[no-untyped-def]
             total += tl.sum(some, axis=0)
             before += tl.sum(tl.where(row[:, None] < chunk, some, 0), axis=0)
     first = tl.cumsum(total, axis=0) - total
-    mine = starts + chunk * BINS
+    mine = counts + (num_chunks + chunk) * BINS
     tl.store(mine + bins, first + before)
     tl.debug_barrier()
     place = tl.load(mine + expert, cache_modifier=".cg") + rank
@@ -116,7 +127,7 @@ def _place(  # type: ignore[no-untyped-def]
     if chunk == 0:
         num = (total + BLOCK_M - 1) // BLOCK_M
         block = tl.cumsum(num, axis=0) - num
-        for step in range(0, tl.max(num, axis=0)):
+        for step in range(tl.max(num, axis=0)):
             used = step < num
             tl.store(blocks + block + step, bins, mask=used)
             tl.store(blocks + num_blocks + block + step, first + step * BLOCK_M, mask=used)

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 
 from core.interfaces.moe import ExpertWeights
-from plugin_triton.dependent import dependent
 from plugin_triton.moe import fp8
 from plugin_triton.moe.activation import code
 from plugin_triton.moe.configs import MoeConfig, Shape, Tile
 from plugin_triton.moe.gemv import run_down, run_gate_up
 from plugin_triton.moe.grouped import combine, multiply
 from plugin_triton.moe.runner import compute
-from plugin_triton.moe.sorting import sort_by_expert
+from plugin_triton.moe.sorting import Sorted, sort_by_expert
 
 LAYERS = 6
 Job = tuple[int, int, Tile]  # block_m, kernel (0: gate_up, 1: down), tile
@@ -36,6 +36,10 @@ class Timed:
     us: float
     gbytes_s: float
     tflops: float
+
+    def figures(self) -> dict[str, float]:
+        """As they stand in a table."""
+        return {"us": round(self.us, 1), "gbytes_s": round(self.gbytes_s), "tflops": round(self.tflops, 1)}
 
     def __str__(self) -> str:
         return f"{self.us:8.1f} us {self.gbytes_s:6.0f} GB/s {self.tflops:6.1f} TFLOP/s"
@@ -50,43 +54,48 @@ _SIZES: _Sizes = {
          (2, 1024, 4, 2), (4, 256, 2, 3), (4, 256, 2, 8)],
     ),
     16: (
-        [(64, 128, 4, 3), (32, 128, 4, 4), (64, 64, 4, 4), (32, 256, 4, 3)],
-        [(128, 128, 4, 3), (128, 64, 4, 4), (64, 128, 4, 4), (64, 256, 4, 3)],
+        [(64, 128, 4, 3), (64, 128, 4, 2), (32, 128, 4, 4), (64, 64, 4, 4)],
+        [(128, 128, 4, 3), (128, 128, 4, 2), (128, 64, 4, 4), (64, 128, 4, 4)],
     ),
     32: (
-        [(64, 128, 4, 3), (64, 64, 4, 4)],
-        [(128, 64, 4, 3), (128, 128, 4, 3), (64, 128, 4, 4)],
+        [(64, 128, 4, 3), (64, 128, 4, 2), (64, 64, 4, 4), (32, 128, 4, 3)],
+        [(128, 64, 4, 3), (128, 128, 4, 3), (128, 128, 4, 2), (64, 128, 4, 3), (64, 256, 4, 2)],
     ),
     64: (
-        [(128, 64, 8, 4, 4), (128, 64, 4, 3, 4), (64, 128, 4, 3, 4)],
-        [(256, 64, 8, 4, 4), (128, 128, 8, 3, 4), (128, 64, 4, 4, 4)],
+        [(128, 64, 8, 4, 4), (128, 64, 4, 3, 4), (64, 64, 4, 3, 4), (64, 64, 4, 4, 1)],
+        [(256, 64, 8, 4, 4), (128, 128, 8, 3, 4), (128, 64, 4, 4, 4), (128, 64, 4, 3, 1)],
     ),
     128: (
-        [(128, 64, 8, 4, 4), (128, 64, 8, 3, 1), (128, 64, 8, 3, 16)],
-        [(256, 64, 8, 3, 1), (256, 64, 8, 4, 4), (128, 64, 4, 4, 4), (128, 128, 8, 3, 4)],
+        [(128, 64, 8, 4, 4), (128, 64, 8, 3, 1), (128, 64, 8, 4, 16)],
+        [(256, 64, 8, 3, 1), (256, 64, 8, 4, 4), (256, 64, 8, 4, 16), (128, 128, 8, 3, 4)],
     ),
 }  # fmt: skip
 # The same with weights on the left.
 _SWAPPED: _Sizes = {
-    16: ([(64, 128, 4, 3), (64, 128, 4, 4), (128, 64, 4, 3)], [(128, 128, 4, 3), (128, 64, 4, 4)]),
-    32: ([(128, 64, 8, 3), (64, 128, 4, 3), (128, 64, 4, 3)], [(128, 64, 4, 4), (128, 128, 8, 3)]),
+    16: ([(64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 2), (128, 64, 4, 3)], [(128, 128, 4, 3), (128, 128, 4, 2)]),
+    32: ([(128, 64, 8, 3), (64, 128, 4, 2), (64, 128, 4, 3)], [(128, 64, 4, 4), (128, 128, 4, 2)]),
 }
 
 
 def candidates(block_m: int, kernel: int, weights: str) -> list[Tile]:
     """Tiles worth trying. kernel: 0 for gate_up, 1 for down. weights: as in `Shape`."""
-    tiles = [Tile(*sizes) for sizes in _SIZES[block_m][kernel]]
+    tiles = [_tile(sizes) for sizes in _SIZES[block_m][kernel]]
     if block_m in _SWAPPED:
-        tiles += [Tile(*sizes, swap=True) for sizes in _SWAPPED[block_m][kernel]]
+        tiles += [replace(_tile(sizes), swap=True) for sizes in _SWAPPED[block_m][kernel]]
     if block_m > 1:
         tiles += [replace(tile, tma=True) for tile in tiles]
     if weights == fp8.BLOCK:  # its kernel has blocks of 128 along k, and each accumulator twice
         tiles = [replace(tile, block_k=fp8.GROUP) if block_m > 1 else tile for tile in tiles]
         most = 64 * 128 if kernel == 0 else 128 * 128
-        tiles = [tile for tile in tiles if tile.block_n * block_m <= most]
+        tiles = [replace(tile, block_n=min(tile.block_n, most // block_m)) for tile in tiles]
     elif weights in fp8.CODES and block_m > 1:  # half the bytes: twice as many along k
         tiles += [replace(tile, block_k=2 * tile.block_k) for tile in tiles if tile.block_k <= 128]
     return list(dict.fromkeys(tiles))
+
+
+def _tile(sizes: tuple[int, ...]) -> Tile:
+    named: dict[str, Any] = dict(zip(("block_n", "block_k", "warps", "stages", "group_m"), sizes, strict=False))
+    return Tile(**named)
 
 
 def blocks_for(shape: Shape, tokens: int) -> list[int]:
@@ -104,7 +113,6 @@ class Bench:
     def __init__(self, shape: Shape, device: torch.device, *, layers: int = LAYERS, dtype: torch.dtype) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
         self.weights = [self._weights() for _ in range(layers)]
-        self.overlap = dependent(device)
         self.act = code("silu")
 
     def _weights(self) -> ExpertWeights:
@@ -150,37 +158,33 @@ class Bench:
 
     def _first(self, block_m: int, tile: Tile) -> Callable[[int], object]:
         if block_m == 1:
-            return lambda i: run_gate_up(self.x, self.weights[i], self.ids[i], tile, self.overlap)
+            return lambda i: run_gate_up(self.x, self.weights[i], self.ids[i], tile)
         orders = self._orders(block_m)
         h = self._pairs(self.shape.intermediate)
         return lambda i: multiply(
             self.x, self.weights[i], "gate_up", h, self.factors[i], orders[i], self.shape.top_k, self.act, block_m,
-            tile, self.overlap,
+            tile,
         )  # fmt: skip
 
     def _second(self, block_m: int, tile: Tile) -> Callable[[int], object]:
         if block_m == 1:
             h = self._pairs(self.shape.intermediate, torch.float32)
-            return lambda i: run_down(
-                h, self.weights[i], self.ids[i], self.factors[i], self.dtype, tile, self.overlap
-            )
+            return lambda i: run_down(h, self.weights[i], self.ids[i], self.factors[i], self.dtype, tile)
         orders = self._orders(block_m)
         h, y = self._pairs(self.shape.intermediate), self._pairs(self.shape.hidden)
-        return lambda i: multiply(
-            h, self.weights[i], "down", y, self.factors[i], orders[i], 1, -1, block_m, tile, self.overlap
-        )
+        return lambda i: multiply(h, self.weights[i], "down", y, self.factors[i], orders[i], 1, -1, block_m, tile)
 
-    def _orders(self, block_m: int) -> list:
-        return [sort_by_expert(ids, self.shape.experts, block_m, self.overlap) for ids in self.ids]
+    def _orders(self, block_m: int) -> list[Sorted]:
+        return [sort_by_expert(ids, self.shape.experts, block_m) for ids in self.ids]
 
     def sorting(self, block_m: int) -> float:
         """us."""
-        return self.timed(lambda i: sort_by_expert(self.ids[i], self.shape.experts, block_m, self.overlap)).us
+        return self.timed(lambda i: sort_by_expert(self.ids[i], self.shape.experts, block_m)).us
 
     def combining(self) -> float:
         """us."""
         y = self._pairs(self.shape.hidden).view(self.tokens, self.shape.top_k, -1)
-        return self.timed(lambda i: combine(y, self.overlap)).us
+        return self.timed(lambda i: combine(y)).us
 
     def layer(self, config: MoeConfig) -> Timed:
         return self.timed(lambda i: compute(self.x, self.weights[i], self.ids[i], self.factors[i], config))

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from core.ops import reference
 from plugin_triton.dependent import dependent, release, wait
-from plugin_triton.launch import FLOATS, Launch
+from plugin_triton.launch import FLOATS, Launch, empty_as
 
 # ruff: noqa: N803
 _ONE_PASS = 16384  # longest row that is kept in registers
@@ -76,13 +76,14 @@ def long_norm_kernel(  # type: ignore[no-untyped-def]
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [..., H], weight [H]; also `qk_norm`, x [T, heads, D]."""
-    if not 2 <= x.dim() <= 3 or x.stride(-1) != 1 or x.dtype not in FLOATS or weight.dtype is not x.dtype:
+    shape, strides = x.shape, x.stride()
+    plan = _plan(x.device, (x.dtype, weight.dtype), shape[1:], strides, None)
+    if plan is None:
         return reference.rms_norm(x, weight, eps)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.dim() == 2:
-        _launch(x, None, weight, y, None, eps, x.shape[0], 1, x.stride(0), 0)
-    else:
-        _launch(x, None, weight, y, None, eps, x.shape[0] * x.shape[1], x.shape[1], x.stride(0), x.stride(1))
+    y = empty_as(x)
+    num_rows = shape[0] if len(shape) == 2 else shape[0] * shape[1]
+    if num_rows:
+        plan(num_rows, x, None, weight, y, None, eps)
     return y
 
 
@@ -90,64 +91,55 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x, residual [T, H] -> (rms_norm(x + residual), x + residual)."""
-    dtype = x.dtype
-    if (
-        x.dim() != 2
-        or x.stride(1) != 1
-        or residual.shape != x.shape
-        or residual.stride(1) != 1
-        or dtype not in FLOATS
-        or weight.dtype is not dtype
-        or residual.dtype is not dtype
-    ):
+    shape = x.shape
+    types = (x.dtype, weight.dtype, residual.dtype)
+    plan = _plan(x.device, types, shape[1:], x.stride(), residual.stride())
+    if plan is None or residual.shape != shape:
         return reference.add_rms_norm(x, residual, weight, eps)
-    y, total = torch.empty((2, *x.shape), dtype=dtype, device=x.device)
-    _launch(x, residual, weight, y, total, eps, x.shape[0], 1, x.stride(0), 0)
+    y, total = empty_as(x), empty_as(x)
+    if shape[0]:
+        plan(shape[0], x, residual, weight, y, total, eps)
     return y, total
 
 
-def _launch(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    y: torch.Tensor,
-    total: torch.Tensor | None,
-    eps: float,
-    num_rows: int,
-    inner: int,
-    outer_stride: int,
-    inner_stride: int,
-) -> None:
-    if not num_rows:
-        return
-    size = x.shape[-1]
-    stride = 0 if residual is None else residual.stride(0)
-    plan = _plan(x.dtype, x.device, size, inner, outer_stride, inner_stride, stride, residual is not None)
-    launch, rows = plan
-    args = (x, residual, weight, y, total, eps)
-    if rows:
-        launch(x.get_device(), (-(-num_rows // rows), 1, 1), *args, num_rows)
-    else:
-        launch(x.get_device(), (num_rows, 1, 1), *args)
+class _Plan:
+    """How rows of one width and type are normed. rows: of a program; 0 for the kernel of long rows."""
+
+    def __init__(self, launch: Launch, device: torch.device, rows: int) -> None:
+        self.launch, self.number, self.rows = launch, device.index or 0, rows
+
+    def __call__(self, num_rows: int, *args: torch.Tensor | float | None) -> None:
+        if self.rows:
+            self.launch(self.number, (-(-num_rows // self.rows), 1, 1), *args, num_rows)
+        else:
+            self.launch(self.number, (num_rows, 1, 1), *args)
 
 
 @functools.cache
 def _plan(
-    dtype: torch.dtype,
     device: torch.device,
-    size: int,
-    inner: int,
-    outer_stride: int,
-    inner_stride: int,
-    residual_stride: int,
-    add: bool,
-) -> tuple[Launch, int]:
-    """(the launch, rows of a program; 0 for the kernel of long rows)"""
+    types: tuple[torch.dtype, ...],
+    inner: tuple[int, ...],
+    strides: tuple[int, ...],
+    residual_strides: tuple[int, ...] | None,
+) -> _Plan | None:
+    """For rows [size], or heads and their size, as `inner` says; None if the kernels do not take such arguments."""
+    add = residual_strides is not None
+    if (
+        types[0] not in FLOATS
+        or len(set(types)) > 1
+        or not 1 <= len(inner) <= (1 if add else 2)
+        or strides[-1] != 1
+        or (residual_strides is not None and (len(residual_strides) != 2 or residual_strides[-1] != 1))
+    ):
+        return None
+    size = inner[-1]
     pdl = dependent(device)
-    strides = (size, inner, outer_stride, inner_stride, residual_stride)
+    heads = (1, strides[0], 0) if len(inner) == 1 else (inner[0], strides[0], strides[1])
+    constants = (size, *heads, 0 if residual_strides is None else residual_strides[0])
     if size > _ONE_PASS:
-        return Launch(long_norm_kernel, (*strides, 4096, add, pdl), num_warps=8, pdl=pdl), 0
+        return _Plan(Launch(long_norm_kernel, (*constants, 4096, add, pdl), num_warps=8, pdl=pdl), device, 0)
     block = triton.next_power_of_2(size)
     rows = max(1, min(8, _TILE // block)) if block <= 512 else 1
     warps = max(1, min(16, rows * block // 512))
-    return Launch(norm_kernel, (*strides, rows, block, add, pdl), num_warps=warps, pdl=pdl), rows
+    return _Plan(Launch(norm_kernel, (*constants, rows, block, add, pdl), num_warps=warps, pdl=pdl), device, rows)

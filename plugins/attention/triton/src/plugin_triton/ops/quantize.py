@@ -21,8 +21,8 @@ _MIN_SCALE = tl.constexpr(reference.MIN_SCALE)
 
 @triton.jit
 def _quotient(v, scale):  # type: ignore[no-untyped-def]
-    """v / scale within the range of the format, float32; rounded to nearest like the reference's division."""
-    return tl.minimum(tl.maximum(tl.div_rn(v, scale), -_MAX), _MAX)
+    """v * (1 / scale) within the range of the format, float32; the division rounded to nearest like the reference's."""
+    return tl.minimum(tl.maximum(v * tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale), -_MAX), _MAX)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from core.ops import reference
 from plugin_triton.dependent import dependent, release, wait
-from plugin_triton.launch import FLOATS, Launch
+from plugin_triton.launch import FLOATS, Launch, empty_as
 
 # ruff: noqa: N803
 _HEADS = 8  # of one program, at most
@@ -100,8 +100,7 @@ def rope(
     """New (q, k), turned."""
     if not (_turns(q, cos_sin, positions) and _turns(k, cos_sin, positions) and q.shape[2] == k.shape[2]):
         return reference.rope(q, k, cos_sin, positions, interleaved=interleaved)
-    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    q_out, k_out = empty_as(q), empty_as(k)
     _launch(q, k, None, q_out, k_out, None, None, None, cos_sin, positions, None, 0.0, interleaved)
     return q_out, k_out
 
@@ -120,7 +119,7 @@ def qk_norm_rope(
     """In place: the results are views of qkv."""
     if not _takes(qkv, q_weight, k_weight, cos_sin, positions):
         return reference.qk_norm_rope(qkv, heads, q_weight, k_weight, eps, cos_sin, positions, interleaved=interleaved)
-    q, k, v = qkv.split(heads, 1)
+    q, k, v = qkv.split_with_sizes(heads, 1)
     _launch(q, k, None, q, k, None, q_weight, k_weight, cos_sin, positions, None, eps, interleaved)
     return q, k, v
 
@@ -144,7 +143,7 @@ def qk_norm_rope_store(
         return reference.qk_norm_rope_store(
             qkv, heads, q_weight, k_weight, eps, cos_sin, positions, k_cache, v_cache, slots, interleaved=interleaved
         )
-    q, k, v = qkv.split(heads, 1)
+    q, k, v = qkv.split_with_sizes(heads, 1)
     _launch(q, k, v, q, k_cache, v_cache, q_weight, k_weight, cos_sin, positions, slots, eps, interleaved)
     return q
 
@@ -194,22 +193,21 @@ def _launch(
     eps: float,
     interleaved: bool,
 ) -> None:
-    num_tokens = q.shape[0]
-    if not num_tokens:
+    shape = q.shape
+    if not shape[0]:
         return
-    shapes = (
-        q.shape[1], k.shape[1], 0 if v is None else v.shape[1], q.shape[2], q.shape[2] if v is None else v.shape[2],
-        q.stride(0), k.stride(0), 0 if v is None else v.stride(0),
-        q.stride(1), k.stride(1), 0 if v is None else v.stride(1),
-        q_out.stride(0), k_out.stride(0), 0 if v_out is None else v_out.stride(0), cos_sin.stride(0),
-    )  # fmt: skip
     types = (
         q.dtype, k.dtype, k_out.dtype, positions.dtype, None if v_out is None else v_out.dtype,
         None if slots is None else slots.dtype,
     )  # fmt: skip
+    heads = (shape[1], k.shape[1], 0 if v is None else v.shape[1], shape[2])
+    strides = (
+        q.stride(), k.stride(), None if v is None else v.stride(), q_out.stride(), k_out.stride(),
+        None if v_out is None else v_out.stride(), cos_sin.stride(),
+    )  # fmt: skip
     flags = (interleaved, q_weight is not None, k_weight is not None, q_out is not q)
-    launch, groups = _plan(q.device, types, shapes, cos_sin.shape[1] // 2, flags)
-    launch(q.get_device(), (num_tokens, groups, 1), q, k, v, q_out, k_out, v_out, q_weight, k_weight, cos_sin,
+    launch, groups = _plan(q.device, types, heads, strides, cos_sin.shape[1] // 2, flags)
+    launch(q.get_device(), (shape[0], groups, 1), q, k, v, q_out, k_out, v_out, q_weight, k_weight, cos_sin,
            positions, slots, eps)  # fmt: skip
 
 
@@ -217,19 +215,22 @@ def _launch(
 def _plan(
     device: torch.device,
     types: tuple[torch.dtype | None, ...],
-    shapes: tuple[int, ...],
+    heads: tuple[int, int, int, int],
+    strides: tuple[tuple[int, ...] | None, ...],
     half: int,
     flags: tuple[bool, bool, bool, bool],
 ) -> tuple[Launch, int]:
     """(the launch, groups of heads for each token)"""
-    num_q, num_k, num_v, dim = shapes[:4]
+    num_q, num_k, num_v, dim = heads
     rest = dim - 2 * half
-    heads = min(_HEADS, triton.next_power_of_2(max(num_k, 1)))
+    q, k, v, q_out, k_out, v_out, table = (stride or (0, 0, 0) for stride in strides)
+    group = min(_HEADS, triton.next_power_of_2(max(num_k, 1)))
     pdl = dependent(device)
     constants = (
-        *shapes, half, triton.next_power_of_2(half), triton.next_power_of_2(rest) if rest else 0,
-        triton.next_power_of_2(shapes[4]), heads, *flags, pdl,
+        num_q, num_k, num_v, dim, dim, q[0], k[0], v[0], q[1], k[1], v[1], q_out[0], k_out[0], v_out[0], table[0],
+        half, triton.next_power_of_2(half), triton.next_power_of_2(rest) if rest else 0,
+        triton.next_power_of_2(dim), group, *flags, pdl,
     )  # fmt: skip
-    warps = max(1, min(4, heads * dim // 512))
-    groups = sum(-(-num // heads) for num in (num_q, num_k, num_v))
+    warps = max(1, min(4, group * dim // 512))
+    groups = sum(-(-num // group) for num in (num_q, num_k, num_v))
     return Launch(rope_kernel, constants, num_warps=warps, pdl=pdl), groups

@@ -7,8 +7,6 @@ weights of the chosen experts on their way while their inputs are still computed
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -25,12 +23,6 @@ def begin(PDL: tl.constexpr):  # type: ignore[no-untyped-def]
     release(PDL)
 
 
-def options(overlap: bool) -> dict[str, Any]:
-    """Launch options. The first is unknown to other targets than NVIDIA's; the default of the second changes between
-    Triton's versions."""
-    return {"launch_pdl": True, "enable_fp_fusion": True} if overlap else {"enable_fp_fusion": True}
-
-
 def can_describe(weight: torch.Tensor) -> bool:
-    """Whether the tensor memory accelerator can fetch tiles of `weight` [..., K], contiguous: rows begin at 16 bytes."""
+    """Whether the tensor memory accelerator can fetch tiles of `weight` [..., K], which is contiguous."""
     return dependent(weight.device) and weight.shape[-1] * weight.element_size() % 16 == 0
