@@ -35,7 +35,9 @@ def breakdown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[s
     grown = {name: after[name] - before.get(name, 0.0) for name in after}
     steps = grown.pop("steps")
     result = {"steps": steps, "replayed_steps": grown.pop("replayed_steps", 0)}
-    return result | {f"{name}_ms": round(seconds / steps * 1e3, 4) for name, seconds in grown.items() if steps}
+    return result | {
+        f"{name}_ms": round(seconds / steps * 1e3, 4) for name, seconds in grown.items() if steps and seconds
+    }
 
 
 def render_breakdown(parts: Mapping[str, float]) -> str:

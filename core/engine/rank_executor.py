@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from core.engine.ranks import Ranks
 from core.interfaces.step import StepPlan, StepResult, TokenMasks
@@ -21,6 +22,11 @@ class MultiRankExecutor:
         self._executor = executor
         self._ranks = ranks
         self._leave = leave
+
+    @property
+    def runner(self) -> Any:
+        """Rank 0's, for measurements."""
+        return self._executor.runner  # type: ignore[attr-defined]
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """Raises EngineDead if a rank is gone."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from core.runner.weights import LoadReport, Progress
 
 _MEASURED_PAGES = 2
+
+Steps = TypeVar("Steps", CapturedSteps, PiecewiseSteps)
 
 logger = logging.getLogger(__name__)
 
@@ -285,10 +287,8 @@ class ModelRunner:
             error = self.launch(plan).wait().error
             if error is not None:
                 raise EngineError(f"the warm-up step failed: {error}")
-        with torch.inference_mode(), self._hardware.stream():
-            for recorded in (self._captured, self._pieces):
-                if recorded is not None:
-                    recorded.capture()
+        self._captured = self._recorded(self._captured, "steps of decodes")
+        self._pieces = self._recorded(self._pieces, "steps with prefills")
         self._state = self._new_state()
         self.stats = RunnerStats()
 
@@ -296,6 +296,18 @@ class ModelRunner:
         """Give back recorded steps and KV buffers; no step is launched any more."""
         self._captured, self._pieces, self._forward = None, None, None
         self._attention, self._kv = (), ()
+
+    def _recorded(self, steps: Steps | None, what: str) -> Steps | None:
+        """Let the device record them; None if the model, or what it is built with, cannot be recorded."""
+        if steps is None:
+            return None
+        try:
+            with torch.inference_mode(), self._hardware.stream():
+                steps.capture()
+        except Exception:
+            logger.warning("%s cannot be recorded; they are launched, which is slower", what, exc_info=True)
+            return None
+        return steps
 
     def _new_state(self) -> RunnerState:
         config = self.config

@@ -65,8 +65,15 @@ def pack(tensors: Sequence[torch.Tensor]) -> Packed:
     for index in order:
         starts[index] = size
         size += tensors[index].nbytes
-    whole = torch.cat([tensors[index].reshape(-1).view(torch.uint8) for index in order])
+    whole = torch.cat([_bytes_of(tensors[index]) for index in order])
     return Packed(whole, tuple((start, t.dtype, t.shape) for start, t in zip(starts, tensors, strict=True)))
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.reshape(-1)
+    if len(flat) < 2:  # whose stride may be anything
+        flat = flat.as_strided(flat.shape, (1,))
+    return flat.view(torch.uint8)
 
 
 class Transfer:

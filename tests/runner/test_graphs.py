@@ -295,6 +295,23 @@ def test_a_backend_that_cannot_be_recorded_runs_eagerly(caplog: pytest.LogCaptur
     assert hardware.made.captured == []
 
 
+class _Looks(CapturableAttention):
+    """Claims that it can be recorded, and cannot."""
+
+    def run(self, q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert q.sum().item() != 0.5
+        return super().run(q, *args, **kwargs)
+
+
+def test_what_cannot_be_recorded_after_all_is_launched(caplog: pytest.LogCaptureFixture) -> None:
+    runner, _ = make(attention=_Looks)
+    assert "steps of decodes cannot be recorded; they are launched" in caplog.text
+    assert "looks at values on the host" in caplog.text
+    assert decode_all(runner, [[1, 2, 3]], 4) == [reference_greedy(TWO_GROUPS, [1, 2, 3], 4)]
+    assert runner.stats.replayed_steps == 0
+    assert runner.stats.pieced_steps == 4, "attention is no part of these"
+
+
 def test_nothing_is_replayed_before_it_is_recorded() -> None:
     hardware = MockGraphHardware()
     runner = build_mock_runner(TWO_GROUPS, hardware=hardware, attention=CapturableAttention)

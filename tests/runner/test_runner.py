@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from core.interfaces.step import Admission, StepPlan
 from core.runner.async_executor import ThreadExecutor
 from core.runner.executor import Executor, InProcessExecutor
 from core.runner.runner import ModelRunner
+from core.runner.warm_up import largest_plan
 from core.testing.dense_attention import DenseAttention
 from core.testing.mock_hardware import MockAsyncHardware, MockHardware
 from core.testing.mock_model import MockConfig, reference_greedy, reference_logits
@@ -243,6 +245,80 @@ def test_asynchronous_steps_are_read_after_their_event() -> None:
     tokens = [first.wait().tokens.item()]
     assert [event.waited for event in hardware.events] == [True, False]
     assert [*tokens, second.wait().tokens.item()] == reference_greedy(MockConfig(), [1, 2, 3], 2)
+
+
+class _Measuring(MockHardware):
+    """Wants to see the largest step. seen: rows, tokens and the error of each plan that ran meanwhile."""
+
+    def measure_step(self, run: Callable[[], None]) -> None:
+        run()
+
+
+@pytest.mark.parametrize(
+    ("max_running", "chunk", "context", "rows", "tokens"), [(3, 20, 64, 3, 20), (8, 5, 64, 8, 8), (2, 100, 16, 2, 32)]
+)
+def test_the_largest_step_is_measured(max_running: int, chunk: int, context: int, rows: int, tokens: int) -> None:
+    config = mock_runner_config(MockConfig(context_length=context), max_running=max_running, chunk_tokens=chunk)
+    plan = largest_plan(config)
+    assert (len(plan.slots), plan.num_tokens) == (rows, tokens)
+    assert plan.q_lens.max() <= context
+    runner = ModelRunner(config, _Measuring())
+    runner.load()
+    launched: list[StepPlan] = []
+    launch = runner.launch
+    runner.__dict__["launch"] = lambda plan: launched.append(plan) or launch(plan)
+    runner.measure()
+    assert [(len(plan.slots), plan.num_tokens) for plan in launched] == [(rows, tokens)]
+    assert runner.stats.steps == 0
+    error = launch(largest_plan(config)).wait().error
+    assert error is not None
+    assert "no KV buffers" in error, "what was made for it is gone"
+    runner.allocate(30)
+    assert launch(prefill_plan(0, [1, 2, 3], [1])).wait().tokens.tolist() == [
+        reference_greedy(MockConfig(context_length=context), [1, 2, 3], 1)
+    ]
+
+
+def test_a_largest_step_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = ModelRunner(mock_runner_config(attention=_Broken, max_running=3, chunk_tokens=12), _Measuring())
+    runner.load()
+    monkeypatch.setattr(_Broken, "fault", True)
+    with pytest.raises(EngineError, match=r"of 12 tokens in 3 sequences, failed: .*device on fire") as caught:
+        runner.measure()
+    assert "--chunked-prefill-size" in str(caught.value.hint)
+
+
+def test_a_device_that_measures_nothing_runs_nothing() -> None:
+    runner = ModelRunner(mock_runner_config(), MockHardware())
+    runner.load()
+    runner.__dict__["launch"] = None  # calling it would fail
+    runner.measure()
+
+
+def test_times_of_a_step_are_told_and_summed_up() -> None:
+    runner = build_mock_runner()
+    result = runner.launch(prefill_plan(0, [1, 2, 3], [1])).wait()
+    times = result.times
+    assert times.build_s > 0
+    assert times.launch_s > 0
+    assert times.output_s > 0
+    assert times.gpu_s == 0, "this device times nothing"
+    assert (runner.stats.build_s, runner.stats.launch_s) == (times.build_s, times.launch_s)
+
+
+def test_a_device_that_times_its_steps() -> None:
+    class Timing(MockAsyncHardware):
+        def times_steps(self) -> bool:
+            return True
+
+        def elapsed_s(self, first: Any, second: Any) -> float:
+            assert first.number < second.number
+            assert second.waited
+            return 0.25
+
+    runner = build_mock_runner(hardware=Timing())
+    result = runner.launch(prefill_plan(0, [1, 2, 3], [1])).wait()
+    assert result.times.gpu_s == runner.stats.gpu_s == 0.25
 
 
 def test_warm_up_leaves_nothing_behind() -> None:

@@ -23,6 +23,7 @@ from core.layers.moe import Experts, TorchNativeMoe
 from core.layers.norm import RmsNorm
 from core.layers.unquantized import Unquantized
 from core.ops.reference import REFERENCES
+from core.runner import weights
 from core.runner.weights import INDEX_FILE, SINGLE_FILE, dummy_weights, load_weights
 from core.runner.weights_rules import RuleTable
 
@@ -359,6 +360,30 @@ def test_dummy_weights_depend_on_seed_and_name_alone() -> None:
     spread = torch.cat([v.flatten() for k, v in a.items() if "norm" not in k]).std()
     assert 0.01 < spread < 0.03
     assert first.head(torch.ones(1, HIDDEN)).shape == (1, VOCAB)
+
+
+def test_large_dummy_weights_are_cut_out_of_one_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_DRAWN_ONE_BY_ONE", 0)
+    monkeypatch.setattr(weights, "DRAWING", 61)
+    first, second, other = Model(), Model(), Model()
+    dummy_weights(first, 1)
+    dummy_weights(second, 1)
+    dummy_weights(other, 2)
+    a, b, c = state(first), state(second), state(other)
+    drawing = torch.empty(61).normal_(0.0, weights.DUMMY_STD, generator=torch.Generator().manual_seed(1))
+    starts = set()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+        if "norm" in name:
+            continue
+        assert not torch.equal(value, c[name]), name
+        flat = value.flatten()
+        (start,) = torch.nonzero(drawing.to(value.dtype) == flat[0]).flatten().tolist()
+        starts.add(start)
+        assert torch.equal(flat, drawing.to(value.dtype)[(torch.arange(len(flat)) + start) % 61])
+        if value.dim() == 2:
+            assert len(value.unique(dim=0)) == len(value), "no row repeats"
+    assert len(starts) > 2, "each begins at a place of its own"
 
 
 def test_rule_table_inverts_itself() -> None:

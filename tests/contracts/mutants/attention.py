@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from core.attention.torch_native import TorchNativeAttention
 from core.interfaces.attention import AttentionBackend, AttentionConfig
 from core.interfaces.batch import BatchLayout
+from core.interfaces.context import PluginContext
 from core.interfaces.spec import AttentionSpec, CacheGroupSpec
 from core.registry.catalog import Catalog
 from core.registry.records import PluginRecord
@@ -228,6 +230,22 @@ class TestTakesMoreThanItSays(_Mutant):
         @classmethod
         def page_bytes(cls, group: CacheGroupSpec, page_size: int, itemsize: int, tp_size: int) -> int:
             return super().page_bytes(group, page_size, itemsize, 2 * tp_size)
+
+
+class TestIgnoresKvScales(_Mutant):
+    caught_by = ("test_numbers_beyond_a_kv_dtypes_range_stay_finite",)
+
+    class implementation(TorchNativeAttention):  # noqa: N801
+        def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
+            super().__init__(replace(config, kv_scales={}), ctx)
+
+
+class TestKeepsTheComputeType(_Mutant):
+    caught_by = ("test_every_claimed_kv_dtype", "test_a_kv_dtype_takes_the_bytes_it_has")
+
+    class implementation(TorchNativeAttention):  # noqa: N801
+        def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
+            super().__init__(replace(config, kv_dtype=None), ctx)
 
 
 class TestLosesTheLastPage(_Mutant):

@@ -102,8 +102,10 @@ def sampler_calls(ops: Any) -> Iterator[Callable[[], Any]]:
         x, spread, keys = made(num, 5000, dtype=torch.float32), made(5000, dtype=torch.int32), made(num, 2)
         yield lambda x=x, spread=spread, keys=keys.int(): ops["gumbel_argmax"](x, spread, keys)
     x, f = made(3, 128256, dtype=torch.float32), made(3, dtype=torch.float32)
-    known = {"max_k": 1, "any_without_k": True, "any_top_p": True}
-    yield lambda: ops["sampling_threshold"](x, made(3, dtype=torch.int64), f.double(), f, **known)
+    for max_k, top_p in ((1, True), (1, False), (0, True), (0, False)):
+        known = {"max_k": max_k, "any_without_k": True, "any_top_p": top_p}
+        top_k = made(3, dtype=torch.int64)
+        yield lambda top_k=top_k, known=known: ops["sampling_threshold"](x, top_k, f.double(), f, **known)
     yield lambda: ops["penalize"](x, x.int(), x.bool(), f, f, f)
     yield lambda: ops["mask_tokens"](x, made(3, 4008, dtype=torch.int32))
     yield lambda: ops["token_logprobs"](made(3, 128256), made(3, dtype=torch.int64), 0)

@@ -34,7 +34,7 @@ class TestTritonAttention(AttentionContract):
         return "nvidia" if ON_GPU else "cpu"
 
     def device(self) -> torch.device:
-        return torch.device("cuda" if ON_GPU else "cpu")
+        return torch.device("cuda", 0) if ON_GPU else torch.device("cpu")
 
     @pytest.fixture(autouse=True)
     def short(self, request: pytest.FixtureRequest) -> None:

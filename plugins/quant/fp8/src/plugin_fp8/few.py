@@ -1,7 +1,10 @@
-"""Few tokens times an e4m3 weight: the tokens stay as they are, the weight is widened in registers.
+"""Few tokens times an e4m3 weight, both sides quantized.
 
-All that counts is how fast the weight comes: each of its bytes is read once, and the first are asked for before the
-kernel before this one has ended (programmatic dependent launch; only constants are read before `gdc_wait`).
+All that counts is how fast the weight comes: each of its bytes is read once and goes to the matrix unit as it is, and
+the first of them are asked for before the kernel in front has ended (programmatic dependent launch; nothing but
+constants is touched before `gdc_wait`). The weight is the left operand, since the matrix unit wants 64 rows there and
+the tokens are few. Where there are too few blocks of its rows to keep the memory busy, the columns are split over
+programs; the one that arrives last adds the parts in their order, so the sum does not depend on who was first.
 """
 
 from __future__ import annotations
@@ -16,67 +19,57 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # ruff: noqa: N803
 
-_PROGRAMS = 264  # that are wanted: two for each processor of a large chip
+_ROWS = 64
+_MANY_BLOCKS = 264  # of rows, two for each processor of an H200: no split
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """rows, columns: of the weight in one program's step. split: programs that share a row's columns; one token alone
-    goes through `_one`, which has no split."""
+    """rows, columns: of the weight in one step of a program. split: programs that share a block's columns. ahead: steps
+    whose memory is asked for before the kernel in front has ended."""
 
     rows: int
     columns: int
     warps: int
-    stages: int = 3
-    split: int = 1
-    half: bool = True  # widened to float16, which takes the chip fewer instructions than bfloat16
-    ahead: int = 0  # steps whose memory is asked for before the kernel before this one has ended
+    stages: int
+    split: int
+    ahead: int = 2
 
 
 @functools.cache
 def tile_for(tokens: int, rows: int, columns: int, group: int) -> Tile:
-    """Tile for a shape. Chosen by what the chip can hold in flight; see the evaluation folder for how others fare."""
-    if tokens == 1:
-        return Tile(4, 2048 if columns >= 2048 else max(128, triton.next_power_of_2(columns)), 4)
-    step = group or 128
-    split = 1
-    while split < 8 and triton.cdiv(rows, 64) * split < _PROGRAMS and columns >= 2 * split * 4 * step:
-        split *= 2
-    return Tile(64, step, 4, 5, split)
+    """As measured on an H200 for the layers of Llama-3.1-8B (`evaluation/gpu.py`)."""
+    wide = group or 256
+    if triton.cdiv(rows, _ROWS) >= _MANY_BLOCKS or columns <= 2 * wide:
+        return Tile(_ROWS, min(wide, 128), 4, 5, 1)
+    split = 4 if columns >= 8192 and tokens <= 32 else 2
+    return Tile(_ROWS, wide, 4, 4 if wide > 128 else 5, split)
 
 
 def run(
-    tile: Tile, x: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, group: int, bias: torch.Tensor | None,
-    y: torch.Tensor, scratch: tuple[torch.Tensor, torch.Tensor] | None, *, pdl: bool,
-    scale_x: torch.Tensor | None = None,
+    tile: Tile, x: torch.Tensor, scale_x: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor, group: int,
+    bias: torch.Tensor | None, y: torch.Tensor, scratch: tuple[torch.Tensor, torch.Tensor] | None, *, pdl: bool,
 ) -> None:  # fmt: skip
-    """y [T, N] = x [T, K] times stored [N, K], scaled, plus bias. scale_x [T]: of x, which is e4m3 then. scratch: as
-    large as `needs` says where the tile is split, its counters zero; they are zero again afterwards."""
+    """y [T, N] = x [T, K] times stored [N, K], plus bias; both e4m3, with scale_x [T, G] and scale [N, G] for each
+    group of columns (group 0: G = 1, all of them). scratch: as large as `needs` says where the tile is split, its
+    counters zero; they are zero again afterwards."""
     tokens, columns = x.shape
     rows = stored.shape[0]
-    extra = {"launch_pdl": True} if pdl else {}
-    blocks = triton.cdiv(rows, tile.rows)
-    if tile.rows < 32:
-        _one[(blocks,)](
-            x, stored, scale, bias, y, N=rows, K=columns, GROUPS=scale.shape[1], GROUP=group, BLOCK_N=tile.rows,
-            BLOCK_K=tile.columns, VEC=16, BIAS=bias is not None, PDL=pdl, num_warps=tile.warps, **extra,
-        )  # fmt: skip
-        return
-    block_t = max(16, triton.next_power_of_2(tokens))
+    block_t, blocks = max(16, triton.next_power_of_2(tokens)), triton.cdiv(rows, tile.rows)
     assert tile.split == 1 or scratch is not None
     parts, arrived = scratch or (y, y)
-    _some[(blocks, tile.split)](
+    extra = {"launch_pdl": True} if pdl else {}
+    _few[(blocks, tile.split)](
         x, scale_x, stored, scale, bias, y, parts, arrived, tokens, N=rows, K=columns, GROUPS=scale.shape[1],
         GROUP=group, BLOCK_T=block_t, BLOCK_N=tile.rows, BLOCK_K=tile.columns, SPLIT=tile.split,
-        BIAS=bias is not None, PDL=pdl, HALF=tile.half and scale_x is None and x.dtype != torch.float32, STORED=scale_x is not None,
-        AHEAD=tile.ahead if pdl else 0, num_warps=tile.warps, num_stages=tile.stages, **extra,
+        BIAS=bias is not None, PDL=pdl, AHEAD=tile.ahead, num_warps=tile.warps, num_stages=tile.stages, **extra,
     )  # fmt: skip
 
 
-def needs(rows: int, columns: int, group: int, few_rows: int) -> tuple[int, int]:
-    """(float32 numbers, int32 counters) that products of up to `few_rows` tokens want of the scratch memory."""
+def needs(rows: int, columns: int, group: int, most: int) -> tuple[int, int]:
+    """(float32 numbers, int32 counters) that products of up to `most` tokens want of the scratch memory."""
     numbers = counters = 0
-    for tokens in range(2, few_rows + 1):
+    for tokens in range(1, most + 1):
         tile = tile_for(tokens, rows, columns, group)
         if tile.split > 1:
             numbers = max(numbers, tile.split * rows * max(16, triton.next_power_of_2(tokens)))
@@ -85,73 +78,21 @@ def needs(rows: int, columns: int, group: int, few_rows: int) -> tuple[int, int]
 
 
 @triton.jit
-def _tile(base, k, cols, rows_ok, K: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
-    if EVEN:
-        return tl.load(base + (k + cols)[None, :], eviction_policy="evict_first")
-    inside = rows_ok[:, None] & (k + cols < K)[None, :]
-    return tl.load(base + (k + cols)[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-
-
-@triton.jit
 def _ask(base, k, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
     """Have a tile's cache lines of 128 bytes brought to the second-level cache."""
-    lines = base + (k + tl.arange(0, BLOCK_K // 128) * 128)[None, :]
+    lines = base + (k + tl.arange(0, (BLOCK_K + 127) // 128) * 128)[None, :]
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
     )
 
 
-@triton.jit
-def _sums(tile, v, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VEC: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Products added as far as one thread has them: [BLOCK_N, BLOCK_K / VEC]."""
-    products = tile.to(tl.float32) * v.to(tl.float32)[None, :]
-    return tl.sum(tl.reshape(products, (BLOCK_N, BLOCK_K // VEC, VEC)), axis=2)
-
-
-@triton.jit
-def _one(  # type: ignore[no-untyped-def]
-    x, weight, scale, bias, y, N: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VEC: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """y [N] for one token. While a tile is multiplied the next is on its way."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows_ok = rows < N
-    cols = tl.arange(0, BLOCK_K)
-    even: tl.constexpr = N % BLOCK_N == 0 and K % BLOCK_K == 0
-    base = weight + rows.to(tl.int64)[:, None] * K
-    tile = _tile(base, 0, cols, rows_ok, K, even)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    acc = tl.zeros([BLOCK_N, BLOCK_K // VEC], tl.float32)
-    for k in range(0, K, BLOCK_K):
-        v = tl.load(x + k + cols, mask=k + cols < K, other=0.0)
-        following = _tile(base, k + BLOCK_K, cols, rows_ok, K, False)
-        part = _sums(tile, v, BLOCK_N, BLOCK_K, VEC)
-        if GROUP:
-            group = (k + tl.arange(0, BLOCK_K // VEC) * VEC) // GROUP
-            inside = rows_ok[:, None] & (group < GROUPS)[None, :]
-            part *= tl.load(scale + rows[:, None] * GROUPS + group[None, :], mask=inside, other=0.0)
-        acc += part
-        tile = following
-    out = tl.sum(acc, axis=1)
-    if not GROUP:
-        out *= tl.load(scale + rows, mask=rows_ok, other=0.0)
-    if BIAS:
-        out += tl.load(bias + rows, mask=rows_ok, other=0.0).to(tl.float32)
-    tl.store(y + rows, out.to(y.dtype.element_ty), mask=rows_ok)
-
-
 @triton.jit(do_not_specialize=["tokens"])
-def _some(  # type: ignore[no-untyped-def]
+def _few(  # type: ignore[no-untyped-def]
     x, scale_x, weight, scale, bias, y, parts, arrived, tokens, N: tl.constexpr, K: tl.constexpr,
     GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr, HALF: tl.constexpr, STORED: tl.constexpr,
-    AHEAD: tl.constexpr,
+    SPLIT: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """y [T, N] for T <= BLOCK_T. The weight is the left operand of the products, whose narrow side the tokens are. With
-    SPLIT, the program that comes last adds what all have, in their order. With GROUP, BLOCK_K is no more than it.
-    STORED: x is e4m3 too, with scale_x [T]. HALF: both sides are multiplied in float16, inputs beyond it clamped."""
+    """Grid (blocks of rows, SPLIT), T <= BLOCK_T. With GROUP, BLOCK_K divides it."""
     block, split = tl.program_id(0), tl.program_id(1)
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     rows_ok = rows < N
@@ -164,7 +105,8 @@ def _some(  # type: ignore[no-untyped-def]
     if PDL:
         if even:
             for step in tl.static_range(AHEAD):
-                _ask(base, (split * steps + step) * BLOCK_K, BLOCK_K)
+                if step < steps:
+                    _ask(base, (split * steps + step) * BLOCK_K, BLOCK_K)
         gdc_launch_dependents()
         gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
@@ -172,15 +114,15 @@ def _some(  # type: ignore[no-untyped-def]
         k = (split * steps + step) * BLOCK_K
         at = k + cols
         v = tl.load(x + token[None, :] * K + at[:, None], mask=token_ok[None, :] & (at < K)[:, None], other=0.0)
-        tile = _tile(base, k, cols, rows_ok, K, even)
-        if HALF:
-            tile = tile.to(tl.float16)
-            v = tl.clamp(v.to(tl.float32), -65504.0, 65504.0).to(tl.float16)
-        elif not STORED:
-            tile = tile.to(v.dtype)
+        if even:
+            tile = tl.load(base + at[None, :], eviction_policy="evict_first")
+        else:
+            tile = tl.load(base + at[None, :], mask=rows_ok[:, None] & (at < K)[None, :], other=0.0)
         if GROUP:
-            s = tl.load(scale + rows * GROUPS + k // GROUP, mask=rows_ok & (k + 0 * rows < K), other=0.0)
-            acc += tl.dot(tile, v) * s[:, None]
+            group = k // GROUP
+            left = tl.load(scale + rows * GROUPS + group, mask=rows_ok & (k + 0 * rows < K), other=0.0)
+            right = tl.load(scale_x + token * GROUPS + group, mask=token_ok & (k + 0 * token < K), other=0.0)
+            acc += tl.dot(tile, v) * left[:, None] * right[None, :]
         else:
             acc = tl.dot(tile, v, acc)
     last = True
@@ -198,7 +140,6 @@ def _some(  # type: ignore[no-untyped-def]
     if last:
         if not GROUP:
             acc *= tl.load(scale + rows, mask=rows_ok, other=0.0)[:, None]
-        if STORED:
             acc *= tl.load(scale_x + token, mask=token_ok, other=0.0)[None, :]
         if BIAS:
             acc += tl.load(bias + rows, mask=rows_ok, other=0.0).to(tl.float32)[:, None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +14,16 @@ from core.layers.module import check_tensor, empty_parameter
 from core.layers.unquantized import UnquantizedLinear, copy_rows
 from plugin_fp8 import scales
 from plugin_fp8.config import BLOCK, TENSOR, Format
+from plugin_fp8.fused import Fused
 from plugin_fp8.kernels import Scratch
-from plugin_fp8.products import Product, Weight, product_of
-
-
-@dataclass(frozen=True, slots=True)
-class Kernels:
-    """What the layers of a model share. few_rows: see the settings."""
-
-    few_rows: int
-    scratch: Scratch
+from plugin_fp8.products import Product, Quantized, Weight, product_of
 
 
 class OnlineLinear(LinearMethod):
     """Loaded as it stands, quantized when all parts are there: one scale a row."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self.kernels = kernels
+    def __init__(self, scratch: Scratch) -> None:
+        self.scratch = scratch
         self.plain = UnquantizedLinear()
 
     def create(self, module: nn.Module, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -46,25 +38,33 @@ class OnlineLinear(LinearMethod):
     def finish(self, module: Any, shape: LinearShape) -> None:
         stored, scale = scales.quantize_rows(module.weight.data)
         del module.weight
-        keep(module, stored, scale, shape.in_features, None, self.kernels)
+        keep(module, stored, scale, shape.in_features, None, self.scratch)
 
     def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         return module.product(x)
+
+    def fused(self, module: Any, shape: LinearShape) -> Fused | None:
+        return fused(module)
 
     def dense(self, module: Any, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return module.held.dense(dtype)
 
 
+def fused(module: Any) -> Fused | None:
+    """For products that quantize their inputs on a device."""
+    return Fused(module.product, module.ops) if isinstance(module.product, Quantized) else None
+
+
 def keep(
     module: Any, stored: torch.Tensor, scale: torch.Tensor, group: int, input_scale: torch.Tensor | None,
-    kernels: Kernels,
+    scratch: Scratch,
 ) -> None:  # fmt: skip
     """Bind what a forward pass needs."""
     module.register_parameter("weight", nn.Parameter(stored, requires_grad=False))
     module.register_parameter("weight_scale", nn.Parameter(scale, requires_grad=False))
     bias = module.bias.data if module.bias is not None else None
     held = Weight(stored, scale, group, input_scale, bias)
-    product: Product = product_of(held, module.ops, kernels.few_rows, kernels.scratch)
+    product: Product = product_of(held, module.ops, scratch)
     # Plain attributes: a step must not go through nn.Module's parameter look-up.
     module.__dict__["held"], module.__dict__["product"] = held, product
 
@@ -73,9 +73,9 @@ class CheckpointLinear(LinearMethod):
     """Weights that a checkpoint holds in e4m3, of any of the layouts. A module that it holds unquantized although no
     list says so is taken as it is: lists differ in what they name (a router, an output embedding)."""
 
-    def __init__(self, format_: Format, kernels: Kernels) -> None:
+    def __init__(self, format_: Format, scratch: Scratch) -> None:
         self.format = format_
-        self.kernels = kernels
+        self.scratch = scratch
         self.plain = UnquantizedLinear()
 
     def group(self, shape: LinearShape) -> int:
@@ -177,7 +177,7 @@ class CheckpointLinear(LinearMethod):
             largest = torch.stack(list(state.inputs.values())).amax() if state.inputs else torch.ones(())
             inputs = largest.to(module.weight.device)
         stored, scale = module.weight.data, module.weight_scale.data
-        keep(module, stored, scale, group, inputs, self.kernels)
+        keep(module, stored, scale, group, inputs, self.scratch)
 
     def _finish_plain(self, module: Any, shape: LinearShape, state: _State, wide: torch.Tensor) -> None:
         quantized = [part.name for part in shape.parts if ("weight", part.name) not in state.plain]
@@ -206,6 +206,11 @@ class CheckpointLinear(LinearMethod):
 
     def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         return module.product(x)
+
+    def fused(self, module: Any, shape: LinearShape) -> Any:
+        if module.held is None:
+            return self.plain.fused(module, shape)
+        return fused(module)
 
     def dense(self, module: Any, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         if module.held is None:

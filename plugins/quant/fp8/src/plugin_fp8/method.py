@@ -25,7 +25,7 @@ class Fp8(QuantMethod):
         super().__init__(hf_quant_config, ctx)
         self.options = ctx.settings if isinstance(ctx.settings, Options) else Options(**ctx.settings)
         self.format = read(hf_quant_config, self.options)
-        self._kernels: Any = None
+        self._scratch: Any = None
 
     @classmethod
     def recognises(cls, hf_quant_config: Mapping[str, Any] | None) -> bool:
@@ -41,13 +41,13 @@ class Fp8(QuantMethod):
             return UnquantizedLinear()
         # Kernels are imported where a layer is built, not where a format is recognised.
         from plugin_fp8.kernels import Scratch
-        from plugin_fp8.linear import CheckpointLinear, Kernels, OnlineLinear
+        from plugin_fp8.linear import CheckpointLinear, OnlineLinear
 
-        if self._kernels is None:
-            self._kernels = Kernels(self.options.few_rows, Scratch())
+        if self._scratch is None:
+            self._scratch = Scratch()
         if not self.format.prequantized:
-            return OnlineLinear(self._kernels)
-        return CheckpointLinear(self.format, self._kernels)
+            return OnlineLinear(self._scratch)
+        return CheckpointLinear(self.format, self._scratch)
 
     def experts(self, path: str, sources: Sequence[str]) -> ExpertsMethod:
         single = [source for source in sources if "{expert}" in source]

@@ -6,6 +6,7 @@ or each token (each group of a token's columns) to its own largest amount.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from plugin_fp8 import kernels, scales
 
 Product = Callable[[torch.Tensor], torch.Tensor]
+Ops = Mapping[str, Callable[..., Any]]
 # Rows and columns that torch's scaled product takes are multiples of this.
 _SCALED_STEP = 16
 
@@ -40,23 +42,16 @@ class Weight:
         return scales.dequantize(self.stored, self.scale, self.group, dtype)
 
 
-def product_of(
-    weight: Weight, ops: Mapping[str, Callable[..., Any]], few_rows: int, scratch: kernels.Scratch
-) -> Product:
-    """What is fastest on the weight's device and can hold its shape. few_rows: see the settings."""
+def product_of(weight: Weight, ops: Ops, scratch: kernels.Scratch) -> Product:
+    """What is fastest on the weight's device and can hold its shape."""
     if weight.stored.device.type != "cuda":
         return Reference(weight)
     rows, columns = weight.stored.shape
-    many: Product
     if weight.by_row and not (rows % _SCALED_STEP or columns % _SCALED_STEP):
-        many = Scaled(weight, ops)
-    elif not weight.by_row and weight.input_scale is None and kernels.takes_groups(weight.group, columns):
-        many = Grouped(weight, ops)
-    else:
-        many = Dense(weight)
-    if few_rows and kernels.takes_few(weight.group if not weight.by_row else 0, columns):
-        return Few(weight, many, few_rows, scratch)
-    return many
+        return Scaled(weight, ops, scratch)
+    if not weight.by_row and weight.input_scale is None and kernels.takes_groups(weight.group, columns):
+        return Grouped(weight, ops, scratch)
+    return Dense(weight)
 
 
 class Reference:
@@ -91,59 +86,77 @@ class Dense:
         return F.linear(x, self.weight.dense(x.dtype), self.weight.bias)
 
 
-class Scaled:
-    """torch's scaled product: a scale for each token and each row of the weight."""
+class Quantized(ABC):
+    """Quantizes x, then multiplies. Few tokens go through a kernel of their own, where all that counts is how fast the
+    weight is read. group: columns that share a scale, 0 for all."""
 
-    def __init__(self, weight: Weight, ops: Mapping[str, Callable[..., Any]]) -> None:
-        self.stored = weight.stored.t()
-        self.scale = weight.scale.t().contiguous()  # [1, N]
-        self.bias = weight.bias
-        self.input_scale = weight.input_scale
-        self.quantize = ops.get("quantize_fp8_token", scales.quantize_rows)
-        self.wide_bias = weight.bias is not None and weight.bias.dtype != torch.bfloat16
+    def __init__(self, weight: Weight, group: int, scratch: kernels.Scratch) -> None:
+        self.weight, self.group, self.scratch = weight, group, scratch
+        rows, columns = weight.stored.shape
+        self.few = kernels.FEW if kernels.takes_few(group, columns) else 0
+        if self.few:
+            scratch.reserve(weight.stored.device, rows, columns, group)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not x.shape[0]:
-            return x.new_empty(0, self.stored.shape[1])
-        if self.input_scale is None:
-            stored, scale = self.quantize(x)
-        else:
-            stored = scales.to_e4m3(x.float() / self.input_scale)
-            scale = self.input_scale.expand(x.shape[0], 1).contiguous()
-        bias = None if self.wide_bias else self.bias
-        # The products of rows with a scale each come in bfloat16 only.
+            return x.new_empty(0, self.weight.stored.shape[0])
+        return self.multiply(*self.quantize(x), x.dtype)
+
+    def multiply(self, x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """x [T, K] e4m3 with scale [T, G], T > 0 -> [T, N] in `dtype`."""
+        if x.shape[0] > self.few:
+            return self.many(x, scale, dtype)
+        weight = self.weight
+        return kernels.few_product(
+            x, scale, weight.stored, weight.scale, self.group, weight.bias, dtype, self.scratch
+        )  # fmt: skip
+
+    @abstractmethod
+    def quantize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(e4m3 [T, K], scale [T, G])."""
+
+    @abstractmethod
+    def many(self, x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`multiply` for any number of tokens."""
+
+
+class Scaled(Quantized):
+    """A scale for each token and each row of the weight: torch's scaled product."""
+
+    def __init__(self, weight: Weight, ops: Ops, scratch: kernels.Scratch) -> None:
+        super().__init__(weight, 0, scratch)
+        self.right = weight.stored.t()
+        self.right_scale = weight.scale.t().contiguous()  # [1, N]
+        self.by_token = ops["quantize_fp8_token"]
+        self.bias = weight.bias
+        self.narrow_bias = weight.bias if weight.bias is None or weight.bias.dtype == torch.bfloat16 else None
+
+    def quantize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        known = self.weight.input_scale
+        if known is None:
+            found: tuple[torch.Tensor, torch.Tensor] = self.by_token(x)
+            return found
+        return scales.to_e4m3(x.float() / known), known.expand(x.shape[0], 1).contiguous()
+
+    def many(self, x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        # Products of rows with a scale each come in bfloat16 only, and so does the bias that they add.
         y = torch._scaled_mm(
-            stored, self.stored, scale, self.scale, bias, out_dtype=torch.bfloat16, use_fast_accum=True
-        ).to(x.dtype)
-        return y if self.bias is None or not self.wide_bias else y + self.bias
+            x, self.right, scale, self.right_scale, self.narrow_bias, out_dtype=torch.bfloat16, use_fast_accum=True
+        ).to(dtype)
+        return y if self.bias is self.narrow_bias or self.bias is None else y + self.bias
 
 
-class Grouped:
+class Grouped(Quantized):
     """Blocks: a Triton product that takes a scale for each row and group of columns of both sides."""
 
-    def __init__(self, weight: Weight, ops: Mapping[str, Callable[..., Any]]) -> None:
-        self.weight = weight
-        self.quantize = ops.get("quantize_fp8_group", scales.quantize_groups)
+    def __init__(self, weight: Weight, ops: Ops, scratch: kernels.Scratch) -> None:
+        super().__init__(weight, weight.group, scratch)
+        self.by_group = ops["quantize_fp8_group"]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def quantize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found: tuple[torch.Tensor, torch.Tensor] = self.by_group(x, self.group)
+        return found
+
+    def many(self, x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         weight = self.weight
-        if not x.shape[0]:
-            return x.new_empty(0, weight.stored.shape[0])
-        stored, scale = self.quantize(x, weight.group)
-        return kernels.grouped_product(stored, scale, weight.stored, weight.scale, weight.group, weight.bias, x.dtype)
-
-
-class Few:
-    """Few tokens are multiplied as they are, since reading the weight is what takes the time."""
-
-    def __init__(self, weight: Weight, many: Product, few_rows: int, scratch: kernels.Scratch) -> None:
-        self.weight, self.many, self.few_rows, self.scratch = weight, many, few_rows, scratch
-        self.group = 0 if weight.by_row else weight.group
-        rows, columns = weight.stored.shape
-        scratch.reserve(weight.stored.device, rows, columns, self.group, few_rows)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if not 0 < x.shape[0] <= self.few_rows:
-            return self.many(x)
-        weight = self.weight
-        return kernels.few_rows_product(x, weight.stored, weight.scale, self.group, weight.bias, self.scratch)
+        return kernels.grouped_product(x, scale, weight.stored, weight.scale, self.group, weight.bias, dtype)

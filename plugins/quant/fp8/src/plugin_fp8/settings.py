@@ -16,10 +16,3 @@ class Options(BaseModel):
     skip: tuple[str, ...] = Field(
         DEFAULT_SKIP, description="Modules to leave unquantized; an entry names whole dotted segments."
     )
-    few_rows: int = Field(
-        32,
-        ge=0,
-        le=64,
-        description="Up to so many tokens a step, activations are not quantized where the device has a kernel for it: "
-        "reading the weights is all the time it takes. 0: always quantize.",
-    )

@@ -87,7 +87,7 @@ class Launcher:
         self.scale = factor * _LOG2_E if spec.softcap is None else factor / spec.softcap
         self.cap = 0.0 if spec.softcap is None else spec.softcap * _LOG2_E
         self.limit = float(torch.finfo(kv_dtype).max) if kv_dtype.itemsize == 1 else 0.0
-        self.prefill_tile = prefill_tile(shape, self.itemsize, self.cache_itemsize, device)
+        self.prefill_tile = prefill_tile(shape, self.itemsize, self.cache_itemsize, device, page_size)
         self.decode_tiles: dict[int, Tile] = {}
         self._splits: dict[int, Splits] = {}
 
@@ -245,7 +245,7 @@ class Launcher:
         packs, tokens = _packs(shape.group, pack), tile.m // pack
         num_seqs = step.num_seqs - step.few
         num_tiles = (step.num_tokens - step.few_tokens) // tokens + num_seqs
-        prefill_kernel[(shape.num_kv_heads * packs, num_tiles)](
+        prefill_kernel[(num_tiles * shape.num_kv_heads * packs,)](
             **self._queries(q, q_tail),
             out=out, out_token_stride=out.stride(0), out_head_stride=out.stride(1),
             **cached.arguments(), v_scale=self.out_scale,

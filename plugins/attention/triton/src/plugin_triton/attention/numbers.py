@@ -12,7 +12,7 @@ from plugin_triton.interpreter import INTERPRETED
 
 @triton.jit
 def dot(a, b, acc):
-    """acc + a @ b, of float32 numbers with all their bits. The interpreter would multiply bfloat16 as integers."""
+    """acc + a @ b, of float32 with all its bits. The interpreter multiplies bfloat16 as if it were integers."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     return tl.dot(a, b, acc, input_precision="ieee")

@@ -47,15 +47,17 @@ def prefill_kernel(
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, LATENT: tl.constexpr,
     HISTORY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (KV heads * PACKS, num_tiles). A tile is PACK query heads of a KV head's GROUP, of TOKENS tokens.
+    """Grid (num_tiles * KV heads * PACKS), heads side by side. A tile is PACK query heads of a KV head's GROUP, of
+    TOKENS tokens.
 
     PAGE_SIZE 0: the keys and values are the step's own, in order, and first_seq's first token is their row 0.
     HISTORY: "any"; "none" or "some": leave out sequences that have keys of earlier steps, or that have none.
     """
     wait(PDL)
     release(PDL)
-    kv_head, pack = tl.program_id(0) // PACKS, tl.program_id(0) % PACKS
-    tile = num_tiles - 1 - tl.program_id(1)
+    across = tl.num_programs(0) // num_tiles
+    kv_head, pack = tl.program_id(0) % across // PACKS, tl.program_id(0) % PACKS  # PACKS divides across
+    tile = num_tiles - 1 - tl.program_id(0) // across
     seq, first_tile = find_sequence(cu_q_lens, first_seq, num_seqs, tile, TOKENS)
     first_token = tl.load(cu_q_lens + seq)
     num_tokens = tl.load(cu_q_lens + seq + 1) - first_token

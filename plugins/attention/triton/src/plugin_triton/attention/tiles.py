@@ -145,8 +145,8 @@ def decode_tile(shape: HeadShape, queries: int, itemsize: int, cache_itemsize: i
     return _fitting(Tile(m, 32, 2 if m <= 32 else 4, 4), shape, itemsize, cache_itemsize, device)
 
 
-def prefill_tile(shape: HeadShape, itemsize: int, cache_itemsize: int, device: Device) -> Tile:
-    """Of many rows: arithmetic is all there is to do."""
+def prefill_tile(shape: HeadShape, itemsize: int, cache_itemsize: int, device: Device, page_size: int = 0) -> Tile:
+    """Of many rows: arithmetic is all there is to do. page_size 0: keys lie in order."""
     if itemsize > 2:
         tile = Tile(32 if shape.latent else 64, 32, 4, 2)
     elif shape.latent:
@@ -154,7 +154,9 @@ def prefill_tile(shape: HeadShape, itemsize: int, cache_itemsize: int, device: D
     elif shape.width > 256:
         tile = Tile(128, 64, 8, 3)
     elif device.wide:
-        tile = Tile(128, 64 if shape.width > 128 else 128, 8 if shape.width > 128 else 4, 3)
+        # More keys at a time pay where they lie in one page.
+        wide = shape.width <= 128 or page_size % 128 == 0
+        tile = Tile(128, 128 if wide else 64, 8 if shape.width > 128 else 4, 3)
     else:
         tile = Tile(128, 64, 8 if shape.width > 128 else 4, 2)
     return _fitting(tile, shape, itemsize, cache_itemsize, device)
