@@ -139,7 +139,8 @@ def driver_version() -> str | None:
     """Of the graphics card, as its own tool says."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip() or None
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.split("\n")
+        return "; ".join(sorted({line.strip() for line in lines if line.strip()})) or None
     except (OSError, subprocess.TimeoutExpired):
         return None
 
