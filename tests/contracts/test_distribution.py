@@ -64,6 +64,14 @@ class TestCpuNative(DistributionContract):
     package = "plugin_cpu_native"
 
 
+class TestNvidia(DistributionContract):
+    package = "plugin_nvidia"
+
+
+class TestTriton(DistributionContract):
+    package = "plugin_triton"
+
+
 class TestFa3(DistributionContract):
     package = "plugin_fa3"
 
