@@ -60,7 +60,8 @@ def test_import_core_is_light() -> None:
 
 def test_help_is_light(fifty_dummies: Path) -> None:
     modules = imported_by("import core.cli.main as m; m.main(['--help'])", PYTHONPATH=str(fifty_dummies))
-    assert not modules & {*HEAVY, "numpy", "msgspec", "yaml"}
+    # msgspec: a package with a command is installed here, and its help line is in its manifest.
+    assert not modules & {*HEAVY, "numpy", "yaml"}
     assert not any(name.startswith("plugin_") for name in modules)
 
 
