@@ -394,7 +394,7 @@ class ModelRunner:
         else:
             count, greedy = len(slots), replayed.greedy
             if masks is None and edits is None and sampler.plain(slots):  # nothing is left to do
-                self._tell_tokens(greedy.tokens)
+                self._tell_tokens(greedy.tokens[:count])  # not the padding: every rank gives a tensor of its own size
                 host = self._transfer.download_packed(replayed.result)
                 host += self._transfer.download(given) if given else []
                 return Pending(step.slots, computed.times, greedy, host, None, extras)

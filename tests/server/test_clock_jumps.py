@@ -19,6 +19,7 @@ DATES = {
     "chat.py": "created", "completions.py": "created", "pooled.py": "created", "context.py": "created",
     "events.py": "completed_at", "routes.py": "created_at", "replies.py": "created_at", "loads.py": "timestamp",
     "template.py": "the day, for templates that write it", "spans.py": "where traces stand on a time line",
+    "workload_report.py": "when a benchmark was taken",
 }  # fmt: skip
 YEAR_S = 365 * 86_400.0
 

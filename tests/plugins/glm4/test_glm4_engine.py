@@ -93,5 +93,5 @@ def test_the_memory_plan_counts_latents(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path, "glm4_moe_lite", **TINY["glm4_moe_lite"])
     with start(folder) as llm:
         engine = llm._engine.engine
-        (buffers,) = {tuple(b.shape[1] for b in layer) for layer in engine._executor._runner._kv}
+        (buffers,) = {tuple(b.shape[1] for b in layer) for layer in engine.executor.runner._kv}
     assert buffers == (32 + 8,)

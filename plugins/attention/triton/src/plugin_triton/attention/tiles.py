@@ -141,6 +141,8 @@ def decode_tile(shape: HeadShape, queries: int, itemsize: int, cache_itemsize: i
     pack = min(shape.group, 64)
     m = min(64, power_of_two(pack * queries))
     if shape.latent:
+        if queries == 1 and device.shared_bytes <= 64 << 10:
+            m = min(m, 32)  # 64 queries of a latent's width fill such a memory by themselves
         return _fitting(Tile(m, 32, 8 if m > 32 else 4, 3), shape, itemsize, cache_itemsize, device)
     return _fitting(Tile(m, 32, 2 if m <= 32 else 4, 4), shape, itemsize, cache_itemsize, device)
 
