@@ -231,7 +231,7 @@ class ServerSettings(Section):
     otlp_service_name: str = Field("core", description="Service name in traces; OTEL_SERVICE_NAME wins.")
     profile_dir: str | None = Field(None, description="Folder for traces of /start_profile. Default: no profiles.")
     stream_events_per_s: int = Field(
-        2000, ge=0,
+        1000, ge=0,
         description="While more than 8 answers are streamed, about so many events a second are sent in all, each with "
         "the tokens that came meanwhile; none waits longer than 50 ms. 0 sends every token at once.",
     )  # fmt: skip

@@ -78,7 +78,7 @@ server.metrics_aliases --metrics-aliases CORE_METRICS_ALIASES text 'none'
 server.otlp_traces_endpoint --otlp-traces-endpoint CORE_OTLP_TRACES_ENDPOINT text None
 server.otlp_service_name --otlp-service-name CORE_OTLP_SERVICE_NAME text 'core'
 server.profile_dir --profile-dir CORE_PROFILE_DIR text None
-server.stream_events_per_s --stream-events-per-s CORE_STREAM_EVENTS_PER_S integer 2000
+server.stream_events_per_s --stream-events-per-s CORE_STREAM_EVENTS_PER_S integer 1000
 server.max_n --max-n CORE_MAX_N integer 16
 server.max_body_bytes --max-body-bytes CORE_MAX_BODY_BYTES integer 33554432
 server.unknown_fields --unknown-fields CORE_UNKNOWN_FIELDS text 'warn'

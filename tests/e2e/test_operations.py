@@ -138,10 +138,10 @@ def expressions() -> list[str]:
 
 @pytest.mark.slow
 def test_the_dashboard_and_the_aliases_show_what_a_server_under_load_exposes(operated: ServerProcess) -> None:
-    with Client(operated, "a", USER), Client(operated, "b", USER, n=2):
+    with Client(operated, "a", USER, n=16), Client(operated, "b", USER, n=16):  # one answer takes half a second
+        assert operated.metric("core_http_requests_in_flight") >= 2
         wait_until(lambda: operated.metric("core_running_requests") >= 3, what="running requests")
         assert operated.metric("core_tokens_in_flight") > 3
-        assert operated.metric("core_http_requests_in_flight") >= 2
         names = exposed(operated)
         wanted = {name for text in expressions() for name in re.findall(r"\bcore_\w+", text)}
         assert len(wanted) > 25
