@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from core.bench.breakdown import render_breakdown
 from core.bench.ceilings import Ceilings
 from core.bench.counting import ModelCounts
@@ -23,7 +25,7 @@ UNITS = {
     "output_tokens_per_s": "out tok/s",
     "start_s": "s",
 }
-_LIBRARIES = ("core", "torch", "triton", "numpy", "transformers")
+_LIBRARIES = ("core", "torch", "numpy", "transformers")
 
 
 def facts(resolution: Resolution) -> dict[str, Any]:
@@ -31,6 +33,8 @@ def facts(resolution: Resolution) -> dict[str, Any]:
     versions = {name: version for name in _LIBRARIES if (version := _version(name)) is not None}
     for plugin in resolution.lock().plugins:
         versions.setdefault(plugin.distribution, plugin.version)
+        if plugin.distribution != "core":
+            versions = _needs(plugin.distribution) | versions
     probe = resolution.hardware.target.probe()
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -48,6 +52,14 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _needs(distribution: str) -> dict[str, str]:
+    """Versions of what an installed distribution requires, as far as it is installed."""
+    if _version(distribution) is None:
+        return {}
+    names = [Requirement(text).name for text in importlib.metadata.requires(distribution) or ()]
+    return {name: version for name in names if (version := _version(name)) is not None}
 
 
 @dataclass(slots=True)
