@@ -34,12 +34,14 @@ class Generation:
 @dataclass(slots=True)
 class RequestRecord:
     """id: of the request, in log lines, traces and the response's header. names: others that it is known by (the id in
-    its reply, the client's `rid`). start_s: `time.monotonic()`. read_s: its body was there. trace_id: of its trace, if
-    there is one. generations: engine requests that have ended; num_begun: how many were begun.
+    its reply, the client's `rid`). start_s: `time.monotonic()`; start_ns: the same moment since 1970. read_s: its body
+    was there. trace_id: of its trace, if there is one. generations: engine requests that have ended; num_begun: how
+    many were begun.
     """
 
     id: str
     start_s: float = field(default_factory=time.monotonic)
+    start_ns: int = field(default_factory=time.time_ns)
     read_s: float | None = None
     names: set[str] = field(default_factory=set)
     trace_id: str = ""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,7 @@ class Tracer:
             method,
             context=self._extract(headers),
             kind=self._trace.SpanKind.SERVER,
-            start_time=_Clock()(record.start_s),
+            start_time=record.start_ns,
             attributes={"http.request.method": method, "core.request_id": record.id},
         )
         record.trace_id = f"{span.get_span_context().trace_id:032x}"
@@ -81,7 +80,7 @@ class Tracer:
 
     def end(self, span: Span, record: RequestRecord, route: str, method: str, status: int, end_s: float) -> None:
         """The request is over. route: the template of its path. end_s: `time.monotonic()`."""
-        clock = _Clock()
+        clock = _Clock(record)
         if span.is_recording():
             span.update_name(f"{method} {route}")
             span.set_attributes({"http.route": route, "http.response.status_code": status})
@@ -209,10 +208,11 @@ def _resource(service_name: str) -> Any:
 
 
 class _Clock:
-    """`time.monotonic()` seconds -> nanoseconds since 1970, by where both clocks stand when it is made."""
+    """`time.monotonic()` seconds -> nanoseconds since 1970, both counted from the request's start: a wall clock that
+    is set meanwhile, or read a moment later, moves no span out of its parent."""
 
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
+    def __init__(self, record: RequestRecord) -> None:
+        self._record = record
 
     def __call__(self, monotonic_s: float) -> int:
-        return self._offset_ns + int(monotonic_s * 1e9)
+        return self._record.start_ns + round((monotonic_s - self._record.start_s) * 1e9)

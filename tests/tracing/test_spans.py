@@ -83,6 +83,24 @@ def test_a_request_and_what_it_waited_for() -> None:
     assert seconds(root) >= 1.0
 
 
+def test_children_lie_in_their_parent_whatever_the_wall_clock_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for offset_ns in (0, -3_600 * 10**9):
+        record = made()
+        exporter = InMemorySpanExporter()
+        tracer = Tracer("tiny", "", exporter=exporter)
+        span = tracer.begin(record, "POST", {})
+        wall_ns = time.time_ns
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time_ns", lambda wall_ns=wall_ns, offset_ns=offset_ns: wall_ns() + offset_ns)
+            tracer.end(span, record, "/v1/completions", "POST", 200, time.monotonic())
+        tracer.close()
+        *children, root = exporter.get_finished_spans()
+        edges = [edge or 0 for child in children for edge in (child.start_time, child.end_time)]
+        moments = [root.start_time or 0, *edges, root.end_time or 0]
+        assert moments == sorted(moments)
+        assert edges[1:-1:2] == edges[2::2]  # each begins where the one before ended, to the nanosecond
+
+
 def test_several_answers_have_their_own() -> None:
     spans = finished(made(2))
     assert [span.name for span in spans].count("decode") == 2
