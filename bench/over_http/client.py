@@ -166,12 +166,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--input-len", type=int, required=True)
     parser.add_argument("--output-len", type=int, required=True)
+    parser.add_argument("--turn", type=int, required=True)
     args = parser.parse_args()
     if args.streams > MANY:
         stand_back()
     with Client("127.0.0.1", args.port, args.model) as client:
         found = measure(
-            client.run, args.streams, args.input_len, args.output_len, args.seconds,
+            client.run, args.streams, args.input_len, args.output_len, args.seconds, args.turn,
             begun=lambda: print("BEGIN", flush=True),
         )  # fmt: skip
     print("RESULT " + json.dumps(found), flush=True)

@@ -1,9 +1,11 @@
-"""The engine in process, over the same prompts: prints `RESULT` and its figures as JSON."""
+"""The engine in process, over the same prompts. Prints `READY`; then, for each number of streams and of a turn that
+it reads from standard input, `RESULT` and its figures as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 
 def main() -> None:
@@ -18,7 +20,6 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
-    parser.add_argument("--streams", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--input-len", type=int, required=True)
     parser.add_argument("--output-len", type=int, required=True)
@@ -27,13 +28,12 @@ def main() -> None:
     given = {"model": args.model, "dtype": args.dtype, "log_interval_s": 0.0}
     settings = load_settings(given, {}, origin="argument").settings
     with OfflineBench(settings) as bench:
-        found = {
-            count: measure(bench.run, int(count), args.input_len, args.output_len, args.seconds)
-            for count in args.streams.split(",")
-        }
-    for figures in found.values():
-        figures["cpu_s"] = {"engine": figures.pop("own_cpu_s")}
-    print("RESULT " + json.dumps(found), flush=True)
+        print("READY", flush=True)
+        for line in sys.stdin:
+            streams, turn = map(int, line.split())
+            found = measure(bench.run, streams, args.input_len, args.output_len, args.seconds, turn)
+            found["cpu_s"] = {"engine": found.pop("own_cpu_s")}
+            print("RESULT " + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

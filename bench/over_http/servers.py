@@ -1,4 +1,4 @@
-"""Servers to measure, in processes of their own, and the client that measures them."""
+"""What is measured, in processes of its own, and the client that measures servers."""
 
 from __future__ import annotations
 
@@ -43,6 +43,51 @@ class Server:
         }
 
 
+class Engine:
+    """Our engine in a process of its own: no server's memory or threads are in it. A context manager."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        command = [
+            sys.executable, "-m", "bench.over_http.engine", "--model", str(args.model), "--seconds", str(args.seconds),
+            "--input-len", str(args.input_len), "--output-len", str(args.output_len), "--dtype", args.dtype,
+        ]  # fmt: skip
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+
+    def __enter__(self) -> Engine:
+        """Raises RuntimeError with the end of its log if it does not start."""
+        try:
+            self._line("READY")
+        except RuntimeError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def load(self, streams: int, turn: int) -> dict[str, Any]:
+        """Its figures with so many streams at once; cpu_s: of its process. Raises RuntimeError if it left."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{streams} {turn}\n")
+        self._process.stdin.flush()
+        found: dict[str, Any] = json.loads(self._line("RESULT"))
+        return found
+
+    def _line(self, word: str) -> str:
+        """What follows `word` in the next line that begins with it."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(word):
+                return line[len(word) :]
+        self._log.seek(0)
+        raise RuntimeError(f"the engine left: {self._log.read().strip()[-600:]}")
+
+
 @contextmanager
 def core_server(args: argparse.Namespace) -> Iterator[Server]:
     """Our server."""
@@ -71,7 +116,7 @@ def vllm_server(args: argparse.Namespace, python: Path) -> Iterator[Server]:
         yield server
 
 
-def load(server: Server, args: argparse.Namespace, streams: int) -> dict[str, Any]:
+def load(server: Server, args: argparse.Namespace, streams: int, turn: int) -> dict[str, Any]:
     """Figures of a server with so many streams open at once; cpu_s: processor seconds of its main process, of all
     others that it started (the engine's among them), and of the client.
 
@@ -80,7 +125,7 @@ def load(server: Server, args: argparse.Namespace, streams: int) -> dict[str, An
     command = [
         sys.executable, "-m", "bench.over_http.client", "--port", str(server.port), "--model", NAME,
         "--streams", str(streams), "--seconds", str(args.seconds), "--input-len", str(args.input_len),
-        "--output-len", str(args.output_len),
+        "--output-len", str(args.output_len), "--turn", str(turn),
     ]  # fmt: skip
     began: dict[str, float] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as client:

@@ -37,6 +37,8 @@ def test_the_warm_up_does_not_count_and_no_prompt_comes_twice() -> None:
     assert (found["rounds"], found["requests"], found["output_tokens"]) == (1, 3, 60)
     assert found["output_tokens_per_s"] == 120
     assert len(set(seen)) == 6
+    measure(run, streams=3, input_len=8, output_len=20, seconds=0.0, turn=1)
+    assert len(set(seen)) == 12
 
 
 def test_a_request_that_failed_spoils_the_measurement() -> None:
@@ -47,12 +49,13 @@ def test_a_request_that_failed_spoils_the_measurement() -> None:
 def test_the_table_compares_with_the_engine_and_names_what_is_missing() -> None:
     def row(rate: float, first_ms: float, **cpu_s: float) -> dict[str, Any]:
         figures = {"output_tokens_per_s": rate, "output_tokens": 2000, "ttft_ms": {"p50": first_ms}, "cpu_s": cpu_s}
-        return {"64": figures}
+        return figures
 
-    engine, core = row(1000, 10, engine=0.8), row(900, 12.5, server=0.05, engine=0.9, client=0.02)
-    text = table({"engine": engine, "core": core, "vllm": {"error": "no environment"}}, ["64"])
-    assert "| engine | 64 | 1000 | 0.0% | 10.00 | +0.00 ms | – | 400 | – |" in text
-    assert "| core | 64 | 900 | 10.0% | 12.50 | +2.50 ms | 25 | 450 | 10 |" in text
+    engine = [row(1000, 10, engine=0.8), row(2000, 10, engine=0.8), row(1000, 10, engine=0.8)]
+    core = [row(rate, 12.5, server=0.05, engine=0.9, client=0.02) for rate in (900, 1900, 970)]
+    text = table({"engine": {"64": engine}, "core": {"64": core}, "vllm": {"error": "no environment"}}, ["64"])
+    assert "| engine | 64 | 1000 | 0.0 % (0.0 … 0.0) | 10.00 | +0.00 ms (+0.00 … +0.00) | – | 400 | – |" in text
+    assert "| core | 64 | 970 | 5.0 % (3.0 … 10.0) | 12.50 | +2.50 ms (+2.50 … +2.50) | 25 | 450 | 10 |" in text
     assert "not measured: no environment" in text
 
 
