@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
+import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 
 from core.interfaces.context import PluginContext
@@ -32,7 +33,7 @@ from plugin_llguidance.settings import Options
 
 # Below this many texts one thread is faster than handing them out.
 FEW_MATCHERS = 4
-MAX_FORCED = 256  # bytes
+MAX_FORCED = 64  # tokens
 MAX_PLACES = 200  # schemas tried one by one to say which one is refused
 
 
@@ -95,11 +96,27 @@ class LlguidanceGrammar(GrammarBackend):
                 masks[row] = 0
 
     def _failure_at_once(self, beginning: LLMatcher) -> str:
-        """Which limit is reached before the first choice, as an object of too many optional properties does."""
+        """Which limit is reached before the first choice, as an object of too many optional properties does. By masks:
+        the library's own `compute_ff_bytes` holds Python's lock, for seconds where a million bytes are forced."""
         state = beginning.deep_copy()
-        state.try_consume_tokens(self._tokenizer.tokenize_bytes(state.compute_ff_bytes()[:MAX_FORCED]))
-        state.compute_bitmask()
-        return _failure(state)
+        for _ in range(MAX_FORCED):
+            mask = np.frombuffer(state.compute_bitmask(), np.uint8)
+            if told := _failure(state):
+                return told
+            token = self._only_way(np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist())
+            if token is None or not state.try_consume_tokens([token]):
+                break
+        return ""
+
+    def _only_way(self, allowed: Sequence[int]) -> int | None:
+        """The longest of these tokens if it begins with each of them; None: there is a choice, or an end."""
+        tokens = self.vocabulary.tokens
+        if not 0 < len(allowed) <= MAX_FORCED:
+            return None
+        longest = max(allowed, key=lambda token: len(tokens[token]))
+        if all(tokens[token] and tokens[longest].startswith(tokens[token]) for token in allowed):
+            return longest
+        return None
 
     def _place(self, path: str, root: Schema) -> str | None:
         """Which part of a schema the library refuses, and why: the innermost that it refuses by itself."""
