@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import pytest
+
+from core.interfaces.errors import RequestError
 from core.interfaces.grammar import GrammarSource
-from core.testing.contracts.grammar import GrammarContract, takes, tokenize
+from core.testing.contracts.grammar import GrammarContract, tokenize
 
 from .grammar_samples import COMPACT_SAMPLES, SAMPLES, UNSUPPORTED
 
@@ -21,8 +25,15 @@ class TestLlguidance(GrammarContract):
         at its own limits."""
         for pattern in ("((a{1000}){1000}){1000}", "(a{10000}){100}"):
             matcher = self.backend().compile(GrammarSource("regex", pattern)).matcher()
-            assert takes(matcher, tokenize("a" * 200, seed=0))
-            assert not takes(matcher, tokenize("b", seed=0))
+            assert all(matcher.accept(token) for token in tokenize("a" * 200, seed=0))
+            assert not matcher.accept(ord("b"))
+
+    def test_an_object_of_too_many_optional_properties_is_refused_at_once(self) -> None:
+        properties = {f"name_{number}": {"type": "integer"} for number in range(1500)}
+        with pytest.raises(RequestError, match="items"):
+            self.backend().compile(
+                GrammarSource("json_schema", json.dumps({"type": "object", "properties": properties}))
+            )
 
 
 class TestLlguidanceCompact(TestLlguidance):

@@ -104,9 +104,10 @@ class LlguidanceGrammar(GrammarBackend):
             if told := _failure(state):
                 return told
             token = self._only_way(np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist())
-            if token is None or not state.try_consume_tokens([token]):
+            if token is None:
                 break
-        return ""
+            state.try_consume_tokens([token])
+        return _failure(state)
 
     def _only_way(self, allowed: Sequence[int]) -> int | None:
         """The longest of these tokens if it begins with each of them; None: there is a choice, or an end."""
