@@ -84,11 +84,12 @@ def _piece(piece: str, path: str, in_json: bool) -> str:
 def _class(piece: str, path: str) -> Ranges:
     inside = piece[1:-1]
     negated = inside.startswith("^")
-    members = [_member(part, path) for part in pieces_of_class(inside[1:] if negated else inside)]
+    parts = list(pieces_of_class(inside[1:] if negated else inside))
+    members = [_member(part, path) for part in parts]
     ranges: list[tuple[int, int]] = []
     at = 0
     while at < len(members):
-        if at + 2 < len(members) and members[at + 1] == ((0x2D, 0x2D),):
+        if at + 2 < len(parts) and parts[at + 1] == "-":  # an escaped one is a character like any other
             low, high = members[at], members[at + 2]
             if len(low) > 1 or len(high) > 1 or low[0][0] != low[0][1] or high[0][0] < low[0][0]:
                 raise _refused(path, f"the range in {piece!r} is not supported")
