@@ -159,3 +159,10 @@ def test_names_of_the_environment_give_a_request_no_power(name: str) -> None:
     else:
         assert "object" not in text.replace("TemplateReference", "")
     assert time.process_time() - started < 60
+
+
+def test_a_variable_may_have_the_name_of_an_argument() -> None:
+    """These once ended as a TypeError, an answer of 500."""
+    renderer = ChatRenderer(byte_tokenizer())
+    plain = renderer.render(ChatRequest(HI))
+    assert renderer.render(ChatRequest(HI, template_variables={"self": 1, "template": 2})) == plain
