@@ -71,7 +71,7 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
     requests = RequestLog(
         settings.log_requests,
         settings.log_requests_level,
-        secrets=(settings.api_key, settings.admin_api_key),
+        secrets=lambda: ctx.tenants.secrets,
         limit=settings.max_body_bytes,
     )
     if settings.admin_routes != "off":

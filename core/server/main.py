@@ -275,6 +275,9 @@ def _uvicorn(ctx: ServerContext, routers: Sequence[PluginRouter], tracer: Tracer
     import uvicorn
 
     from core.server.app import build_app
+    from core.server.request_log import AccessLines
+
+    logging.getLogger("uvicorn.access").addFilter(AccessLines(lambda: ctx.tenants.secrets))
 
     class Server(uvicorn.Server):
         """Signals are handled by `_Life`."""

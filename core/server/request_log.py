@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.types import Message, Scope
@@ -34,17 +34,21 @@ log = logging.getLogger("core.requests")
 
 
 class RequestLog:
-    """Whether and what to log; both can be changed while the server runs. secrets: texts that are masked wherever they
-    are found, as the server's own keys. limit: bytes of a body, which no route takes more of; none of a larger one is
-    kept."""
+    """Whether and what to log; both can be changed while the server runs. secrets: gives texts that are masked wherever
+    they are found, as the server's own keys. limit: bytes of a body, which no route takes more of; none of a larger one
+    is kept."""
 
     def __init__(
-        self, enabled: bool = False, level: int = 0, secrets: Iterable[str | None] = (), limit: int = 32 << 20
+        self,
+        enabled: bool = False,
+        level: int = 0,
+        secrets: Callable[[], Iterable[str]] = tuple,
+        limit: int = 32 << 20,
     ) -> None:
         self.enabled = enabled
         self.level = level
         self.limit = limit
-        self._secrets = tuple(secret for secret in secrets if secret)
+        self._secrets = secrets
 
     def begin(self, scope: Scope) -> LoggedRequest | None:
         """A request has come; None if it is a probe, which come every few seconds and tell nothing."""
@@ -54,9 +58,7 @@ class RequestLog:
 
     def hidden(self, text: str) -> str:
         """`text` without the server's secrets."""
-        for secret in self._secrets:
-            text = text.replace(secret, MASK)
-        return text
+        return hidden(text, self._secrets())
 
 
 class LoggedRequest:
@@ -146,6 +148,29 @@ class LoggedRequest:
         text = self._owner.hidden(raw.decode(errors="replace"))
         shown = text.encode(errors="replace")[:limit].decode(errors="ignore")
         return shown if size <= limit else f"{shown}... ({size} bytes)"
+
+
+class AccessLines(logging.Filter):
+    """uvicorn's own line for each request, at level debug: without the query, where people put keys, and masked."""
+
+    def __init__(self, secrets: Callable[[], Iterable[str]]) -> None:
+        super().__init__()
+        self._secrets = secrets
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                hidden(value.partition("?")[0], self._secrets()) if isinstance(value, str) else value
+                for value in record.args
+            )
+        return True
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """`text` without `secrets`."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    return text
 
 
 def parameters(body: Any) -> dict[str, Any]:

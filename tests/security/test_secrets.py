@@ -13,7 +13,7 @@ import pytest
 import core
 from core.server import admin_access
 from core.server.tenants import table
-from core.testing.server import MemoryServer
+from core.testing.server import MemoryServer, memory_server
 from tests.security.conftest import ADMIN_KEY, KEY
 
 SERVER = Path(core.__file__).parent / "server"
@@ -120,3 +120,24 @@ def test_printed_configuration_has_no_key(monkeypatch: pytest.MonkeyPatch, capsy
     told = capsys.readouterr()
     assert "api_key" in told.out
     assert not any(secret in told.out + told.err for secret in SECRETS)
+
+
+def test_keys_of_the_file_stand_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As far as the file has them as they are; of hashed ones nobody knows what to look for."""
+    file = tmp_path / "keys.toml"
+    file.write_text('[[keys]]\nname = "one"\nkey = ["file-key-1a", "file-key-2b"]\n')
+    file.chmod(0o600)
+    with (
+        memory_server(api_keys_file=str(file), log_requests=True, log_requests_level=3) as running,
+        caplog.at_level(logging.DEBUG),
+    ):
+        running.client.headers["authorization"] = "Bearer file-key-1a"
+        body = {"messages": [{"role": "user", "content": "they are file-key-1a and file-key-2b"}], "max_tokens": 1}
+        assert running.client.post("/v1/chat/completions", json=body).status_code == 200
+        running.client.get("/v1/models/file-key-2b")
+        file.write_text('[[keys]]\nname = "one"\nkey = ["file-key-1a", "file-key-3c"]\n')
+        assert running.context.tenants.reload()
+        running.client.get("/v1/models/file-key-3c")
+    told = "".join(f"{one.getMessage()} {vars(one)}" for one in caplog.records if one.name.startswith("core"))
+    assert "request received" in told
+    assert "file-key" not in told

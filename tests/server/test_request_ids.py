@@ -12,7 +12,7 @@ import pytest
 from running import Running
 
 from core.engine.client import EngineRequest
-from core.server.request_log import CUT_BYTES, RequestLog, masked, parameters
+from core.server.request_log import CUT_BYTES, AccessLines, RequestLog, masked, parameters
 from core.tracing.record import current_request
 
 SECRET = "sk-very-secret"
@@ -170,5 +170,15 @@ def test_what_sounds_like_a_secret_is_masked_at_any_depth() -> None:
 
 
 def test_secrets_of_the_server_are_hidden_wherever_they_are() -> None:
-    log = RequestLog(True, 3, secrets=("one", None, "two", ""))
+    log = RequestLog(True, 3, secrets=lambda: ("one", "two"))
     assert log.hidden("a one b two c") == "a *** b *** c"
+
+
+def test_access_lines_of_the_library_below_have_no_query_and_no_secret() -> None:
+    """uvicorn writes them at level debug."""
+    record = logging.LogRecord(
+        "uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d',
+        ("127.0.0.1:5", "GET", "/v1/models/one?api_key=elsewhere", "1.1", 200), None,
+    )  # fmt: skip
+    assert AccessLines(lambda: ("one",)).filter(record)
+    assert record.getMessage() == '127.0.0.1:5 - "GET /v1/models/*** HTTP/1.1" 200'

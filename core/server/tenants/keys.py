@@ -68,11 +68,15 @@ class KeyEntry(Section):
         return self.priority_range or (self.priority, self.priority)
 
     @property
+    def plain_keys(self) -> tuple[str, ...]:
+        """Keys that the file has as they are."""
+        return (self.key,) if isinstance(self.key, str) else self.key
+
+    @property
     def digests(self) -> tuple[bytes, ...]:
         """SHA-256 of each key."""
-        plain = (self.key,) if isinstance(self.key, str) else self.key
         hashed = (self.key_sha256,) if isinstance(self.key_sha256, str) else self.key_sha256
-        return (*(digest(key.encode()) for key in plain), *(bytes.fromhex(text) for text in hashed))
+        return (*(digest(key.encode()) for key in self.plain_keys), *(bytes.fromhex(text) for text in hashed))
 
 
 def digest(key: bytes) -> bytes:

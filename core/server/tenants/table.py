@@ -81,6 +81,12 @@ class TenantTable:
     def __len__(self) -> int:
         return len(self._tenants)
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Keys in plain text, as far as they are known, the admin's too: what no log may hold."""
+        plain = [key for tenant in self for key in tenant.entry.plain_keys]
+        return (*plain, *filter(None, [self._settings.admin_api_key]))
+
     def find(self, keys: list[bytes]) -> Tenant | None:
         """The tenant of the first of `keys` that is one. Every key is hashed and compared with every other, in
         constant time: how long it takes tells nothing about the keys."""
