@@ -24,7 +24,7 @@ async def read(request: Request, model: type[M], limit_bytes: int) -> M:
     try:
         body = model.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise _named(error, raw) from error
+        raise _encoded(request) or _named(error, raw) from error
     ignore(request, field_rule(request).apply(body, request.url.path))
     return body
 
@@ -57,6 +57,19 @@ async def _raw(request: Request, limit_bytes: int) -> bytes:
     if size > limit_bytes:
         raise RequestError(f"the body is larger than {limit_bytes} bytes", code="body_too_large", status=413)
     return b"".join(parts)
+
+
+def _encoded(request: Request) -> RequestError | None:
+    """What is wrong if the body is compressed. Nothing here unpacks: a few bytes may become as many as one likes."""
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        return None
+    return RequestError(
+        f"the body has the content-encoding {encoding[:80]!r}; bodies are read as they come",
+        param="content-encoding",
+        hint="send it without compression",
+        status=415,
+    )
 
 
 def _named(error: ValidationError, raw: bytes) -> RequestError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import time
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("core.server")
 BACKLOG = 4096
+MAX_FILES = 1 << 16  # descriptors, as far as the system allows: each connection takes one
 FATAL_DRAIN_S = 2  # clients of a dead engine have their errors by then
 
 
@@ -52,6 +54,7 @@ def serve(resolved: ResolvedSettings) -> int:
     started_s = time.monotonic()
     settings = resolved.settings
     TenantTable(settings.server)  # a file of keys that is wrong is known before anything is loaded
+    raise_file_limit()
     sink = _log_to_stderr(settings.server)
     try:
         return _serve(resolved, started_s, sink)
@@ -75,6 +78,15 @@ def _serve(resolved: ResolvedSettings, started_s: float, sink: LogSink) -> int:
                 return runner.run(life.run())
         finally:
             process.kill()
+
+
+def raise_file_limit() -> None:
+    """Let this process have more descriptors than the 1024 that systems give who does not ask."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # some systems have another limit still
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def bind(settings: ServerSettings) -> socket.socket:

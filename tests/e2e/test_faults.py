@@ -274,3 +274,14 @@ async def test_a_storm_of_aborts_leaves_nothing_behind(checkpoint: Path, tmp_pat
         wait_until(lambda: server.metric("core_kv_pages_free") == server.metric("core_kv_pages"), what="all free")
         assert server.metric("core_failed_steps_total") == 0
         assert server.metric("core_engine_restarts_total") == 0
+
+
+def test_more_descriptors_are_asked_for_than_systems_give_by_themselves() -> None:
+    program = (
+        "import resource; from core.server.main import raise_file_limit; "
+        "hard = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]); "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)); raise_file_limit(); "
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -103,3 +104,12 @@ def test_names_that_are_no_text(server: MemoryServer) -> None:
     reply = post(server, "/v1/completions", raw)
     assert reply.status_code in (200, 400)
     assert "set-cookie" not in reply.headers
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
+def test_compressed_bodies_are_refused_unread(server: MemoryServer, encoding: str) -> None:
+    """Nothing unpacks: a few bytes could become gigabytes."""
+    packed = gzip.compress(b'{"messages": []}' + b" " * 1000)
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    reply = server.client.post("/v1/chat/completions", content=packed, headers=headers)
+    assert "without compression" in refused(reply, 415)["error"]["message"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from core.server import http_protocol
 from core.server.http_protocol import MAX_HEAD_BYTES
 from core.server.main import _http_protocol
 
@@ -17,8 +18,20 @@ MUCH = 8 * MAX_HEAD_BYTES
 PART = b"x" * 4096
 
 
+gone = asyncio.Event()
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the body, and tells its size."""
+    """Reads the body, and tells its size; at /much sends a lot until the client is gone, which sets `gone`."""
+    if scope["path"] == "/much":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": PART * 256, "more_body": True})
+            with contextlib.suppress(TimeoutError):
+                message = await asyncio.wait_for(receive(), 0.001)
+                if message["type"] == "http.disconnect":
+                    gone.set()
+                    return
     size, more = 0, True
     while more:
         message = await receive()
@@ -106,4 +119,69 @@ async def test_one_request_after_the_other_counts_anew(port: int) -> None:
         async with asyncio.timeout(20):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
             assert await reader.readexactly(1) == b"1"
+    writer.close()
+
+
+SLOW = {
+    "nothing at all": [],
+    "no end of the head": [START],
+    "no body": [START + b"content-length: 5\r\n\r\n"],
+    "half a body": [START + b"content-length: 5\r\n\r\nab"],
+    "half a chunk": [CHUNKED + b"5\r\nab"],
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "READ_S", 0.2)
+    monkeypatch.setattr(http_protocol, "LOOK_S", 0.05)
+
+
+@pytest.mark.parametrize("what", SLOW)
+@pytest.mark.usefixtures("impatient")
+async def test_a_request_that_does_not_come_is_ended(port: int, what: str) -> None:
+    told, _ = await talk(port, SLOW[what])
+    assert told.startswith(b"HTTP/1.1 408 ")
+    assert told.endswith(b"The request came too late.")
+
+
+@pytest.mark.parametrize("drop", [b"x", b"\r\n"], ids=["header", "empty lines"])
+@pytest.mark.usefixtures("impatient")
+async def test_a_byte_now_and_then_is_not_enough(port: int, drop: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(START + b"content-length: 1\r\n\r\na" + (START if drop == b"x" else b""))
+    async with asyncio.timeout(20):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        assert await reader.readexactly(1) == b"1"
+        with contextlib.suppress(ConnectionError):  # closed, with what was sent last unread
+            while not reader.at_eof():
+                writer.write(drop)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(256), 0.02)
+    writer.close()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_waits_for_an_answer_or_sends_a_large_body_has_time(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "MIN_BYTES_PER_S", 16)  # 4 KiB: 256 seconds
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(START + b"content-length: %d\r\nconnection: close\r\n\r\n" % (2 * len(PART)) + PART)
+    await asyncio.sleep(0.5)
+    writer.write(PART)
+    async with asyncio.timeout(20):
+        assert (await reader.read()).endswith(b"%d" % (2 * len(PART)))
+    writer.close()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_takes_nothing_of_an_answer_is_left(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "SEND_S", 0.2)
+    gone.clear()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
+    writer.write(b"GET /much HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+    async with asyncio.timeout(20):
+        await gone.wait()
     writer.close()

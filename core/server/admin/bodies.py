@@ -35,7 +35,7 @@ class PauseBody(AdminBody):
 class ProfileBody(AdminBody):
     """output_dir: below --profile-dir. num_steps: ends by itself after so many. activities: CPU, GPU (any device)."""
 
-    output_dir: str | None = None
+    output_dir: str | None = Field(None, max_length=1024)
     num_steps: int | None = Field(None, ge=1, le=100_000)
     activities: list[Literal["CPU", "GPU"]] = Field(["CPU"], min_length=1)
     with_stack: bool = False

@@ -97,7 +97,7 @@ def test_profiles_go_below_the_configured_folder(profiled: Running, tmp_path: Pa
     assert profiled.engine.controls[-1][1]["folder"] == str(tmp_path / "traces")
 
 
-@pytest.mark.parametrize("folder", ["..", "/etc", "a/../../b", "\0", "link"])
+@pytest.mark.parametrize("folder", ["..", "/etc", "a/../../b", "\0", "link", "deep/" * 3000])
 def test_profiles_go_nowhere_else(profiled: Running, tmp_path: Path, folder: str) -> None:
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces" / "link").symlink_to("/tmp")
