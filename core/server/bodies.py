@@ -91,7 +91,7 @@ def _named(error: ValidationError, raw: bytes) -> RequestError:
     for part in first["loc"]:
         if isinstance(part, int):
             place += f"[{part}]"
-        elif part.isidentifier() and "-" not in part and part not in ("str", "list", "int"):
+        elif part.isidentifier() and part not in ("str", "list", "int") and not part[0].isupper():  # names of types
             place += f".{part}" if place else part
     if first["type"] == "missing":
         return RequestError(f"{place} is missing", param=place)

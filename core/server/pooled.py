@@ -6,14 +6,14 @@ import asyncio
 import base64
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.engine.client import EngineRequest
+from core.engine.client import EngineRequest, TokenChunk
 from core.frontend.pooling import Job, Jobs, TextOrIds, Truncation, Vector
 from core.frontend.tokenizer import INLINE_CHARACTERS
 from core.interfaces.errors import EngineDead, EngineError, RequestError
@@ -112,7 +112,7 @@ async def aside(make: Callable[[], T], characters: int) -> T:
 
 async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]:
     """The engine's answers to `jobs`, together. If one fails the others are cancelled and its error is raised."""
-    started_s = time.perf_counter()
+    started_s = time.monotonic()
     namespace = Namespace(salt=body.salt)
     window = asyncio.Semaphore(WINDOW)
     cached = 0
@@ -120,7 +120,7 @@ async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]
     async def one(job: Job) -> Vector:
         nonlocal cached
         async with window:
-            vector, hit = await _vector(service, job, namespace, body)
+            vector, hit = await _vector(service, job, namespace, body, started_s)
         cached += hit
         return vector
 
@@ -132,36 +132,55 @@ async def run(service: ModelService, jobs: Jobs[T], body: PooledBody) -> Done[T]
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     lengths = [len(job.token_ids) for job in jobs.jobs]
-    return Done(jobs.finish(list(vectors)), lengths, cached, time.perf_counter() - started_s)
+    return Done(jobs.finish(list(vectors)), lengths, cached, time.monotonic() - started_s)
 
 
-async def _vector(service: ModelService, job: Job, namespace: Namespace, body: PooledBody) -> tuple[Vector, int]:
+async def _vector(
+    service: ModelService, job: Job, namespace: Namespace, body: PooledBody, started_s: float
+) -> tuple[Vector, int]:
+    """One text's. started_s: when the whole request began, as its timeout is that of all texts together."""
     prompt = np.asarray(job.token_ids, np.int32)
     sampling = SamplingParams(max_tokens=1)
     priority = default_priority() if body.priority is None else body.priority
     request = EngineRequest(prompt, sampling, namespace, priority, pooling=job.pooling, timeout_s=body.timeout)
     stream = service.engine.generate(request)
-    vector: Vector | None = None
-    cached = 0
+    limit_s = request.timeout_s  # the server's and the header's count, too
     try:
-        async for chunk in stream:
-            cached += chunk.cached_tokens or 0
-            for extras in chunk.extras or ():
-                if extras.pooled:
-                    vector = np.frombuffer(extras.pooled, "<f4")
-            if chunk.finish_reason == "error":
-                raise EngineError(chunk.error or "the engine could not go on with this request")
-            if chunk.finish_reason == "abort" and chunk.error is not None:
-                raise EngineDead(chunk.error)
-            if chunk.finish_reason == "abort":  # there is no such thing as a part of a vector
-                raise RequestError("the request was aborted", code="aborted", status=499)
-            if chunk.finish_reason is not None:
-                break
+        async with asyncio.timeout(None if limit_s is None else limit_s - (time.monotonic() - started_s)):
+            vector, cached = await _received(stream)
+    except TimeoutError as error:
+        raise RequestError(
+            f"the request took longer than its timeout of {limit_s:g} s",
+            param="timeout",
+            code="timeout",
+            status=504,
+            hint="send fewer texts, or allow more time",
+        ) from error
     finally:
         if (close := getattr(stream, "aclose", None)) is not None:
             await close()
     if vector is None:
         raise EngineDead("the engine ended the request without a vector")
+    return vector, cached
+
+
+async def _received(stream: AsyncIterator[TokenChunk]) -> tuple[Vector | None, int]:
+    """The vector in `stream`, and how many tokens came from the cache. Raises EngineError, or RequestError."""
+    vector: Vector | None = None
+    cached = 0
+    async for chunk in stream:
+        cached += chunk.cached_tokens or 0
+        for extras in chunk.extras or ():
+            if extras.pooled:
+                vector = np.frombuffer(extras.pooled, "<f4")
+        if chunk.finish_reason == "error":
+            raise EngineError(chunk.error or "the engine could not go on with this request")
+        if chunk.finish_reason == "abort" and chunk.error is not None:
+            raise EngineDead(chunk.error)
+        if chunk.finish_reason == "abort":  # there is no such thing as a part of a vector
+            raise RequestError("the request was aborted", code="aborted", status=499)
+        if chunk.finish_reason is not None:
+            break
     return vector, cached
 
 

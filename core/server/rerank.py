@@ -53,8 +53,9 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(service: ModelService, body: RerankBody) -> Response:
     service.check_model(body.model)
-    if not body.documents:
-        raise RequestError("documents is empty", param="documents")
+    for name in ("query", "documents"):
+        if not getattr(body, name):
+            raise RequestError(f"{name} is empty", param=name)
     if len(body.documents) > MAX_TEXTS:
         raise RequestError(
             f"documents holds {len(body.documents)} documents; at most {MAX_TEXTS} in one request", param="documents"

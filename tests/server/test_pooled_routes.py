@@ -216,6 +216,29 @@ class TestEmbedder:
             server.openai().embeddings.create(model="other", input="a")
 
 
+def test_a_timeout_is_that_of_all_texts_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though each of them, when its turn comes, is done long before."""
+    monkeypatch.setattr("core.server.pooled.WINDOW", 1)
+    with serve(write_embedder(tmp_path)) as server:
+        many = {"input": TEXTS * 500}
+        reply = server.client.post("/v1/embeddings", json={**many, "timeout": 0.2})
+        refused(reply, 504, "timeout", "longer than its timeout of 0.2 s")
+        reply = server.client.post("/v1/embeddings", json=many, headers={"x-request-timeout": "0.2"})
+        refused(reply, 504, "timeout", "longer than its timeout of 0.2 s")
+        assert server.client.post("/v1/embeddings", json={"input": TEXTS, "timeout": 60}).status_code == 200
+
+
+def test_mistakes_in_a_ranking_are_named_as_a_client_writes_them(tmp_path: Path) -> None:
+    with serve(write_embedder(tmp_path)) as server:
+        wrong = {
+            "query": {"query": "", "documents": ["a"]},
+            "documents": {"query": "a", "documents": []},
+            "documents[1].text": {"query": "a", "documents": ["a", {"title": "b"}]},
+        }
+        for param, body in wrong.items():
+            refused(server.client.post("/v1/rerank", json=body), 400, param, param)
+
+
 def test_matryoshka_cuts_and_scales_again(tmp_path: Path) -> None:
     folder = write_embedder(tmp_path, is_matryoshka=True, matryoshka_dimensions=[8, 16])
     oracle = hidden_states(folder)
