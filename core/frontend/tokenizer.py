@@ -18,6 +18,8 @@ from core.frontend.template import ChatTemplate
 from core.interfaces.errors import CheckpointError, RequestError
 
 INLINE_CHARACTERS = 4096  # longer texts are encoded in a thread: about a millisecond
+CHARACTERS_PER_TOKEN = 32  # no text has so many throughout
+MIN_CHARACTERS = 1 << 20  # that any text may have
 
 
 class Tokenizer:
@@ -32,12 +34,15 @@ class Tokenizer:
         generation_config: Mapping[str, Any] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """eos_token_ids: ids that end a text. generation_config: generation_config.json as it stands."""
+        """eos_token_ids: ids that end a text. generation_config: generation_config.json as it stands. Texts of more
+        than `max_characters` and chats of more than `max_tokens` messages are refused unread."""
         self._codec = codec
         self.template = template
         self.eos_token_ids = tuple(eos_token_ids)
         self.generation_config = dict(generation_config or {})
         self.folder = folder
+        self.max_tokens: int | None = None
+        self.max_characters: int | None = None
         self._pieces: dict[int, tuple[str, bytes]] = {}
 
     @classmethod
@@ -67,6 +72,12 @@ class Tokenizer:
         template = ChatTemplate(templates, named) if templates else None
         return cls(codec, template=template, eos_token_ids=ends, generation_config=generation, folder=folder)
 
+    def limit(self, num_tokens: int) -> None:
+        """Refuse texts that have far more characters than `num_tokens` stand for. Encoding takes seconds for each
+        million characters, and a hundred bytes of memory for each token."""
+        self.max_tokens = num_tokens
+        self.max_characters = max(MIN_CHARACTERS, CHARACTERS_PER_TOKEN * num_tokens)
+
     @property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
@@ -83,7 +94,8 @@ class Tokenizer:
         return self._codec.special_texts
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids. Raises RequestError for text that is not valid Unicode (lone surrogates)."""
+        """Token ids. Raises RequestError for text that is too long, or not valid Unicode (lone surrogates)."""
+        self._check_length(len(text))
         try:
             return self._codec.encode(text, add_special_tokens)
         except (UnicodeEncodeError, TypeError) as error:
@@ -91,10 +103,19 @@ class Tokenizer:
 
     def encode_pair(self, first: str, second: str) -> list[int]:
         """Ids of two texts as one, as the tokenizer joins pairs for models that judge them. Raises RequestError."""
+        self._check_length(len(first) + len(second))
         try:
             return self._codec.encode_pair(first, second)
         except (UnicodeEncodeError, TypeError) as error:
             raise RequestError("the text is not valid Unicode: it holds lone surrogates", param="text") from error
+
+    def _check_length(self, length: int) -> None:
+        if self.max_characters is not None and length > self.max_characters:
+            raise RequestError(
+                f"a text has {length} characters, and this server reads at most {self.max_characters}",
+                code="context_length_exceeded",
+                hint="shorten it",
+            )
 
     async def encode_async(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """`encode`; a long text is encoded in a thread so that the event loop goes on."""

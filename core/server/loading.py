@@ -31,6 +31,7 @@ def load_service(
     defaults = recommended_sampling(renderer.tokenizer)
 
     def service(engine: EngineClient, hello: Hello) -> ModelService:
+        renderer.tokenizer.limit(hello.context_length)
         return ModelService(
             name=name,
             path=str(resolution.checkpoint),

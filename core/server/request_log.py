@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 from starlette.types import Message, Scope
@@ -20,6 +21,7 @@ from core.tracing.record import RequestRecord
 
 CUT_BYTES = 2048
 MAX_LEVEL = 3
+MAX_PARAMETERS = 200  # fields of a body that are looked at
 MASK = "***"
 _SECRET_NAMES = re.compile(
     r".*(api_?key|private_?key|secret|passw|authorization|credential|cookie|salt).*|key|token|"
@@ -178,7 +180,7 @@ def parameters(body: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
         return {}
     found: dict[str, Any] = {}
-    for name, value in body.items():
+    for name, value in islice(body.items(), MAX_PARAMETERS):
         if _SECRET_NAMES.fullmatch(name):
             continue
         if isinstance(value, bool | int | float) or (name in _PARAMETER_TEXTS and isinstance(value, str)):

@@ -9,10 +9,11 @@ import pytest
 from made_tokenizers import byte_level_folder
 from tiny_parsers import CallParser, ThinkParser
 
-from core.frontend.chat import ChatRenderer, ChatRequest, check_messages
+from core.frontend.chat import INLINE_MESSAGES, ChatRenderer, ChatRequest, check_messages
 from core.frontend.parameters import generation_defaults
 from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
+from core.testing.byte_codec import byte_tokenizer
 
 HI = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -107,3 +108,13 @@ def test_recommended_sampling(config: dict, expected: dict) -> None:
 def test_recommended_sampling_out_of_range() -> None:
     with pytest.raises(RequestError, match=r"generation_config\.json: temperature"):
         generation_defaults({"temperature": -2})
+
+
+async def test_many_messages_are_rendered_aside_and_too_many_are_refused() -> None:
+    renderer = ChatRenderer(byte_tokenizer())
+    renderer.tokenizer.limit(1000)
+    chat = [{"role": "user", "content": "a"}] * (INLINE_MESSAGES + 1)
+    assert (await renderer.prepare(ChatRequest(chat))).text == renderer.render(ChatRequest(chat))
+    with pytest.raises(RequestError, match="1001 messages; the context has 1000 tokens") as caught:
+        await renderer.prepare(ChatRequest([{"role": "user", "content": ""}] * 1001))
+    assert caught.value.param == "messages"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from made_tokenizers import byte_level_folder, metaspace_folder, write
 from transformers import AutoTokenizer
 
 from core.frontend.codec import TransformersCodec
-from core.frontend.tokenizer import Tokenizer
+from core.frontend.tokenizer import CHARACTERS_PER_TOKEN, MIN_CHARACTERS, Tokenizer
 from core.interfaces.errors import CheckpointError, ConfigError, RequestError
 
 TEXTS = st.text(alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from("helo wrd<|im_en>🙂é本")), max_size=60)
@@ -299,6 +301,43 @@ async def test_long_texts_leave_the_loop_free(byte_level: Path) -> None:
     text = "hello world " * 5000
     results = await asyncio.gather(*(ours.encode_async(text) for _ in range(4)))
     assert all(ids == ours.encode(text) for ids in results)
+
+
+def test_long_texts_as_transformers_and_as_short_ones(both: tuple[Tokenizer, Any]) -> None:
+    """They go another way into the library."""
+    ours, theirs = both
+    long = "Grüße 🙂 hello <|im_end|> world\n" * 400
+    for special in (True, False):
+        assert ours.encode(long, special) == theirs.encode(long, add_special_tokens=special)
+    assert ours.encode_pair("hello", long) == theirs.encode("hello", long)
+
+
+def test_while_a_long_text_is_encoded_others_go_on(byte_level: Path) -> None:
+    """The library holds Python's lock for one text: streams of other clients would stand still."""
+    tokenizer = Tokenizer.load(byte_level)
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(tokenizer.encode, "hello world " * 50_000)
+        turns = 0
+        while not encoding.done():
+            time.sleep(0.001)
+            turns += 1
+    assert encoding.result()
+    assert turns > 10
+
+
+def test_texts_that_cannot_fit_are_refused_unread(byte_level: Path) -> None:
+    tokenizer = Tokenizer.load(byte_level)
+    tokenizer.limit(8)
+    assert tokenizer.encode("a" * 10_000)
+    for encode in (
+        lambda: tokenizer.encode("a" * (MIN_CHARACTERS + 1)),
+        lambda: tokenizer.encode_pair("a" * MIN_CHARACTERS, "b"),
+    ):
+        with pytest.raises(RequestError, match=f"at most {MIN_CHARACTERS}") as caught:
+            encode()
+        assert caught.value.code == "context_length_exceeded"
+    tokenizer.limit(MIN_CHARACTERS)
+    assert tokenizer.max_characters == CHARACTERS_PER_TOKEN * MIN_CHARACTERS
 
 
 def test_loading_imports_neither_torch_nor_transformers(byte_level: Path) -> None:

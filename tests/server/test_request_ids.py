@@ -12,7 +12,7 @@ import pytest
 from running import Running
 
 from core.engine.client import EngineRequest
-from core.server.request_log import CUT_BYTES, AccessLines, RequestLog, masked, parameters
+from core.server.request_log import CUT_BYTES, MAX_PARAMETERS, AccessLines, RequestLog, masked, parameters
 from core.tracing.record import current_request
 
 SECRET = "sk-very-secret"
@@ -182,3 +182,7 @@ def test_access_lines_of_the_library_below_have_no_query_and_no_secret() -> None
     )  # fmt: skip
     assert AccessLines(lambda: ("one",)).filter(record)
     assert record.getMessage() == '127.0.0.1:5 - "GET /v1/models/*** HTTP/1.1" 200'
+
+
+def test_parameters_of_a_body_made_to_fill_the_log() -> None:
+    assert len(parameters({f"name_{number}": number for number in range(100_000)})) == MAX_PARAMETERS
