@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ UnknownFields = Literal["warn", "refuse"]
 HEADER = "core-ignored-fields"
 MAX_LOGGED = 1000  # names that clients make up must not fill the memory
 MAX_NAMED = 20
+MAX_UNMODELLED = 1000  # fields of a body; nobody has so many, and each takes time
 log = logging.getLogger("core.server")
 
 # Field -> what it is about. None of them may change an answer.
@@ -137,7 +139,9 @@ class FieldRule:
 
     def apply(self, body: BaseModel, route: str) -> list[str]:
         """Names of the body's fields that count for nothing. Raises RequestError."""
-        found = dict(extras(body))
+        found = dict(islice(extras(body), MAX_UNMODELLED + 1))
+        if len(found) > MAX_UNMODELLED:
+            raise RequestError(f"the body has more than {MAX_UNMODELLED} fields that this route does not know")
         return self.note(judge(found, self._unknown, type(body).model_fields), route) if found else []
 
     def judge(self, fields: Mapping[str, Any], known: Mapping[str, Any], route: str) -> list[str]:

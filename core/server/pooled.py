@@ -19,13 +19,14 @@ from core.frontend.tokenizer import INLINE_CHARACTERS
 from core.interfaces.errors import EngineDead, EngineError, RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import Namespace
+from core.server.bodies import Texts
 from core.server.context import ModelService
 from core.server.tenants.visit import default_priority
 
 T = TypeVar("T")
 MAX_TEXTS = 2048  # in one request, as OpenAI allows
 WINDOW = 128  # of these, how many the engine has at once: one request does not fill its queue
-Given = str | list[str] | list[int] | list[list[int]]
+Given = Texts
 
 
 class PooledBody(BaseModel):

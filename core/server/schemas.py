@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from core.frontend.parameters import Dialect, spellings
+from core.server.bodies import Texts
 from core.server.structured import StructuredFields
 
 B = TypeVar("B", bound=BaseModel)
@@ -98,7 +99,7 @@ class ChatFields(OpenAiBody):
 class CompletionFields(OpenAiBody):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Texts
     best_of: int | None = Field(None, ge=1, description="Samples to draw; the n likeliest a token are returned.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     suffix: str | None = Field(None, description="Text after the gap that the answer fills, if the model can.")

@@ -16,6 +16,8 @@ from core.server.openapi import described
 from core.server.replies import json_reply
 from core.server.schemas import DetokenizeBody, TokenizeBody
 
+MIN_DETOKENIZED = 1 << 16  # ids that any request may bring; they take Python's lock, some microseconds each
+
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
@@ -38,6 +40,9 @@ def routes(ctx: ServerContext) -> APIRouter:
         body = await bodies.read(request, DetokenizeBody, ctx.settings.max_body_bytes)
         service.check_model(body.model)
         lists = [ids if isinstance(ids, list) else [ids] for ids in body.tokens]
+        total, limit = sum(map(len, lists)), max(MIN_DETOKENIZED, service.hello.context_length)
+        if total > limit:
+            raise RequestError(f"tokens holds {total} ids; at most {limit} in one request", param="tokens")
         if body.tokens and isinstance(body.tokens[0], list):
             text: Any = [service.tokenizer.decode(ids, body.skip_special_tokens) for ids in lists]
         else:

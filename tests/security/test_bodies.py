@@ -113,3 +113,22 @@ def test_compressed_bodies_are_refused_unread(server: MemoryServer, encoding: st
     headers = {"content-type": "application/json", "content-encoding": encoding}
     reply = server.client.post("/v1/chat/completions", content=packed, headers=headers)
     assert "without compression" in refused(reply, 415)["error"]["message"]
+
+
+def test_fields_without_number_are_refused_at_once(server: MemoryServer) -> None:
+    fields = {f"name_{number}": number for number in range(2000)}
+    for route, body in (("/v1/completions", {"prompt": "a"}), ("/v1/embeddings", {"input": "a"})):
+        told = refused(post(server, route, json.dumps({**body, **fields}).encode()), 400)
+        assert "more than 1000 fields" in told["error"]["message"]
+
+
+def test_more_ids_than_anybody_needs_as_text(server: MemoryServer) -> None:
+    for tokens in ([5] * 70_000, [[5] * 40_000] * 2):
+        told = refused(post(server, "/detokenize", json.dumps({"tokens": tokens}).encode()), 400)
+        assert told["error"]["param"] == "tokens"
+
+
+@pytest.mark.parametrize("given", [[1, "a"], ["a", 1], [[1], "a"], [[1, "a"]], [1.5], [None], {}, None, 5, [[[1]]]])
+def test_a_prompt_that_is_none(server: MemoryServer, given: Any) -> None:
+    told = refused(post(server, "/v1/completions", json.dumps({"prompt": given}).encode()), 400)
+    assert told["error"]["param"].startswith("prompt")
