@@ -12,7 +12,7 @@ ENGINE_COUNTERS = {
     "prefill_tokens": "Prompt tokens computed, those of preempted requests again.",
     "decode_tokens": "Tokens computed one at a time.",
     "cached_prompt_tokens": "Prompt tokens that the prefix cache saved.",
-    "preemptions": "Requests put back into the queue for lack of memory.",
+    "preemptions": "Requests put back into the queue, for lack of memory or for one of higher priority.",
     "step_seconds": "Seconds spent in steps.",
     "schedule_seconds": "Seconds spent in the scheduler.",
     "build_seconds": "Seconds spent on turning plans into inputs of the model.",

@@ -73,7 +73,7 @@ class Observed:
         try:
             await self._app(scope, read, watched)
         except Exception as error:
-            log.error("%s %s failed", method, scope["path"], exc_info=error)
+            log.error("%s %r failed", method, scope["path"], exc_info=error)  # as written: no line breaks
             if started:  # the connection is all that is left to end it with
                 raise
             told = errors.body("internal error; the server's log has more", 500)

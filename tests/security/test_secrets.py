@@ -141,3 +141,16 @@ def test_keys_of_the_file_stand_in_no_log(tmp_path: Path, caplog: pytest.LogCapt
     told = "".join(f"{one.getMessage()} {vars(one)}" for one in caplog.records if one.name.startswith("core"))
     assert "request received" in told
     assert "file-key" not in told
+
+
+def test_nobody_writes_lines_of_his_own_into_the_log(server: MemoryServer, caplog: pytest.LogCaptureFixture) -> None:
+    forged = "x\n2026-01-01 INFO core.server: all is well"
+    admin = {"authorization": f"Bearer {ADMIN_KEY}"}
+    with caplog.at_level(logging.DEBUG):
+        assert server.client.post("/abort_request", json={"rid": forged}, headers=admin).status_code == 200
+        body = {"prompt": "a", "max_tokens": 1, forged: 1, "model": forged}
+        server.client.post("/v1/completions", json=body, headers={"x-request-id": "a b"})
+        server.client.get("/v1/models/x%0A2026-01-01 INFO")
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("core")]
+    assert any("aborted" in line for line in lines)
+    assert not [line for line in lines if "\n" in line]

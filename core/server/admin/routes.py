@@ -85,7 +85,7 @@ def _add_requests(router: APIRouter, ctx: ServerContext) -> None:
         if bool(names) == body.abort_all:
             raise RequestError("give either rid or abort_all: true", param="rid")
         num_aborted = engine.abort(None if body.abort_all else names)
-        log.info("aborted %d requests: %s", num_aborted, "all" if body.abort_all else ", ".join(names)[:200])
+        log.info("aborted %d requests: %s", num_aborted, "all" if body.abort_all else repr(names[:20])[:200])
         return json_reply({"success": True, "num_aborted": num_aborted})
 
     @router.post("/pause_generation", **described(PauseBody, "Run no steps from now on"))
