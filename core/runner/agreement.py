@@ -26,7 +26,7 @@ class Agreement:
         return int(count.item()) == self._tp.size
 
     def attempt(self, work: Callable[[], None]) -> Exception | None:
-        """Do it; None if that went well on every rank, else this rank's error, or one that says that another has one."""
+        """Do it; None if that went well on every rank, else this rank's error, or one that tells of another's."""
         error: Exception | None = None
         try:
             work()

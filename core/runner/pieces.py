@@ -26,18 +26,19 @@ from core.runner.inputs import token_views
 from core.runner.transfer import ALIGNMENT
 
 _MOST_TABLE_BYTES = 4 << 20  # of page tables; a step with more of them is launched
-# Of the norm of hidden states, between a step replayed and the same step launched. Both have the same shapes and run the
-# same kernels, so it should be none; some kernels add in an order that changes from run to run.
+# Of the norm of hidden states, between a step replayed and the same step launched. Both have the same shapes and run
+# the same kernels, so it should be none; some kernels add in an order that changes from run to run.
 _MOST_OFF = 0.02
+_PADDING_ID = 1  # the embedding of token 0 is nothing in some models, which would prove little
 logger = logging.getLogger(__name__)
 
 
 class PiecewiseSteps:
     """One buffer of inputs for all sizes of `graphs.token_sizes`: one step runs at a time.
 
-    buffer [B] uint8: where the inputs of a step that is replayed are built. max_tokens, max_seqs: most tokens and rows of
-    a step. max_pages: columns of a page table. context_length: most tokens of a row. Raises PluginError for impossible
-    sizes.
+    buffer [B] uint8: where the inputs of a step that is replayed are built. max_tokens, max_seqs: most tokens and rows
+    of a step. max_pages: columns of a page table. context_length: most tokens of a row. Raises PluginError for
+    impossible sizes.
     """
 
     def __init__(
@@ -88,18 +89,17 @@ class PiecewiseSteps:
             return 0
         size = self.sizes[at]
         if size not in self._recorded and self._graphs.on_demand:
-            error = self._agreement.attempt(partial(self._record, size))
+            error = self._record(size)
             if error is not None:  # the step itself can still be launched
                 logger.warning("steps of %d tokens cannot be recorded; they are launched", size, exc_info=error)
                 self.sizes.remove(size)
-                self._recorded.discard(size)
         return size if size in self._recorded else 0
 
     def capture(self) -> None:
         """Record every size, largest first, unless that happens on demand. Raises what is wrong with one of them."""
         if not self._graphs.on_demand:
             for size in reversed(self.sizes):
-                error = self._agreement.attempt(partial(self._record, size))
+                error = self._record(size)
                 if error is not None:
                     raise error
 
@@ -108,21 +108,29 @@ class PiecewiseSteps:
         batch.plan_attention()
         return self._graphs.replay_pieces(size)
 
-    def _record(self, size: int) -> None:
-        """Raises EngineError if a replay does not give what launching gives."""
-        self.buffer.zero_()
+    def _record(self, size: int) -> Exception | None:
+        """What is wrong with it, on any rank; None if it can be used."""
         batch = self._padding(size)
-        batch.plan_attention()
-        # What happens only once, such as compiling kernels, happens here.
-        launched = self._forward(batch, _at_once)
-        self._graphs.capture_pieces(size, partial(self._forward, batch))
-        off = _difference(launched, self.run(batch, size))
-        if not off <= _MOST_OFF:
-            raise EngineError(
-                f"a step of {size} tokens that is replayed in pieces gives other hidden states than one that is "
-                f"launched: they are off by {off:.1%}"
-            )
-        self._recorded.add(size)
+        launched: list[torch.Tensor] = []
+
+        def capture() -> None:
+            batch.plan_attention()
+            launched.append(self._forward(batch, _at_once))  # what happens only once, such as compiling, happens now
+            self._graphs.capture_pieces(size, partial(self._forward, batch))
+
+        def compare() -> None:
+            off = _difference(launched[0], self.run(batch, size))
+            if not off <= _MOST_OFF:
+                raise EngineError(
+                    f"a step of {size} tokens that is replayed in pieces gives other hidden states than one that is "
+                    f"launched: they are off by {off:.1%}"
+                )
+
+        # A replay has collectives in it, for which every rank has to have recorded it.
+        error = self._agreement.attempt(capture) or self._agreement.attempt(compare)
+        if error is None:
+            self._recorded.add(size)
+        return error
 
     def _forward(self, batch: ForwardBatch, between: Between) -> torch.Tensor:
         pairs = zip(self._attention, batch.layouts, strict=True)
@@ -130,7 +138,11 @@ class PiecewiseSteps:
         return self._model.forward(replace(batch, attention=attention))
 
     def _padding(self, size: int) -> ForwardBatch:
-        """Prompts of `size` tokens together in the null page, in the buffer."""
+        """Prompts of `size` tokens together in the null page, in the buffer.
+
+        All tokens are the same one at the same position, so all keys and values are the same too: though many are stored
+        in one slot, what is read there is defined, and every slot that is read was stored.
+        """
         device = self.buffer.device
         ids, positions, mappings = token_views(self.buffer, size, self._slot_dtypes)
         lens = np.full(-(-size // self._context_length), self._context_length, np.int32)
@@ -138,6 +150,11 @@ class PiecewiseSteps:
         starts = np.zeros(len(lens) + 1, np.int32)
         np.cumsum(lens, out=starts[1:])
         pages = np.zeros((len(lens), -(-int(lens.max()) // self._page_size)), np.int32)
+        slots = (np.arange(size) - np.repeat(starts[:-1], lens)) % self._page_size
+        self.buffer.zero_()
+        ids.fill_(_PADDING_ID)
+        for mapping in mappings:
+            mapping.copy_(torch.from_numpy(slots))
         layouts = tuple(
             BatchLayout(
                 page_size=self._page_size,

@@ -4,17 +4,21 @@ of prefills, chunks, cached prefixes and decodes comes, answers are those of lau
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from core.attention.torch_native import TorchNativeAttention
 from core.engine.client import EngineRequest, TokenChunk
 from core.engine.offline import OfflineEngine
+from core.interfaces.attention import TokenRows
+from core.interfaces.batch import BatchLayout
 from core.interfaces.params import SamplingParams
+from core.ops import reference
 from core.registry.catalog import Catalog
 from core.registry.records import PluginRecord
 from core.runner.runner import ModelRunner
@@ -64,23 +68,61 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class Hardware(MockGraphHardware):
-    """Of an engine under test: `token_sizes` and `on_demand` are set for each. last: the one that was built last."""
+    """`token_sizes`, `on_demand` and `fused` are set for each engine. fused: has an operation of its own that stores
+    keys and values where the attention backend leaves it to others; stored counts its calls while steps run."""
 
-    last: Hardware
+    fused: ClassVar[bool] = False
+    stored: ClassVar[list[int]] = []
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        type(self).last = self
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        def store(qkv: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.stored.append(len(qkv))
+            return reference.qk_norm_rope_store(qkv, *args, **kwargs)
+
+        def turn(*args: Any, **kwargs: Any) -> Any:
+            return reference.qk_norm_rope(*args, **kwargs)
+
+        return {"qk_norm_rope": turn, "qk_norm_rope_store": store} if self.fused else {}
+
+
+class StoresDecodes(TorchNativeAttention):
+    """Leaves storing to others in steps without decodes alone, as plugin-triton does."""
+
+    _decodes = False
+
+    def plan(self, layout: BatchLayout) -> None:
+        self._decodes = bool(layout.num_decodes)
+        super().plan(layout)
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        return None if self._decodes else super().token_rows(kv)
+
+
+class StoresPrompts(TorchNativeAttention):
+    """Wants the keys of prompts that begin in the step, as plugin-fa3 does."""
+
+    _begins = False
+
+    def plan(self, layout: BatchLayout) -> None:
+        self._begins = bool((layout.q_lens == layout.seq_lens).any())
+        super().plan(layout)
+
+    def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
+        return None if self._begins else super().token_rows(kv)
+
+
+ATTENTION = {"capturable": CapturableAttention, "stores_decodes": StoresDecodes, "stores_prompts": StoresPrompts}
 
 
 def build(folder: Path, config: dict[str, Any], sizes: tuple[int, ...], on_demand: bool = False, **flat: Any) -> Any:
     """(engine, its runner)"""
     plugins = [
-        PluginRecord("hardware", "mock_graphs", "core-testing", "1.0", target="t:hardware", loaded=Hardware),
-        PluginRecord(
-            "attention", "capturable", "core-testing", "1.0", target="t:attention", loaded=CapturableAttention
-        ),
-        PluginRecord("moe", "all_experts", "core-testing", "1.0", target="t:moe", loaded=VendorMoe),
+        PluginRecord(kind, name, "core-testing", "1.0", target=f"t:{name}", loaded=loaded)
+        for kind, name, loaded in (
+            ("hardware", "mock_graphs", Hardware),
+            ("moe", "all_experts", VendorMoe),
+            *(("attention", name, loaded) for name, loaded in ATTENTION.items()),
+        )
     ]
     installed = [other for other in Catalog.scan().records if other.distribution != "core"]
     Hardware.token_sizes, Hardware.on_demand = sizes, on_demand
@@ -149,3 +191,20 @@ def test_answers_are_those_of_launched_steps(name: str, tmp_path: Path) -> None:
                 check_equal(want, got)
             assert runner.stats.pieced_steps > before
     assert any(chunk.cached_tokens for seed in range(3) for chunk in answers(launched, seed))
+
+
+@pytest.mark.parametrize(("attention", "stores"), [("torch_native", 1), ("stores_decodes", 1), ("stores_prompts", 0)])
+def test_stores_that_are_recorded_go_where_each_step_has_its_slots(
+    attention: str, stores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a backend leaves to a fused operation may depend on its plan; a recording stays as it was made."""
+    config = {**MODELS["dense"][0], "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+    launched, _ = build(tmp_path, config, (), attention_backend=attention)
+    monkeypatch.setattr(Hardware, "fused", True)
+    Hardware.stored.clear()
+    engine, runner = build(tmp_path, config, (8, 24), attention_backend=attention)
+    assert Hardware.stored.count(24) == stores * 2 * 3, "three layers, launched and recorded"
+    for seed in range(3):
+        for want, got in zip(answers(launched, seed), answers(engine, seed), strict=True):
+            check_equal(want, got)
+    assert runner.stats.pieced_steps > 5
