@@ -26,9 +26,10 @@ from core.runner.inputs import token_views
 from core.runner.transfer import ALIGNMENT
 
 _MOST_TABLE_BYTES = 4 << 20  # of page tables; a step with more of them is launched
-# Of the norm of hidden states, between a step replayed and the same step launched. Both have the same shapes and run
-# the same kernels, so it should be none; some kernels add in an order that changes from run to run.
-_MOST_OFF = 0.02
+# Of a hidden state, between a step replayed and the same step launched. Both have the same shapes and run the same
+# kernels, so it should be none, but some add in an order that changes from run to run. Memory that was overwritten, or
+# read too early, gives states that have nothing to do with one another.
+_MOST_OFF = 0.2
 _PADDING_ID = 1  # the embedding of token 0 is nothing in some models, which would prove little
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class PiecewiseSteps:
             if not off <= _MOST_OFF:
                 raise EngineError(
                     f"a step of {size} tokens that is replayed in pieces gives other hidden states than one that is "
-                    f"launched: they are off by {off:.1%}"
+                    f"launched: a row is off by {off:.1%}"
                 )
 
         # A replay has collectives in it, for which every rank has to have recorded it.
@@ -140,8 +141,8 @@ class PiecewiseSteps:
     def _padding(self, size: int) -> ForwardBatch:
         """Prompts of `size` tokens together in the null page, in the buffer.
 
-        All tokens are the same one at the same position, so all keys and values are the same too: though many are stored
-        in one slot, what is read there is defined, and every slot that is read was stored.
+        All tokens are the same one at the same position, so all keys and values are the same too: though many are
+        stored in one slot, what is read there is defined, and every slot that is read was stored.
         """
         device = self.buffer.device
         ids, positions, mappings = token_views(self.buffer, size, self._slot_dtypes)
@@ -180,15 +181,14 @@ def _at_once(call: Callable[..., None], result: torch.Tensor, *tensors: torch.Te
 
 
 def _difference(want: torch.Tensor, got: torch.Tensor) -> float:
-    """Norm of what two tensors differ by, as a share of the first one's; infinite if not the same numbers are finite.
+    """The largest of all rows' differences, as a share of the row's norm; infinite if not the same numbers are finite.
     Waits for the device."""
     want, got = want.float(), got.float()
     known = torch.isfinite(want)
     if not torch.equal(known, torch.isfinite(got)):
         return float("inf")
     want, got = want.where(known, 0.0), got.where(known, 0.0)
-    size = float(want.norm())
-    return float((want - got).norm()) / (size or 1.0)
+    return float(((want - got).norm(dim=1) / want.norm(dim=1).clamp(min=1e-6)).max())
 
 
 class _Apart(AttentionBackend):

@@ -171,6 +171,26 @@ def test_token_sizes(most: int) -> None:
     sizes = token_sizes(most)
     assert list(sizes) == sorted(set(sizes))
     assert (sizes[-1] if sizes else 0) == most
+    assert len(sizes) <= 8
+    for size, smaller in zip(sizes[1:], sizes, strict=False):
+        assert size - smaller <= max(16, smaller), "at most twice what is needed"
+
+
+@pytest.mark.parametrize(
+    ("max_seqs", "context_length", "settings", "most"),
+    [
+        (8, 128, {}, 64), (8, 5, {}, 40), (8, 128, {"max_graph_tokens": 24}, 24), (8, 128, {"max_graph_tokens": 0}, 0),
+    ],
+)  # fmt: skip
+def test_no_more_tokens_are_recorded_than_a_step_can_have(
+    max_seqs: int, context_length: int, settings: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    given = replace(facts(), max_seqs=max_seqs, context_length=context_length)
+    made = make(**settings).graphs(given)
+    assert made is not None
+    assert max(made.token_sizes, default=0) == most
+    assert Settings().max_graph_tokens == 512
 
 
 def test_graphs_can_be_off() -> None:

@@ -30,9 +30,10 @@ def graph_sizes(max_rows: int) -> tuple[int, ...]:
 
 
 def token_sizes(max_tokens: int) -> tuple[int, ...]:
-    """Numbers of tokens to record in pieces, up to `max_tokens`."""
-    small = tuple(size for size in (16, 32, 64, 96) if size < max_tokens)
-    return (*small, *range(128, max_tokens, 64), max_tokens) if max_tokens else ()
+    """Numbers of tokens to record in pieces, up to `max_tokens`. Up to some hundred the device reads every weight
+    whatever they are; beyond, padding costs what tokens cost."""
+    sizes = (16, 32, 64, 128, 192, 256, *range(384, max_tokens, 128))
+    return (*(size for size in sizes if size < max_tokens), max_tokens) if max_tokens else ()
 
 
 class CudaStepGraphs(StepGraphs):
