@@ -180,7 +180,9 @@ class AttentionBackend(ABC):
     def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
         """Where a fused operation may write this step's keys and values of one layer, whose buffers are `kv`, before
         `run` gets None for both; or None if `run` has to have them: they are scaled, laid out otherwise, or stored
-        on the way. Called after `plan`, for each layer."""
+        on the way. Called after `plan`, for each layer. Whether it is None may depend on the plan for speed alone: what
+        was recorded after one plan is replayed after others, so `run` takes None for both after any plan of a backend
+        that gives rows after some."""
         return None
 
     def run_mla(
