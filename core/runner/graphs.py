@@ -19,6 +19,7 @@ import torch
 
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.batch import BatchLayout, ForwardBatch
+from core.interfaces.build import Communicator
 from core.interfaces.errors import PluginError
 from core.interfaces.hardware import StepGraphs
 from core.interfaces.model import CausalLM
@@ -83,8 +84,8 @@ class CapturedSteps:
     """One persistent batch for each size that `graphs` records. All sizes share their memory: one step runs at a time.
 
     last_tokens [S + 1]: as in RunnerState; padding rows read and write the last entry. best_token: the operation.
-    max_seqs: most rows of a step.
-    max_pages: columns of a page table. Raises PluginError for impossible sizes.
+    tp: the ranks that record and replay alike. max_seqs: most rows of a step. max_pages: columns of a page table.
+    Raises PluginError for impossible sizes.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class CapturedSteps:
         last_tokens: torch.Tensor,
         transfer: Transfer,
         best_token: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-        agreement: Agreement,
+        tp: Communicator,
         *,
         page_size: int,
         max_seqs: int,
@@ -116,7 +117,7 @@ class CapturedSteps:
         self._last_tokens = last_tokens
         self._transfer = transfer
         self._best_token = best_token
-        self._agreement = agreement
+        self._agreement = Agreement(tp, transfer.device)
         self._page_size = page_size
         self._recorded: set[tuple[int, tuple[int, ...]]] = set()  # rows, variant of each cache group
         self._broken: set[tuple[int, tuple[int, ...]]] = set()

@@ -17,6 +17,7 @@ import torch
 
 from core.interfaces.attention import AttentionBackend, MlaWeights, TokenRows
 from core.interfaces.batch import BatchLayout, ForwardBatch
+from core.interfaces.build import Communicator
 from core.interfaces.errors import EngineError, PluginError
 from core.interfaces.hardware import Between, StepGraphs
 from core.interfaces.model import CausalLM
@@ -37,9 +38,9 @@ logger = logging.getLogger(__name__)
 class PiecewiseSteps:
     """One buffer of inputs for all sizes of `graphs.token_sizes`: one step runs at a time.
 
-    buffer [B] uint8: where the inputs of a step that is replayed are built. max_tokens, max_seqs: most tokens and rows
-    of a step. max_pages: columns of a page table. context_length: most tokens of a row. Raises PluginError for
-    impossible sizes.
+    buffer [B] uint8: where the inputs of a step that is replayed are built. tp: the ranks that record and replay alike.
+    max_tokens, max_seqs: most tokens and rows of a step. max_pages: columns of a page table. context_length: most
+    tokens of a row. Raises PluginError for impossible sizes.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class PiecewiseSteps:
         model: CausalLM,
         attention: tuple[AttentionBackend, ...],
         kv: tuple[tuple[torch.Tensor, ...], ...],
-        agreement: Agreement,
+        tp: Communicator,
         *,
         page_size: int,
         max_tokens: int,
@@ -75,7 +76,7 @@ class PiecewiseSteps:
         self._slot_dtypes = [backend.capabilities.slot_dtype for backend in attention]
         self._page_size = page_size
         self._context_length = context_length
-        self._agreement = agreement
+        self._agreement = Agreement(tp, device)
         self._graphs = graphs
         self._model = model
         self._attention = attention

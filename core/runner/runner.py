@@ -19,7 +19,6 @@ from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend, Step
 from core.interfaces.model import CausalLM
 from core.interfaces.step import StepPlan, StepResult, StepTimes, TokenMasks
 from core.runner import inputs, logprobs
-from core.runner.agreement import Agreement
 from core.runner.config import RunnerConfig
 from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
@@ -232,7 +231,7 @@ class ModelRunner:
             self._last_tokens,
             self._transfer,
             config.ops["best_token"],
-            Agreement(config.tp, self.device),
+            config.tp,
             page_size=config.page_size,
             max_seqs=config.max_running,
             max_pages=config.max_pages_per_seq,
@@ -247,7 +246,7 @@ class ModelRunner:
             self.model,
             self._attention,
             self._kv,
-            Agreement(config.tp, self.device),
+            config.tp,
             page_size=config.page_size,
             max_tokens=config.max_step_tokens,
             max_seqs=config.max_running,
