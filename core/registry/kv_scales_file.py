@@ -31,7 +31,9 @@ def read_kv_scales(path: str, spec: ModelSpec, model_type: Any, num_ranks: int) 
         raise _wrong(path, f'"kv_cache" is {cache!r}', "it must hold dtype and scaling_factor")
     stated = content.get("model_type")
     if stated is not None and model_type is not None and stated != model_type:
-        raise _wrong(path, f'"model_type" is {stated!r}', f"the checkpoint's is {model_type!r}; take the model's own file")
+        raise _wrong(
+            path, f'"model_type" is {stated!r}', f"the checkpoint's is {model_type!r}; take the model's own file"
+        )
     if cache.get("dtype") != _DTYPE:
         raise _wrong(path, f'"kv_cache.dtype" is {cache.get("dtype")!r}', f"only scales for {_DTYPE} are known")
     ranks = cache.get("scaling_factor")

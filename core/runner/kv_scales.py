@@ -96,7 +96,8 @@ class KvScaleReader:
             if keys is None or values is None:
                 has, lacks = ("keys", "values") if values is None else ("values", "keys")
                 raise WeightError(
-                    f"the checkpoint has a scale of cached {has} of layer {layer} and none of its {lacks}", hint=_WAY_OUT
+                    f"the checkpoint has a scale of cached {has} of layer {layer} and none of its {lacks}",
+                    hint=_WAY_OUT,
                 )
             pairs[layer] = (keys[0], values[0])
         return pairs

@@ -18,7 +18,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 from core.interfaces.model import ModelArch
 from core.layers.linear import LinearBase
 from core.runner.weights import load_weights
-from core.runner.weights_rules import RuleTable, leaving_out
+from core.runner.weights_rules import RuleTable
 from plugin_llama.arch import LlamaArch
 from plugin_qwen.arch import Qwen3MoeArch
 
@@ -202,16 +202,3 @@ def test_ranks_of_a_whole_checkpoint(tmp_path: Path) -> None:
         elif path.endswith("gate_up_proj"):
             gates, ups = zip(*(share[path].chunk(2) for share in shares), strict=True)
             assert torch.equal(torch.cat([*gates, *ups]), dense(module, torch.float32))
-
-
-def test_scales_of_the_kv_cache_are_left_out_with_the_reason(tmp_path: Path) -> None:
-    """compressed-tensors keeps them at the attention module, which has no weights of its own."""
-    made = method({"quant_method": "fp8", "kv_cache_scheme": "static"})
-    assert made.kv_cache_dtype() == "fp8_e4m3"
-    rules = leaving_out(LlamaArch.weights(LlamaArch.spec(BASE)), made.ignored())
-    table = RuleTable(rules)
-    assert "KV cache" in str(table.ignored("model.layers.1.self_attn.k_scale"))
-    assert "KV cache" in str(table.ignored("model.layers.1.self_attn.k_proj.k_scale"))
-    assert "KV cache" in str(table.ignored("model.layers.1.self_attn.v_proj.output_scale"))
-    assert table.ignored("model.layers.1.self_attn.k_proj.weight_scale") is None
-    assert table.ignored("model.layers.1.self_attn.k_proj.weight") is None

@@ -218,4 +218,3 @@ def _names(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
             except re.error as error:
                 raise _bad(name, entry, f"which is no regular expression: {error}", "correct config.json") from error
     return tuple(value)
-

@@ -1,8 +1,8 @@
-"""The 8-bit KV cache that a checkpoint was made for: whether its quantization_config wishes for one, and what its scales
-are called. Imports no torch.
+"""The 8-bit KV cache that a checkpoint was made for: whether its quantization_config wishes for one, and what its
+scales are called. Imports no torch.
 
-Scales are those of e4m3fn, whose largest number is 448. No type of core's caches is one of the "fnuz" kind, whose numbers
-mean half as much, so nothing is ever doubled.
+Scales are those of e4m3fn, whose largest number is 448. None of core's caches is of a "fnuz" type, whose numbers mean
+half as much, so nothing is ever doubled.
 """
 
 from __future__ import annotations
