@@ -239,7 +239,7 @@ def _attention(draft: _Draft) -> Made:
         draft.attention, draft.page_size = choose()
         kv_dtype, why = COMPUTE_TYPE, f"the compute type; the checkpoint asks for {kv_dtype}: {error.message}"
     draft.kv_dtype = decided(kv_dtype, dtype, why)
-    rows = (*draft.attention, draft.page_size, draft.kv_dtype)
+    rows: Made = (*draft.attention, draft.page_size, draft.kv_dtype)
     return rows if (scales := _kv_scales(draft)) is None else (*rows, scales)
 
 
