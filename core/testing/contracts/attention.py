@@ -7,6 +7,7 @@ import random
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -133,18 +134,15 @@ class AttentionContract(AttentionSetup):
     @pytest.mark.parametrize("name", sorted(KV_DTYPES))
     def test_scales_of_eight_bits_are_any_numbers_and_each_layers_own(self, shape: Shape, name: str) -> None:
         """No powers of two, another pair for each layer, keys and values apart."""
-        made = self.eight_bits(shape, name)
         generator = random.Random(name)
         drawn = tuple((2 ** generator.uniform(-5, 3), 2 ** generator.uniform(-7, 1)) for _ in range(2))
-        made = replace(made, rules=shape.rules[:1] * len(drawn), layer_scales=drawn)
+        made = self.eight_bits(shape, name, rules=shape.rules[:1] * len(drawn), layer_scales=drawn)
         self.few_steps(made, f"a cache of {name} with scales")
 
     @pytest.mark.parametrize("name", sorted(KV_DTYPES))
     def test_a_cache_of_eight_bits_is_as_near_as_eight_bits_are(self, shape: Shape, name: str) -> None:
         """Of one key, whose value is all there is to attend to: within half a step of the type from what was stored."""
-        made = replace(self.eight_bits(shape, name), kv_scales=(0.37, 0.029))
-        reason = self.refusal(made.config(self.device()))
-        self.require(reason is None, f"a cache of {name} with scales ({reason})")
+        made = self.eight_bits(shape, name, kv_scales=(0.37, 0.029))
         self.require(shape.kind is not StateKind.MLA_LATENT, "a value by itself in latent attention")
         world = self.world(made)
         (layer,) = world.config.layers
@@ -174,9 +172,8 @@ class AttentionContract(AttentionSetup):
     @pytest.mark.parametrize("name", sorted(KV_DTYPES))
     def test_numbers_beyond_a_kv_dtypes_range_stay_finite(self, shape: Shape, name: str) -> None:
         """They become the largest that there is, and not-a-number stays with the token that has it."""
-        made = self.eight_bits(shape, name)
-        scale = 2.0**-12  # 1 is beyond the range of either type
-        world = self.world(replace(made, kv_scales=(2.0**-8, scale if name == "fp8_e4m3" else 2.0**-17)))
+        small = 2.0**-12 if name == "fp8_e4m3" else 2.0**-17  # 1 is beyond the range
+        world = self.world(self.eight_bits(shape, name, kv_scales=(2.0**-8, small)))
         self.prompts(world, [9, 20])
         self.check(world, [(0, 1), (1, 1)])
         self.check(world, [(1, 1), (0, 5)])
@@ -188,10 +185,12 @@ class AttentionContract(AttentionSetup):
         self.require(made.kv_dtype != shape.dtype, f"a cache of {name} beside a compute type that is another")
         return made
 
-    def eight_bits(self, shape: Shape, name: str) -> Shape:
-        """`with_kv_dtype`, skipped for types that have no scales."""
-        made = self.with_kv_dtype(shape, name)
+    def eight_bits(self, shape: Shape, name: str, **scales: Any) -> Shape:
+        """`with_kv_dtype` with changes; skipped for types that have no scales, and if `rejects` refuses these."""
+        made = replace(self.with_kv_dtype(shape, name), **scales)
         self.require(made.config(self.device()).cache_dtype.itemsize == 1, "a cache of eight bits")
+        reason = self.refusal(made.config(self.device()))
+        self.require(reason is None, f"a cache of {name} with scales ({reason})")
         return made
 
     # Batches
@@ -431,7 +430,7 @@ class AttentionContract(AttentionSetup):
         self.require(self.capabilities().graph, "graph")
         self.reads_nothing_back(shape)
         if "fp8_e4m3" in self.capabilities().kv_dtypes:
-            self.reads_nothing_back(replace(self.eight_bits(shape, "fp8_e4m3"), kv_scales=(0.3, 0.07)))
+            self.reads_nothing_back(self.eight_bits(shape, "fp8_e4m3", kv_scales=(0.3, 0.07)))
 
     def reads_nothing_back(self, shape: Shape) -> None:
         """Two steps of decodes, watched."""
