@@ -79,7 +79,9 @@ class AttentionConfig:
     def scales(self, layer: int) -> tuple[float, float]:
         """Of a layer's keys and values; other than 1.0 only in a cache of eight bits. What is written is x / scale,
         within the type's range, and what is attended to, by this step's own tokens too, is the cached number times
-        scale. Of latents the first one is for all of the row."""
+        scale. Of latents the first one is for all of the row. They are known before the backend is built and stay as
+        they are: plain numbers, that a recorded step may keep. A backend that claims a type of eight bits and cannot
+        apply them says so in `rejects`."""
         if self.cache_dtype.itemsize > 1:
             return 1.0, 1.0
         return self.kv_scales.get(layer, (1.0, 1.0))
