@@ -14,7 +14,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -139,7 +138,7 @@ class FieldRule:
 
     def apply(self, body: BaseModel, route: str) -> list[str]:
         """Names of the body's fields that count for nothing. Raises RequestError."""
-        found = dict(islice(extras(body), MAX_UNMODELLED + 1))
+        found = dict(extras(body))
         if len(found) > MAX_UNMODELLED:
             raise RequestError(f"the body has more than {MAX_UNMODELLED} fields that this route does not know")
         return self.note(judge(found, self._unknown, type(body).model_fields), route) if found else []

@@ -5,12 +5,11 @@ Fields that a model lacks are kept as extras, for `core.server.fields` to judge.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from core.frontend.parameters import Dialect, spellings
-from core.server.bodies import Texts
 from core.server.structured import StructuredFields
 
 B = TypeVar("B", bound=BaseModel)
@@ -99,7 +98,9 @@ class ChatFields(OpenAiBody):
 class CompletionFields(OpenAiBody):
     """POST /v1/completions."""
 
-    prompt: Texts
+    prompt: (
+        str | Annotated[list[str], Field(fail_fast=True)] | list[int] | list[list[int]]
+    )  # ids are not refused one by one as texts
     best_of: int | None = Field(None, ge=1, description="Samples to draw; the n likeliest a token are returned.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     suffix: str | None = Field(None, description="Text after the gap that the answer fills, if the model can.")

@@ -9,11 +9,10 @@ import pytest
 from made_tokenizers import byte_level_folder
 from tiny_parsers import CallParser, ThinkParser
 
-from core.frontend.chat import INLINE_MESSAGES, ChatRenderer, ChatRequest, check_messages
+from core.frontend.chat import ChatRenderer, ChatRequest, check_messages
 from core.frontend.parameters import generation_defaults
 from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
-from core.testing.byte_codec import byte_tokenizer
 
 HI = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -111,6 +110,9 @@ def test_recommended_sampling_out_of_range() -> None:
 
 
 async def test_many_messages_are_rendered_aside_and_too_many_are_refused() -> None:
+    from core.frontend.chat import INLINE_MESSAGES
+    from core.testing.byte_codec import byte_tokenizer
+
     renderer = ChatRenderer(byte_tokenizer())
     renderer.tokenizer.limit(1000)
     chat = [{"role": "user", "content": "a"}] * (INLINE_MESSAGES + 1)

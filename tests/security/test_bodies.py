@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -106,13 +107,11 @@ def test_names_that_are_no_text(server: MemoryServer) -> None:
     assert "set-cookie" not in reply.headers
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip"])
-def test_compressed_bodies_are_refused_unread(server: MemoryServer, encoding: str) -> None:
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, lambda raw: zlib.compress(raw, 0)])
+def test_compressed_bodies_are_refused_unread(server: MemoryServer, pack: Any) -> None:
     """Nothing unpacks: a few bytes could become gigabytes."""
-    packed = gzip.compress(b'{"messages": []}' + b" " * 1000)
-    headers = {"content-type": "application/json", "content-encoding": encoding}
-    reply = server.client.post("/v1/chat/completions", content=packed, headers=headers)
-    assert "without compression" in refused(reply, 415)["error"]["message"]
+    told = refused(post(server, "/v1/chat/completions", pack(b'{"messages": []}' + b" " * 1000)), 415)
+    assert "without compression" in told["error"]["message"]
 
 
 def test_fields_without_number_are_refused_at_once(server: MemoryServer) -> None:
