@@ -65,7 +65,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("temperature", float, "0 is greedy."),
     Parameter("top_p", float, "Sample from the smallest set of tokens with this much probability."),
-    Parameter("top_k", int, "Sample from the k likeliest tokens; -1 is off."),
+    Parameter("top_k", int, "Sample from the k likeliest tokens; -1 or 0 is off."),
     Parameter("min_p", float, "Leave out tokens less likely than this share of the likeliest."),
     Parameter("frequency_penalty", float, "Subtracted per earlier occurrence in the answer."),
     Parameter("presence_penalty", float, "Subtracted once for tokens that occur in the answer."),
@@ -142,8 +142,13 @@ def _converted(name: str, parameter: Parameter, value: Any) -> Any:
     """`value` as SamplingParams wants it. Strict: "0.5" is no number, true is no integer."""
     if parameter.field == "logit_bias":
         return _bias(name, value)
+    if parameter.field == "top_k" and value == 0 and type(value) is int:
+        return -1  # another server's way of saying off
     if parameter.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise RequestError(f"{name} is larger than numbers may be", param=name) from error
     try:
         checked = msgspec.convert(value, parameter.type, strict=True)
     except msgspec.ValidationError as error:

@@ -15,6 +15,7 @@ MAX_BAD_WORDS = 256
 MAX_LOGPROBS = 64
 MAX_PROCESSORS = 8
 MAX_ARGUMENTS_BYTES = 64 << 10  # of one processor
+MAX_COUNT = 2**31 - 1  # of tokens: what an engine's numbers hold
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is arg max
 
 
@@ -94,15 +95,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         """Raises RequestError naming the first field out of range, its value and the allowed range."""
         if self.max_tokens is not None:
-            _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+            _require(
+                1 <= self.max_tokens <= MAX_COUNT, "max_tokens", self.max_tokens, f"at least 1 and at most {MAX_COUNT}"
+            )
             _require(
                 self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
                 f"at most max_tokens ({self.max_tokens})",
             )  # fmt: skip
-        _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "at least 0")
+        _require(
+            0 <= self.min_tokens <= MAX_COUNT, "min_tokens", self.min_tokens, f"at least 0 and at most {MAX_COUNT}"
+        )
         _require(_in(self.temperature, 0.0, 100.0), "temperature", self.temperature, "between 0 and 100")
         _require(_in(self.top_p, 0.0, 1.0) and self.top_p > 0, "top_p", self.top_p, "in (0, 1]")
-        _require(self.top_k == -1 or self.top_k >= 1, "top_k", self.top_k, "-1 (off) or at least 1")
+        _require(
+            self.top_k == -1 or 1 <= self.top_k <= MAX_COUNT, "top_k", self.top_k,
+            f"-1 (off) or at least 1 and at most {MAX_COUNT}",
+        )  # fmt: skip
         _require(_in(self.min_p, 0.0, 1.0), "min_p", self.min_p, "between 0 and 1")
         for name in ("frequency_penalty", "presence_penalty"):
             _require(_in(getattr(self, name), -2.0, 2.0), name, getattr(self, name), "between -2 and 2")
@@ -126,7 +134,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             if value is not None:
                 _require(0 <= value <= MAX_LOGPROBS, name, value, f"between 0 and {MAX_LOGPROBS}")
         start = self.prompt_logprobs_start
-        _require(start >= 0, "prompt_logprobs_start", start, "at least 0")
+        _require(0 <= start <= MAX_COUNT, "prompt_logprobs_start", start, f"at least 0 and at most {MAX_COUNT}")
         _require(self.n >= 1, "n", self.n, "at least 1")
         count = len(self.processors)
         _require(count <= MAX_PROCESSORS, "logit_processors", count, f"at most {MAX_PROCESSORS} processors")

@@ -116,7 +116,10 @@ class GenerateBody(Body):
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     return_logprob: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     logprob_start_len: int | None = Field(
-        None, ge=-1, description="With return_logprob: first prompt token whose log-probability is returned; -1: none."
+        None,
+        ge=-1,
+        lt=2**31,
+        description="With return_logprob: first prompt token whose log-probability is returned; -1: none.",
     )
     top_logprobs_num: int | None = Field(None, ge=0, description="Alternatives per token; needs return_logprob.")
     return_text_in_logprobs: bool | None = Field(None, description="Tokens as text beside their ids.")
@@ -131,11 +134,11 @@ class TokenizeBody(BaseModel):
     prompt: str | list[str] | None = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    return_token_strs: bool = False
+    return_token_strs: bool | None = None
 
 
 class DetokenizeBody(BaseModel):
@@ -144,7 +147,7 @@ class DetokenizeBody(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     model: str | None = None
     tokens: list[int] | list[list[int]]
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
 
 
 def with_sampling(base: type[B], dialect: Dialect, name: str) -> type[B]:
