@@ -88,10 +88,16 @@ class ChatFields(OpenAiBody):
     top_logprobs: int | None = Field(None, ge=0, description="Alternatives per token; needs logprobs.")
     prompt_logprobs: int | None = Field(None, ge=-1, description="Log-probabilities of the prompt; alternatives each.")
     return_token_ids: bool | None = Field(None, description="Token ids of prompt and answer too.")
+    return_prompt_token_ids: bool | None = Field(None, description="The prompt's token ids too.")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(None, description="Go on with the last message instead of answering.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extra names for the chat template.")
-    reasoning_effort: str | float | None = Field(None, description="Handed to the chat template under this name.")
+    reasoning_effort: str | float | None = Field(
+        None, description="Handed to the chat template under this name; none: its switches of thinking are off."
+    )
+    thinking: bool | dict[str, Any] | None = Field(
+        None, description="The template's switches of thinking: true or false, or as {type: enabled | disabled}."
+    )
     separate_reasoning: bool | None = Field(None, description="Give reasoning in reasoning_content (default).")
 
 
@@ -104,6 +110,7 @@ class CompletionFields(OpenAiBody):
     suffix: str | None = Field(None, description="Text after the gap that the answer fills, if the model can.")
     prompt_logprobs: int | None = Field(None, ge=-1, description="Log-probabilities of the prompt; alternatives each.")
     return_token_ids: bool | None = Field(None, description="Token ids of prompt and answer too.")
+    return_prompt_token_ids: bool | None = Field(None, description="The prompt's token ids too.")
     logprobs: int | None = Field(None, ge=0, description="Alternatives per token.")
     add_special_tokens: bool | None = Field(None, description="Begin-of-text and the like around a text prompt.")
 
