@@ -18,6 +18,7 @@ from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
 from core.interfaces.params import SamplingParams
 from core.interfaces.parsers import ParsedDelta, ParserStream
 from core.parsing.scanner import Remover, Scanner
+from core.parsing.stop_regex import RegexScanner
 
 
 class TopEntry(Protocol):
@@ -151,7 +152,9 @@ class OutputStage:
         policy: ToolPolicy | None = None,
         align_logprobs: bool = True,
     ) -> None:
-        """context: the prompt's last ids. prompt: all of them, where prompt_logprobs are asked for. reasoning, tools:
+        """Raises RequestError for a regular expression that cannot be used.
+
+        context: the prompt's last ids. prompt: all of them, where prompt_logprobs are asked for. reasoning, tools:
         parsers; `policy` goes with `tools`.
 
         align_logprobs: give a token's log-probability out with its text, and none for text that a stop string cut;
@@ -168,10 +171,10 @@ class OutputStage:
         remove = parsing and sampling.skip_special_tokens and tokenizer.special_texts
         self._removers = (Remover(tokenizer.special_texts), Remover(tokenizer.special_texts)) if remove else None
         self._decoder = tokenizer.decode_stream(sampling.skip_special_tokens and not parsing, context)
-        self._scanner = Scanner(sampling.stop) if sampling.stop else None
+        self._scanner = _scanner(sampling)
         self._align = align_logprobs
         # Nothing looks at the text or goes with it, so that tokens are decoded and that is all.
-        self._plain = not parsing and not sampling.stop and sampling.logprobs is None and self._prompt is None
+        self._plain = not parsing and self._scanner is None and sampling.logprobs is None and self._prompt is None
         self._waiting: list[_Waiting] = []
         self._decoded = 0  # characters that came out of the decoder
         self.num_tokens = 0
@@ -263,7 +266,7 @@ class OutputStage:
             waiting.end = min(cut, waiting.end or cut)
         self._decoded = cut
         self.finished = True
-        delta.finish_reason, delta.matched_stop = "stop", found
+        delta.finish_reason, delta.matched_stop = "stop", self._scanner.name_of(found)
         return True
 
     def _end(self, chunk: Chunk, pieces: list[str], delta: OutputDelta) -> None:
@@ -338,6 +341,13 @@ class OutputStage:
                 ready += 1
         delta.logprobs = [waiting.entry for waiting in self._waiting[:ready]]
         del self._waiting[:ready]
+
+
+def _scanner(sampling: SamplingParams) -> Scanner | RegexScanner | None:
+    """What looks for the strings and expressions that end the text. Raises RequestError for an expression."""
+    if sampling.stop_regex:
+        return RegexScanner(sampling.stop_regex, sampling.stop)
+    return Scanner(sampling.stop) if sampling.stop else None
 
 
 def _through(parser: ParserStream | None, text: str, final: bool) -> ParsedDelta:

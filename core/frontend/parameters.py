@@ -77,6 +77,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("allowed_token_ids", list[int], "The only tokens that may be generated, ends of text included."),
     Parameter("bad_words", list[str], "Texts that may not be generated, as the tokens that they are cut into."),
     Parameter("stop", str | list[str], "Strings that end the text.", {Dialect.MESSAGES: ("stop_sequences",)}),
+    Parameter("stop_regex", str | list[str], "Regular expressions that end the text where they are first found."),
     Parameter("stop_token_ids", list[int], "Token ids that end the text."),
     Parameter("ignore_eos", bool, "Go on past end-of-text."),
     Parameter(
@@ -153,7 +154,7 @@ def _converted(name: str, parameter: Parameter, value: Any) -> Any:
         checked = msgspec.convert(value, parameter.type, strict=True)
     except msgspec.ValidationError as error:
         raise RequestError(f"{name} is {value!r}: {_plain(error)}", param=name) from error
-    if parameter.field == "stop":
+    if parameter.field in ("stop", "stop_regex"):
         return (checked,) if isinstance(checked, str) else tuple(checked)
     return tuple(checked) if isinstance(checked, list) else checked
 

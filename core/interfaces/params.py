@@ -11,6 +11,7 @@ import msgspec
 from core.interfaces.errors import RequestError
 
 MAX_STOP_STRINGS = 32
+MAX_STOP_REGEX_CHARS = 256
 MAX_BAD_WORDS = 256
 MAX_LOGPROBS = 64
 MAX_PROCESSORS = 8
@@ -50,7 +51,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty, presence_penalty in [-2, 2], over generated tokens (OpenAI's definition).
     repetition_penalty in (0, 2], over prompt and generated tokens (Keskar et al. 2019, CTRL).
     logit_bias: token id -> value added to its logit.
-    stop: strings that end the text (not returned unless include_stop_str_in_output).
+    stop: strings that end the text (not returned unless include_stop_str_in_output). stop_regex: regular expressions
+        that do, in Python's syntax; the first place where one is found counts.
     allowed_token_ids: the only tokens that may be generated, ends of text included; empty: all.
     bad_words: texts that may not be generated, in the tokens that they are cut into. bad_token_ids: those tokens, which
         the front end fills in: of each sequence, the last token may not follow the others.
@@ -79,6 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words: tuple[str, ...] = ()
     bad_token_ids: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
@@ -120,8 +123,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         )  # fmt: skip
         for token, bias in (self.logit_bias or {}).items():
             _require(token >= 0 and math.isfinite(bias), "logit_bias", {token: bias}, "{token id: finite number}")
-        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
-        _require(all(self.stop), "stop", list(self.stop), "non-empty strings")
+        for name in ("stop", "stop_regex"):
+            given = getattr(self, name)
+            _require(len(given) <= MAX_STOP_STRINGS, name, len(given), f"at most {MAX_STOP_STRINGS} strings")
+            _require(all(given), name, list(given), "non-empty strings")
+        longest = max(map(len, self.stop_regex), default=0)
+        _require(
+            longest <= MAX_STOP_REGEX_CHARS, "stop_regex", f"{longest} characters", f"at most {MAX_STOP_REGEX_CHARS}"
+        )
         for name in ("stop_token_ids", "allowed_token_ids"):
             _require(all(t >= 0 for t in getattr(self, name)), name, list(getattr(self, name)), "ids >= 0")
         _require(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", len(self.bad_words), f"at most {MAX_BAD_WORDS}")

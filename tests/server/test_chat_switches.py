@@ -87,3 +87,22 @@ def test_fields_inside_stream_options_of_responses(launch) -> None:
         options = {"include_obfuscation": False, "chunks": 2}
         reply = httpx.post(f"{server.url}/v1/responses", json={"input": "Hi", "stream_options": options})
         assert (reply.status_code, reply.headers[HEADER]) == (200, "stream_options.chunks")
+
+
+def test_expressions_end_the_text_on_every_route(launch) -> None:
+    routes: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"messages": HI, "stop_regex": "[a-z]+, w"}),
+        ("/v1/completions", {"prompt": "Hi", "stop_regex": ["[a-z]+, w"]}),
+        ("/generate", {"text": "Hi", "sampling_params": {"stop_regex": "[a-z]+, w"}}),
+        ("/v1/messages", {"messages": HI, "max_tokens": 50, "stop_regex": "[a-z]+, w"}),
+        ("/api/generate", {"model": "tiny", "prompt": "Hi", "stream": False, "options": {"stop_regex": "[a-z]+, w"}}),
+    ]
+    with launch() as server:
+        for route, body in routes:
+            reply = httpx.post(server.url + route, json=body)
+            assert reply.status_code == 200, reply.text
+            assert "world" not in reply.text
+            assert '"H"' in reply.text, (route, reply.text)
+            assert server.engine.requests[-1].ended_by_text
+        (choice,) = httpx.post(server.url + routes[0][0], json=routes[0][1]).json()["choices"]
+        assert (choice["finish_reason"], choice["matched_stop"]) == ("stop", "[a-z]+, w")
