@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from core.frontend.call_check import CallProblem
 from core.frontend.tokenizer import Tokenizer
 from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
 from core.interfaces.params import SamplingParams
@@ -98,6 +99,7 @@ class OutputDelta:
     token; None in every other delta. hidden [n, hidden_size] float32: the final hidden state that each of `token_ids`
     was drawn from, in order; with hidden_states "all", the first delta's begin with those of the other prompt tokens,
     so that all together are as many as prompt and answer have tokens, less one. None where nothing was asked for.
+    call_problems: with the last delta, what of the calls does not fit their tools' schemas.
     """
 
     text: str = ""
@@ -112,6 +114,7 @@ class OutputDelta:
     error: str | None = None
     prompt_logprobs: list[PromptLogprob] | None = None
     hidden: npt.NDArray[np.float32] | None = None
+    call_problems: Sequence[CallProblem] = ()
 
     @property
     def empty(self) -> bool:
@@ -296,6 +299,7 @@ class OutputStage:
                 delta.reasoning += self._removers[1].flush()
         if self.finished:
             delta.text += self._policy.finish()
+            delta.call_problems = self._policy.problems()
             if self._policy.num_calls and delta.finish_reason == "stop":
                 delta.finish_reason = "tool_calls"
 

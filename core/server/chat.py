@@ -157,7 +157,7 @@ class _Reply:
                     choice["logprobs"] = self._logprobs_object(delta.logprobs)
                 if delta.matched_stop is not None:
                     choice["matched_stop"] = delta.matched_stop
-                choice.update(self._of_tokens([delta]))
+                choice.update({**self._of_tokens([delta]), **_of_calls(delta)})
                 yield event(policy.on({**envelope, "choices": [choice]}, answers.usage))
             last = policy.last(envelope, answers.usage)
             if last is not None:
@@ -220,10 +220,19 @@ class _Reply:
             "finish_reason": deltas[-1].finish_reason,
             "matched_stop": deltas[-1].matched_stop,
             **self._of_tokens(deltas),
+            **_of_calls(deltas[-1]),
         }
 
     def _logprobs_object(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return chat_logprobs(self._service.tokenizer, entries, self._num_top)
+
+
+def _of_calls(last: OutputDelta) -> dict[str, Any]:
+    """What of an answer's calls does not fit the tools' schemas."""
+    if not last.call_problems:
+        return {}
+    told = [{"index": p.index, "path": p.path, "message": p.message} for p in last.call_problems]
+    return {"tool_call_problems": told}
 
 
 def _message_delta(delta: OutputDelta) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -106,3 +107,20 @@ def test_expressions_end_the_text_on_every_route(launch) -> None:
             assert server.engine.requests[-1].ended_by_text
         (choice,) = httpx.post(server.url + routes[0][0], json=routes[0][1]).json()["choices"]
         assert (choice["finish_reason"], choice["matched_stop"]) == ("stop", "[a-z]+, w")
+
+
+@pytest.mark.parametrize(("arguments", "path"), [('{"city": 3}', "$.city"), ('{"city": "Rome"}', None)])
+def test_arguments_that_do_not_fit_the_tool_are_told(launch, arguments: str, path: str | None) -> None:
+    function = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    body = {"messages": HI, "tools": [{"type": "function", "function": function}]}
+    with launch() as server:
+        server.says(f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>')
+        url = f"{server.url}/v1/chat/completions"
+        (choice,) = httpx.post(url, json=body).json()["choices"]
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"] == arguments
+        told = choice.get("tool_call_problems", [])
+        assert [(problem["index"], problem["path"]) for problem in told] == ([(0, path)] if path else [])
+        lines = [line[6:] for line in httpx.post(url, json={**body, "stream": True}).text.splitlines() if line]
+        last = json.loads(lines[-2])["choices"][0]
+        assert last["finish_reason"] == "tool_calls"
+        assert last.get("tool_call_problems", []) == told
