@@ -20,7 +20,7 @@ MAX_TOKENS = 160
 def test_documents_of_the_demo_model_are_valid(name: str) -> None:
     made = backend(name)
     schemas = [case.schema for case in cases() if compiled(made, case.schema) is not None]
-    with LLM("demo", grammar_backend=name, max_running_requests=64, max_total_tokens=64 * 256, log_level="error") as llm:
+    with LLM("demo", grammar_backend=name, max_running_requests=64, max_total_tokens=64 * 256) as llm:
         prompt = [{"role": "user", "content": "Give me an example."}]
         drawn = {"temperature": 1.5, "top_p": 1.0, "max_tokens": MAX_TOKENS}
         asked = [{**drawn, "json_schema": schema, "seed": seed} for seed, schema in enumerate(schemas)]
