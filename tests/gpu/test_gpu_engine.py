@@ -50,7 +50,11 @@ def on_the_cpu(dtype: str) -> tuple[list[TokenChunk], list[TokenChunk]]:
 @pytest.mark.parametrize(("attention", "dtype", "graphs", "overlap"), WAYS)
 def test_the_same_greedy_tokens(attention: str, dtype: str, graphs: str, overlap: str) -> None:
     wanted, wanted_drawn = on_the_cpu(dtype)
-    ways = {"attention_backend": need_attention(attention), "overlap": overlap, "plugins": {"nvidia": {"graphs": graphs}}}
+    ways = {
+        "attention_backend": need_attention(attention),
+        "overlap": overlap,
+        "plugins": {"nvidia": {"graphs": graphs}},
+    }
     with engine(dtype=dtype, **ways, **SIZES) as made:
         first, again = made.generate(demo_prompts()), made.generate(demo_prompts())
         drawn = made.generate(demo_prompts(), DRAWN)

@@ -31,10 +31,9 @@ def ops() -> Ops:
     pytest.importorskip("triton")
     if ON_CPU and not INTERPRETED:
         return REFERENCES
+    from core.interfaces.context import PluginContext
     from plugin_triton.ops import threshold
     from plugin_triton.ops.table import TritonOps
-
-    from core.interfaces.context import PluginContext
 
     if ON_CPU:
         threshold._PROGRAMS = 4  # the interpreter runs one after the other
@@ -62,6 +61,7 @@ def chi_square(seen: Mapping[int, int], shares: torch.Tensor) -> tuple[float, fl
         value, cells = value + (rest_seen - rest_expected) ** 2 / rest_expected, cells + 1
     else:
         assert rest_seen <= 30 + rest_expected, "tokens come that should hardly ever"
+    assert cells > 3, "the distribution is too narrow to say anything"
     return value, quantile(cells)
 
 
@@ -148,14 +148,17 @@ def assert_on_the_edge(row: torch.Tensor, top_p: float, top_k: int, got: float, 
 def test_first_tokens_of_many_seeds_have_the_models_distribution() -> None:
     """Through the whole engine: one prompt, thousands of seeds, against the log-probabilities that it tells."""
     count = 400 if ON_CPU else 6000
-    prompt = demo_prompts()[7]
     with engine(
         dtype="float32", attention_backend=need_attention("triton"), max_running_requests=64, max_total_tokens=16384,
         context_length=256,
     ) as made:  # fmt: skip
-        told = made.generate([prompt], SamplingParams(temperature=0.0, max_tokens=1, logprobs=64))[0].logprobs
-        assert told is not None
-        for temperature, top_k in ((1.0, 0), (0.7, 8)):
+        firsts = made.generate(demo_prompts(), SamplingParams(temperature=0.0, max_tokens=1, logprobs=64))
+        # Of the prompts the one behind which most is possible.
+        prompt, told = min(
+            ((prompt, first.logprobs or []) for prompt, first in zip(demo_prompts(), firsts, strict=True)),
+            key=lambda item: item[1][0].logprobs[0],
+        )
+        for temperature, top_k in ((1.0, 0), (2.0, 8)):
             drawn = SamplingParams(temperature=temperature, top_k=top_k or -1, max_tokens=1, ignore_eos=True)
             answers = made.generate([prompt] * count, drawn, list(range(count)))
             seen = Counter(answer.tokens[0] for answer in answers)
@@ -169,7 +172,9 @@ def test_first_tokens_of_many_seeds_have_the_models_distribution() -> None:
                 others = np.setdiff1d(np.arange(len(shares)), told[0].ids)
                 shares[others] = max(0.0, 1 - known.sum()) / len(others)
             value, limit = chi_square(seen, torch.from_numpy(shares))
-            say(f"{count} first tokens, temperature {temperature}, top-k {top_k}: chi-square {value:.1f} <= {limit:.1f}")
+            say(
+                f"{count} first tokens, temperature {temperature}, top-k {top_k}: chi-square {value:.1f} <= {limit:.1f}"
+            )
             assert value < limit
             assert not top_k or set(seen) <= set(told[0].ids[:top_k])
         again = made.generate([prompt] * 20, drawn, list(range(20)))
@@ -197,23 +202,19 @@ def microseconds(call: Callable[[], object]) -> float:
         begin = time.perf_counter()
         call()
         return (time.perf_counter() - begin) * 1e6
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(4):
-                call()
-        best = float("inf")
-        for _ in range(5):
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
-            graph.replay()
-            last.record()
-            last.synchronize()
-            best = min(best, first.elapsed_time(last))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(4):
+            call()
+    best = float("inf")
+    for _ in range(5):
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        graph.replay()
+        last.record()
+        last.synchronize()
+        best = min(best, first.elapsed_time(last))
     return best * 1e3 / 4
 
 
