@@ -24,6 +24,11 @@ MOE: dict[str, Any] = {
 DENSE = {name: MOE[name] for name in MOE if "expert" not in name and "sparse" not in name and "only" not in name}
 DENSE.pop("norm_topk_prob"), DENSE.pop("moe_intermediate_size")
 BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+# From the CPU with the same weights: another order of sums moves inputs of the next layer to the neighbouring 8-bit
+# number, an eighth or a sixteenth away, so two right ways are up to 0.12 apart (seen between two backends of the CPU).
+# From the model that is not quantized: what three bits of mantissa leave over some layers, 0.1 to 0.23 on the CPU. A
+# wrong scale anywhere makes both larger than 0.5.
+LIMITS = (0.25, 0.35)
 LAST = SamplingParams(temperature=0.0, max_tokens=1, hidden_states="last")
 
 
@@ -39,9 +44,10 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     ],
 )  # fmt: skip
 def test_products(rows: int, columns: int, group: int, static: bool, device: torch.device) -> None:
-    """Against float64 with the inputs as they are quantized, which leaves rounding to bfloat16; and as they came."""
+    """Against float64 with the inputs as they are quantized, which leaves rounding to bfloat16 and how the matrix units
+    add; and as they came."""
     from plugin_fp8 import kernels, scales
-    from plugin_fp8.products import Reference, Weight, product_of
+    from plugin_fp8.products import Dense, Reference, Weight, product_of
 
     if ON_CPU:
         rows, columns = rows // 4 // 16 * 16, columns // 4 // 16 * 16
@@ -64,7 +70,7 @@ def test_products(rows: int, columns: int, group: int, static: bool, device: tor
         for place, given in enumerate((own.inputs(x), x)):
             worst[place] = max(worst[place], relative(got, given.double() @ dense.t() + bias.double()))
     say(f"fp8 [{rows}, {columns}] group {group} {type(product).__name__}: off by {worst[0]:.4f}, {worst[1]:.4f}")
-    assert worst[0] < 0.008
+    assert worst[isinstance(product, Dense)] < 0.008, "this one takes inputs as they come"
     assert worst[1] < 0.05
 
 
@@ -103,7 +109,7 @@ def median_error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.median(np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)))
 
 
-def compare(what: str, model: Path | None, limits: tuple[float, float], plain: Path | None, **settings: Any) -> None:
+def compare(what: str, model: Path | None, plain: Path | None, **settings: Any) -> None:
     """Both devices with these settings, and without them the CPU with `plain`: last hidden states."""
     found = {}
     for device in ("cpu", None):
@@ -114,8 +120,8 @@ def compare(what: str, model: Path | None, limits: tuple[float, float], plain: P
         wide = last_hidden(made)
     here, there = median_error(found[None], found["cpu"]), median_error(found[None], wide)
     say(f"{what}: off by {here:.4f} from the CPU, {there:.4f} from what is not quantized")
-    assert here < limits[0]
-    assert 0 < there < limits[1]
+    assert here < LIMITS[0]
+    assert 0 < there < LIMITS[1]
 
 
 def tiny(folder: Path, kind: str) -> Path:
@@ -135,7 +141,7 @@ def in_blocks(source: Path, folder: Path) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     changed = 0
     for name, tensor in load_file(source / "model.safetensors").items():
-        if not (name.endswith("_proj.weight") or name.endswith(("gate_up_proj", "down_proj"))):
+        if not name.endswith(("_proj.weight", "gate_up_proj", "down_proj")):
             tensors[name] = tensor
             continue
         rows, columns = tensor.shape[-2:]
@@ -155,22 +161,20 @@ def in_blocks(source: Path, folder: Path) -> Path:
     return folder
 
 
-# From the CPU with the same 8-bit numbers: another order of sums in bfloat16 moves some of them to a neighbour, an
-# eighth or a sixteenth away. From the model that is not quantized: what three bits of mantissa leave over some layers.
 def test_a_model_quantized_while_it_loads() -> None:
-    compare("online, bundled model", None, (0.06, 0.25), None, quantization="fp8")
+    compare("online, bundled model", None, None, quantization="fp8")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
 def test_random_models_quantized_while_they_load(kind: str, tmp_path: Path) -> None:
     model = tiny(tmp_path / "model", kind)
-    compare(f"online, {kind}", model, (0.06, 0.25), model, quantization="fp8")
+    compare(f"online, {kind}", model, model, quantization="fp8")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
 def test_checkpoints_in_blocks(kind: str, tmp_path: Path) -> None:
     model = tiny(tmp_path / "model", kind)
-    compare(f"blocks, {kind}", in_blocks(model, tmp_path / "blocks"), (0.06, 0.25), model)
+    compare(f"blocks, {kind}", in_blocks(model, tmp_path / "blocks"), model)
 
 
 @pytest.mark.parametrize("kv", ["fp8_e4m3", "fp8_e5m2"])
@@ -189,5 +193,5 @@ def test_a_kv_cache_of_8_bits(kv: str) -> None:
     here, there = median_error(got, want), median_error(got, wide)
     say(f"KV {kv}: {sizes[kv] / sizes['auto']:.2f} of the bytes, off by {here:.4f} from the CPU, {there:.4f} from wide")
     assert sizes[kv] * 2 == sizes["auto"]
-    assert here < 0.05
-    assert 0 < there < 0.5
+    assert here < 0.15
+    assert 0 < there < 0.3
