@@ -68,6 +68,8 @@ def engine(model: Path | str | None = None, *, device: str = DEVICE, **given: An
         given.pop("plugins", None)
         given.pop("overlap", None)
     flat = {"random_seed": 1, "log_interval_s": 0, "grammar_backend": "none", "device": device, **given}
+    if device == "cpu":
+        flat.setdefault("cpu_threads", 2)  # others run beside this one
     if model is not None:
         flat["model"] = str(model)
     settings = load_settings(flat, {}, origin="argument").settings

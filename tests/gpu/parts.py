@@ -23,6 +23,7 @@ class Part:
 
 
 INTERPRETED = "tests/plugins/triton/interpreted"
+FA3 = ("tests/contracts/test_attention.py::TestFa3", "tests/plugins/fa3")
 # The longest first. Together the limits of those that run alone and the longest of the others stay under 8 minutes.
 PARTS = (
     Part("triton", "every Triton kernel equals its reference", ("--contract-examples=0.4", INTERPRETED), 260, 9),
@@ -30,7 +31,7 @@ PARTS = (
          (f"{OWN}/test_gpu_engine.py", "-k", "not flashinfer"), 220, 3),
     Part("flashinfer", "the same with FlashInfer, whose kernels are compiled first",
          (f"{OWN}/test_gpu_engine.py", f"{OWN}/test_gpu_steps.py", "tests/plugins/flashinfer", "-k",
-          "flashinfer and (bfloat16 or cuda)"), 240, environment={"MAX_JOBS": "8"}),
+          "flashinfer and (bfloat16 or cuda) and not Plans"), 240, environment={"MAX_JOBS": "8"}),
     Part("deterministic", "same bits alone and among 64", (f"{OWN}/test_gpu_deterministic.py",), 220, 2),
     Part("steps", "no hidden waits, one copy each way", (f"{OWN}/test_gpu_steps.py", "-k", "not flashinfer"), 200, 2),
     Part("fp8", "8-bit weights, experts and KV cache",
@@ -39,12 +40,13 @@ PARTS = (
     Part("nvidia", "graphs, pieces, memory plan of the device", ("tests/plugins/nvidia",), 120),
     Part("pieces", "prefills recorded in pieces equal launched ones", (f"{OWN}/test_pieces_gpu.py",), 200),
     Part("fa3", "FlashAttention-3 through the attention suite",
-         ("--contract-examples=0.3", "tests/contracts/test_attention.py::TestFa3", "tests/plugins/fa3", "-k",
-          "TestFa3 and not Plans or cuda"), 160, 2),
+         ("--contract-examples=0.3", *FA3, "-k", "(TestFa3 and not Plans or cuda) and not latent"), 160, 2),
+    Part("fa3-latent", "the same of latent attention, whose kernels not every build has",
+         ("--contract-examples=0.3", *FA3, "-k", "(TestFa3 and not Plans or cuda) and latent"), 160),
     Part("memory", "a full KV cache fits; weights go straight to the device", (f"{OWN}/test_gpu_memory.py",), 110,
          alone=True),
     Part("times", "what filters cost", (f"{OWN}/test_gpu_sampling.py", "-m", "timed"), 60, alone=True),
-    Part("ranks", "two and four GPUs: parity, a rank's death", (f"{OWN}/test_gpu_ranks.py",), 150, alone=True, gpus=2),
+    Part("ranks", "two and four GPUs: parity, a rank's death", (f"{OWN}/test_gpu_ranks.py",), 210, alone=True, gpus=2),
 )  # fmt: skip
 
 # compute-sanitizer makes kernels ten to a hundred times slower: small examples, and what a tool can find.

@@ -11,7 +11,7 @@ import torch
 from core.engine.client import EngineRequest
 from core.interfaces.params import SamplingParams
 from tests.gpu.engines import ON_CPU, Built, demo_prompts, engine, gpu_only, need_attention, say
-from tests.gpu.watching import copies, waits
+from tests.gpu.watching import WARNING, copies, waits
 
 SIZES = {"max_running_requests": 16, "max_total_tokens": 16384, "context_length": 1024, "chunked_prefill_size": 512}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
@@ -57,7 +57,7 @@ def test_a_wait_would_be_seen(device: torch.device, monkeypatch: pytest.MonkeyPa
     with waits(monkeypatch) as found:
         total = torch.ones(3, device=device).sum()
         if ON_CPU:
-            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            warnings.warn(WARNING, stacklevel=1)
         assert total.item() == 3
         if not ON_CPU:
             torch.cuda.synchronize()
