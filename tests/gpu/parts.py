@@ -61,6 +61,6 @@ SANITIZER = tuple(
          (f"{INTERPRETED}/test_triton_attention.py", f"{INTERPRETED}/test_triton_attention_parts.py",
           "--contract-examples=0.05", "-k", "decodes_first or softcap or splits or shared or in_common")),
         ("moe", "experts", (f"{INTERPRETED}/test_triton_moe_kernels.py", "-k", "sorting or 8_bit or kind_of_tile")),
-        ("fp8", "8-bit products", (f"{OWN}/test_gpu_fp8.py", "-k", "product or norm")),
+        ("fp8", "8-bit products", (f"{OWN}/test_gpu_fp8.py", "-k", "product or norm or bits")),
     )
 )  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 from core.interfaces.params import SamplingParams
 from core.ops.reference import REFERENCES
+from core.ops.table import build_ops
 from tests.gpu.engines import ON_CPU, Built, demo_prompts, engine, gpu_only, say
 
 SIZES = {"max_running_requests": 16, "max_total_tokens": 4096, "context_length": 256, "dtype": "bfloat16"}
@@ -72,6 +73,30 @@ def test_products(rows: int, columns: int, group: int, static: bool, device: tor
     say(f"fp8 [{rows}, {columns}] group {group} {type(product).__name__}: off by {worst[0]:.4f}, {worst[1]:.4f}")
     assert worst[isinstance(product, Dense)] < 0.008, "this one takes inputs as they come"
     assert worst[1] < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_activations_get_the_same_bits_everywhere(dtype: torch.dtype, device: torch.device) -> None:
+    """Core's reference on the CPU and on the device, and Triton's kernels: scales and 8-bit numbers. Numbers in the
+    middle between two, common in 16 bits, show a scale that is off in the last place."""
+    tables = [REFERENCES]
+    if not ON_CPU:
+        from core.interfaces.context import PluginContext
+        from plugin_triton.ops.table import TritonOps
+
+        tables.append(build_ops(TritonOps(PluginContext(device=device)).ops()))
+    x = torch.randn(300, 1184, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[7] = 0
+    for name, arguments in (
+        ("quantize_fp8_group", (128,)), ("quantize_fp8_group", (48,)), ("quantize_fp8_token", ()),
+        ("quantize_fp8_tensor", ()),
+    ):  # fmt: skip
+        want, want_scale = REFERENCES[name](x, *arguments)
+        for place, table in enumerate(tables):
+            got, scale = table[name](x.to(device), *arguments)
+            assert torch.equal(scale.cpu(), want_scale), (name, place)
+            off = int((got.cpu().view(torch.uint8) != want.view(torch.uint8)).sum())
+            assert off == 0, f"{name} {arguments}, table {place}: {off} of {x.numel()} numbers differ"
 
 
 @pytest.mark.parametrize("group", [0, 128])
