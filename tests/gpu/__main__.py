@@ -60,7 +60,7 @@ def run_all(parts: list[Part], folder: Path, *, cores: int, end_s: float) -> lis
 
 def table(outcomes: list[Outcome]) -> str:
     """What came of it, then why each test failed, and what was skipped."""
-    lines = ["", f"{'part':20} {'result':8} {'passed':>6} {'failed':>6} {'skipped':>7} {'s':>6}  proves"]
+    lines = [f"{'part':20} {'result':8} {'passed':>6} {'failed':>6} {'skipped':>7} {'s':>6}  proves"]
     lines += [outcome.row() for outcome in outcomes]
     for outcome in outcomes:
         lines += [f"FAILED {test}: {reason}" for test, reason in outcome.failures]
@@ -118,7 +118,8 @@ def main() -> int:
     status, sentence = verdict(outcomes)
     if on_cpu:
         sentence += "; ON THE CPU, which checks the tests and proves nothing of a GPU"
-    text = f"{table(outcomes)}\n{sentence} ({time.monotonic() - begin:.0f} s)\n"
+    figures = "\n".join(f"{outcome.part.name}: {line}" for outcome in outcomes for line in outcome.lines)
+    text = f"\n{figures}\n\n{table(outcomes)}\n{sentence} ({time.monotonic() - begin:.0f} s)\n"
     print(text, flush=True)
     (given.out / "summary.txt").write_text(text, encoding="utf-8")
     if given.bundle is not None:

@@ -23,6 +23,7 @@ from core.interfaces.params import SamplingParams
 from core.registry.catalog import Catalog
 from core.registry.resolve import Resolution, resolve
 from core.runner.runner import ModelRunner
+from tests.gpu.reporting import LINES
 
 ON_CPU = os.environ.get("CORE_GPU_TESTS_ON") == "cpu"
 DEVICE = "cpu" if ON_CPU else "nvidia"
@@ -129,8 +130,13 @@ def agree(want: Sequence[TokenChunk], got: Sequence[TokenChunk], near: float) ->
 
 
 def say(*parts: object) -> None:
-    """A line for the log of the part (pytest -s shows it, and so does `python -m tests.gpu`)."""
-    print(*parts, flush=True)
+    """A line of figures: pytest -s shows it, and the summary of `python -m tests.gpu` has it, also of a part that was
+    stopped."""
+    line = " ".join(str(part) for part in parts)
+    print(line, flush=True)
+    if path := os.environ.get(LINES):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def gpu_only() -> None:

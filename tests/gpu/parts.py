@@ -46,7 +46,8 @@ PARTS = (
     Part("memory", "a full KV cache fits; weights go straight to the device", (f"{OWN}/test_gpu_memory.py",), 110,
          alone=True),
     Part("times", "what filters cost", (f"{OWN}/test_gpu_sampling.py", "-m", "timed"), 60, alone=True),
-    Part("ranks", "two and four GPUs: parity, a rank's death", (f"{OWN}/test_gpu_ranks.py",), 210, alone=True, gpus=2),
+    Part("ranks", "two and four GPUs answer as one", (f"{OWN}/test_gpu_ranks.py", "-k", "answers"), 230, gpus=2),
+    Part("ranks-death", "a killed rank is an error, soon", (f"{OWN}/test_gpu_ranks.py", "-k", "killed"), 90, gpus=2),
 )  # fmt: skip
 
 # compute-sanitizer makes kernels ten to a hundred times slower: small examples, and what a tool can find.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 FILE = "CORE_GPU_TESTS_REPORT"
+LINES = "CORE_GPU_TESTS_LINES"  # a file for the figures that tests tell
 LONGEST = 400  # characters of a reason
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.gpu.parts import Part
-from tests.gpu.reporting import FILE
+from tests.gpu.reporting import FILE, LINES
 
 # The project's options are those of its environment: here there may be other versions, which warn of other things,
 # and plugins of pytest that mind being run by several workers.
@@ -30,7 +30,7 @@ _GRACE_S = 3.0  # between asking a process to end and ending it
 @dataclass
 class Outcome:
     """result: "ok", "FAILED", "STOPPED" (took too long), "NOT RUN" or "skipped" (nothing of it can run here).
-    failures: (test, reason). skips: reason -> tests."""
+    failures: (test, reason). skips: reason -> tests. lines: figures that tests told."""
 
     part: Part
     result: str
@@ -39,6 +39,7 @@ class Outcome:
     reason: str = ""
     failures: list[tuple[str, str]] = field(default_factory=list)
     skips: dict[str, int] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
 
     def row(self) -> str:
         skipped = sum(self.skips.values())
@@ -59,7 +60,9 @@ class Running:
         self._limit_s = limit_s
         self.log = folder / f"{part.name}.log"
         self._report = folder / f"{part.name}.jsonl"
-        self._report.unlink(missing_ok=True)
+        self._lines = folder / f"{part.name}.lines"
+        for path in (self._report, self._lines):
+            path.unlink(missing_ok=True)
         self._stopped = False
         self._outcome: Outcome | None = None
         self._begin = time.monotonic()
@@ -82,7 +85,8 @@ class Running:
         return words
 
     def environment(self) -> dict[str, str]:
-        made = {**os.environ, **self.part.environment, FILE: str(self._report.resolve()), "PYTHONUNBUFFERED": "1"}
+        files = {FILE: str(self._report.resolve()), LINES: str(self._lines.resolve())}
+        made = {**os.environ, **self.part.environment, **files, "PYTHONUNBUFFERED": "1"}
         made.setdefault("OMP_NUM_THREADS", "2")
         made.setdefault("HF_HUB_OFFLINE", "1")
         if "SANITIZER" in self.part.environment:
@@ -123,6 +127,8 @@ class Running:
         made.failures = [(entry["test"], entry["reason"]) for entry in entries if entry["outcome"] == "failed"]
         skips = collections.Counter(entry["reason"] for entry in entries if entry["outcome"] == "skipped")
         made.skips = dict(skips)
+        if self._lines.exists():
+            made.lines = self._lines.read_text(encoding="utf-8").splitlines()
         code = self._process.returncode
         if self._stopped:
             made.result, made.reason = "STOPPED", f"after {took:.0f} s"
