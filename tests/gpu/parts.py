@@ -36,7 +36,7 @@ PARTS = (
     Part("steps", "no hidden waits, one copy each way", (f"{OWN}/test_gpu_steps.py", "-k", "not flashinfer"), 200, 2),
     Part("fp8", "8-bit weights, experts and KV cache",
          (f"{OWN}/test_gpu_fp8.py", "tests/contracts/test_quant_fp8.py", "--contract-examples=0.3"), 200, 2),
-    Part("sampling", "distribution, seeds, filters", (f"{OWN}/test_gpu_sampling.py", "-m", "not timed"), 160),
+    Part("sampling", "distribution, seeds, filters", (f"{OWN}/test_gpu_sampling.py", "-m", "not timed"), 200, 4),
     Part("nvidia", "graphs, pieces, memory plan of the device", ("tests/plugins/nvidia",), 120),
     Part("pieces", "prefills recorded in pieces equal launched ones", (f"{OWN}/test_pieces_gpu.py",), 200),
     Part("fa3", "FlashAttention-3 through the attention suite",
@@ -45,7 +45,7 @@ PARTS = (
          ("--contract-examples=0.3", *FA3, "-k", "(TestFa3 and not Plans or cuda) and latent"), 160),
     Part("memory", "a full KV cache fits; weights go straight to the device", (f"{OWN}/test_gpu_memory.py",), 110,
          alone=True),
-    Part("times", "what filters cost", (f"{OWN}/test_gpu_sampling.py", "-m", "timed"), 60, alone=True),
+    Part("times", "what filters cost", (f"{OWN}/test_gpu_sampling.py", "-m", "timed"), 80, alone=True),
     Part("ranks", "two and four GPUs answer as one", (f"{OWN}/test_gpu_ranks.py", "-k", "answers"), 230, gpus=2),
     Part("ranks-death", "a killed rank is an error, soon", (f"{OWN}/test_gpu_ranks.py", "-k", "killed"), 90, gpus=2),
 )  # fmt: skip

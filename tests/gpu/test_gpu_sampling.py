@@ -115,7 +115,7 @@ def cases(rows: int, size: int, device: torch.device, filters: str, spread: floa
 
 
 @pytest.mark.parametrize("filters", ["k", "p", "m", "kpm"])
-@pytest.mark.parametrize(("rows", "size"), [(1, 128_256), (64, 128_256), (256, 151_936), (130, 37), (17, 4096)])
+@pytest.mark.parametrize(("rows", "size"), [(1, 128_256), (16, 128_256), (64, 128_256), (256, 128_256), (130, 1000)])
 def test_filters_keep_what_the_reference_keeps(
     ops: Ops, rows: int, size: int, filters: str, device: torch.device
 ) -> None:
@@ -187,7 +187,7 @@ def test_what_the_filters_cost(ops: Ops, device: torch.device) -> None:
     """Prints; recorded in a graph, so that the device's time counts. Fails only where a result is another."""
     size = 300 if ON_CPU else 128_256
     for filters in ("kp", "p", "k"):
-        for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256)[: 2 if ON_CPU else None]:
+        for rows in (1, 4, 16, 64, 256)[: 2 if ON_CPU else None]:
             args, known = cases(rows, size, device, filters, 3.0)
             calls = [partial(table["sampling_threshold"], *args, **known) for table in (ops, REFERENCES)]
             ours, theirs = (microseconds(call) for call in calls)
