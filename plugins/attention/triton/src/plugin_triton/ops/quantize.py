@@ -130,7 +130,7 @@ def quantize_fp8_tensor(x: torch.Tensor, scale: torch.Tensor | None = None) -> t
         largest = torch.empty(num_rows, dtype=torch.float32, device=x.device)
         shape = (size, x.stride(0), min(4096, triton.next_power_of_2(size)))
         _plan(largest_kernel, x.dtype, x.device, shape)(x.get_device(), (num_rows, 1, 1), x, largest)
-        scale = (largest.amax() / reference.FP8_MAX).clamp_min(reference.MIN_SCALE).view(1)
+        scale = reference.scale_of(largest.amax()).view(1)
     q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     block = min(2048, triton.next_power_of_2(size))
     _plan(scaled_kernel, x.dtype, x.device, (size, x.stride(0), block))(
