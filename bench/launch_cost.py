@@ -182,7 +182,7 @@ def _attention(name: str, spec: Any, plugin: PluginContext) -> Any:
         def _choose_provider(self) -> Provider:
             return Library()
 
-    plugin_fa3.backend.store_kv = store
+    plugin_fa3.backend.store_for = lambda device: store
     return OnCpu(config, PluginContext(settings=Settings()))
 
 

@@ -62,8 +62,8 @@ def multiply(
         (x.stride(0), n, k, share, format_, act, block_m, block_k),
         tile,
     )
-    launch(
-        x.get_device(), (order.max_blocks * triton.cdiv(n, tile.block_n), 1, 1), x, x_scale, weight, described, w_scale,
+    launch.start(
+        x.get_device(), order.max_blocks * triton.cdiv(n, tile.block_n), 1, 1, x, x_scale, weight, described, w_scale,
         y, factors, order.order, order.blocks, order.max_blocks,
     )  # fmt: skip
 
@@ -216,8 +216,8 @@ def combine(y: torch.Tensor) -> torch.Tensor:
     tokens, top_k, hidden = y.shape
     out = torch.empty(tokens, hidden, dtype=y.dtype, device=y.device)
     block = min(1024, triton.next_power_of_2(hidden))
-    _plan_combine(y.dtype, y.device, (hidden, top_k, block))(
-        y.get_device(), (tokens, triton.cdiv(hidden, block), 1), y, out
+    _plan_combine(y.dtype, y.device, (hidden, top_k, block)).start(
+        y.get_device(), tokens, triton.cdiv(hidden, block), 1, y, out
     )
     return out
 

@@ -53,8 +53,8 @@ def sort_by_expert(ids: torch.Tensor, num_experts: int, block_m: int) -> Sorted:
     ranks = order  # not read
     if chunks > 1:
         ranks = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
-        count(device, (chunks, 1, 1), ids, counts, ranks, num_pairs)
-    place(device, (chunks, 1, 1), ids, counts, ranks, order, blocks, num_pairs, chunks, num_blocks)
+        count.start(device, chunks, 1, 1, ids, counts, ranks, num_pairs)
+    place.start(device, chunks, 1, 1, ids, counts, ranks, order, blocks, num_pairs, chunks, num_blocks)
     return Sorted(order, blocks, num_blocks)
 
 

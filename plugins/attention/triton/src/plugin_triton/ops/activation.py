@@ -69,7 +69,7 @@ def activate(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     y = torch.empty((num_rows, size), dtype=gate_up.dtype, device=gate_up.device)
     if num_rows and size:
         launch, blocks = _plan(gate_up.dtype, gate_up.device, size, gate_up.stride(0), activation)
-        launch(gate_up.get_device(), (num_rows, blocks, 1), gate_up, y)
+        launch.start(gate_up.get_device(), num_rows, blocks, 1, gate_up, y)
     return y
 
 

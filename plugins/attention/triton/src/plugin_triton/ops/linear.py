@@ -137,7 +137,7 @@ class Gemv:
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         y = torch.empty((1, self.n), dtype=self.dtype, device=self.device)
         launch = self.launches[False, False, False]
-        launch(self.number, (self.blocks, 1, 1), x, weight, bias, y, None, None, None, None, 0.0)
+        launch.start(self.number, self.blocks, 1, 1, x, weight, bias, y, None, None, None, None, 0.0)
         return y
 
     def fused(
@@ -154,8 +154,9 @@ class Gemv:
         add = residual is not None
         total = torch.empty(x.shape, dtype=self.dtype, device=self.device) if add else None
         normed = torch.empty(x.shape, dtype=self.dtype, device=self.device) if keep else None
-        grid = (self.blocks + (1 if add or keep else 0), 1, 1)
-        self.launches[True, add, keep](self.number, grid, x, weight, bias, y, residual, norm_weight, total, normed, eps)
+        programs = self.blocks + (1 if add or keep else 0)
+        launch = self.launches[True, add, keep]
+        launch.start(self.number, programs, 1, 1, x, weight, bias, y, residual, norm_weight, total, normed, eps)
         return y, total if add else x, normed
 
 
@@ -184,7 +185,7 @@ class Skinny:
         if self.parts is not None:
             parts = torch.empty(self.parts, dtype=torch.float32, device=x.device)
             arrived = arrivals(x.device)
-        self.launch(self.number, self.grid, x, weight, bias, y, parts, arrived, num_rows)
+        self.launch.start(self.number, *self.grid, x, weight, bias, y, parts, arrived, num_rows)
         return y
 
 

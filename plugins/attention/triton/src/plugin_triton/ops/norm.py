@@ -110,9 +110,9 @@ class _Plan:
 
     def __call__(self, num_rows: int, *args: torch.Tensor | float | None) -> None:
         if self.rows:
-            self.launch(self.number, (-(-num_rows // self.rows), 1, 1), *args, num_rows)
+            self.launch.start(self.number, -(-num_rows // self.rows), 1, 1, *args, num_rows)
         else:
-            self.launch(self.number, (num_rows, 1, 1), *args)
+            self.launch.start(self.number, num_rows, 1, 1, *args)
 
 
 @functools.cache

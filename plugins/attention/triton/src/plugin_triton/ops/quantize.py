@@ -108,8 +108,8 @@ def quantize_fp8_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return _grouped(x, size)
     q, scale = _outputs(x, 1)
     if x.shape[0]:
-        _plan(long_token_kernel, x.dtype, x.device, (size, x.stride(0), 4096))(
-            x.get_device(), (x.shape[0], 1, 1), x, q, scale
+        _plan(long_token_kernel, x.dtype, x.device, (size, x.stride(0), 4096)).start(
+            x.get_device(), x.shape[0], 1, 1, x, q, scale
         )
     return q, scale
 
@@ -129,12 +129,12 @@ def quantize_fp8_tensor(x: torch.Tensor, scale: torch.Tensor | None = None) -> t
     if scale is None:
         largest = torch.empty(num_rows, dtype=torch.float32, device=x.device)
         shape = (size, x.stride(0), min(4096, triton.next_power_of_2(size)))
-        _plan(largest_kernel, x.dtype, x.device, shape)(x.get_device(), (num_rows, 1, 1), x, largest)
+        _plan(largest_kernel, x.dtype, x.device, shape).start(x.get_device(), num_rows, 1, 1, x, largest)
         scale = (largest.amax() / reference.FP8_MAX).clamp_min(reference.MIN_SCALE).view(1)
     q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     block = min(2048, triton.next_power_of_2(size))
-    _plan(scaled_kernel, x.dtype, x.device, (size, x.stride(0), block))(
-        x.get_device(), (num_rows, -(-size // block), 1), x, q, scale
+    _plan(scaled_kernel, x.dtype, x.device, (size, x.stride(0), block)).start(
+        x.get_device(), num_rows, -(-size // block), 1, x, q, scale
     )
     return q, scale
 
@@ -166,7 +166,7 @@ def _grouped(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
         block = triton.next_power_of_2(group)
         rows = max(1, 2048 // block) if num_rows >= 16 else 1
         launch = _plan(group_kernel, x.dtype, x.device, (size, x.stride(0), group, num_groups, rows, block))
-        launch(x.get_device(), (-(-num_rows // rows), num_groups, 1), x, q, scales, num_rows)
+        launch.start(x.get_device(), -(-num_rows // rows), num_groups, 1, x, q, scales, num_rows)
     return q, scales
 
 

@@ -207,7 +207,7 @@ def _launch(
     )  # fmt: skip
     flags = (interleaved, q_weight is not None, k_weight is not None, q_out is not q)
     launch, groups = _plan(q.device, types, heads, strides, cos_sin.shape[1] // 2, flags)
-    launch(q.get_device(), (shape[0], groups, 1), q, k, v, q_out, k_out, v_out, q_weight, k_weight, cos_sin,
+    launch.start(q.get_device(), shape[0], groups, 1, q, k, v, q_out, k_out, v_out, q_weight, k_weight, cos_sin,
            positions, slots, eps)  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def _route(
     if num_tokens:
         types = (logits.dtype, None if bias is None else bias.dtype)
         launch = _plan(logits.device, types, logits.stride(0), logits.shape[1], k, how)
-        launch(logits.get_device(), (num_tokens, 1, 1), logits, bias, weights, ids)
+        launch.start(logits.get_device(), num_tokens, 1, 1, logits, bias, weights, ids)
     return weights, ids
 
 
