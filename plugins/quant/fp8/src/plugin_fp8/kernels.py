@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from plugin_fp8.front import Front
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 FEW = 64  # tokens that `few_product` takes
@@ -29,7 +26,7 @@ def takes_groups(group: int, columns: int) -> bool:
 
 
 def norms(columns: int) -> bool:
-    """Whether `norm_quantize` takes rows of so many columns."""
+    """Whether `front.norm_quantize` takes rows of so many columns."""
     return HAS_TRITON and columns <= 16384
 
 
@@ -76,17 +73,6 @@ def grouped_product(
     y = torch.empty(x.shape[0], stored.shape[0], dtype=dtype, device=stored.device)
     grouped.run(x, scale_x, stored, scale, group, bias, y)
     return y
-
-
-def norm_quantize(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, group: int, keep_normed: bool
-) -> Front:
-    """See `front.norm_quantize`."""
-    from plugin_fp8 import front
-
-    return front.norm_quantize(
-        x, residual, weight, eps, group, keep_normed=keep_normed, pdl=dependent(x.device)
-    )  # fmt: skip
 
 
 @functools.cache
