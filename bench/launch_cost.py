@@ -36,6 +36,7 @@ from core.interfaces.build import BuildContext  # noqa: E402
 from core.interfaces.context import PluginContext  # noqa: E402
 from core.layers.linear import LinearBase  # noqa: E402
 from core.layers.module import WeightModule  # noqa: E402
+from core.layers.moe import Experts  # noqa: E402
 from core.layers.unquantized import Unquantized  # noqa: E402
 from core.ops.table import build_ops  # noqa: E402
 from core.testing.mock_runner import SingleRank  # noqa: E402
@@ -94,10 +95,11 @@ def build(shape: str, attention: str, tokens: int, *, watched: bool) -> tuple[Ca
             module.finish()
     backend = _attention(attention, spec, plugin)
     if watch is not None:
-        moe.run = watch("experts", moe.run)
         backend.run = watch("attention", backend.run)
         for module in model.modules():
-            if isinstance(module, LinearBase):
+            if isinstance(module, Experts):
+                module.__dict__["compute"] = watch("experts", module.compute)
+            elif isinstance(module, LinearBase):
                 name = module.shape.path.rsplit(".", 1)[-1]
                 module.forward = watch(name, module.forward)
                 if module.fused is not None:
