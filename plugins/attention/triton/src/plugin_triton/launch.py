@@ -18,15 +18,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # what the kernels compute with
 _ALIGNED = 15  # Triton compiles for pointers that 16 divides, and for others, apart
+_MOST_KINDS = 4  # of calls that one Launch knows
 _BUFFER_BYTES = (1 << 31) - 1  # on AMD's GPUs also for tensors of no more than this
 
 
 class Launch:
     """kernel: a `triton.jit` function whose constants come last. Arguments that are not constants are tensors, None,
     floats, integers or tensor descriptors. Types (and which are None) must be the same in every call, so whoever caches
-    a Launch has them in its key. Everything else that Triton compiles for is looked at in each call: whether pointers
-    are aligned, that integers which the kernel does not list in do_not_specialize are those of the first call, that the
-    others have 32 bits, that a descriptor is the same. A call that differs goes through Triton, which is slow and right.
+    a Launch has them in its key. Everything else that Triton compiles for is looked at in each call: whether 16 divides
+    pointers, and integers that the kernel does not list in do_not_specialize, or these are 1; that integers have 32
+    bits; that a descriptor is the same. A call that differs goes through Triton, which is slow and right, and is from
+    then on one more kind that is known, up to a few.
 
     constants: values of the constants, in their order. options: num_warps, num_stages, ...
 
@@ -34,7 +36,7 @@ class Launch:
     device, whose number is `device`.
     """
 
-    __slots__ = ("_keywords", "constants", "kernel", "start")
+    __slots__ = ("_keywords", "_kinds", "constants", "kernel", "start")
 
     def __init__(self, kernel: Any, constants: tuple[Any, ...], **options: Any) -> None:
         self.kernel = kernel
@@ -44,19 +46,18 @@ class Launch:
         options.setdefault("enable_fp_fusion", True)  # what Triton does unasked changes with its versions
         names = kernel.arg_names[-len(constants) :] if constants else []
         self._keywords = dict(zip(names, constants, strict=True)) | options
-        self.start: Callable[..., None] = self._first
+        self.start: Callable[..., None] = self._through_triton
+        self._kinds = 0
 
-    def _first(self, device: int, x: int, y: int, z: int, *args: Any) -> None:
-        """Through Triton; later calls that agree with this one go past it."""
-        compiled = self._any(device, x, y, z, *args)
-        if compiled is None:  # in the interpreter
+    def _through_triton(self, device: int, x: int, y: int, z: int, *args: Any) -> None:
+        """Later calls that agree with this one go past it."""
+        compiled = self.kernel[(x, y, z)](*args, **self._keywords)
+        if compiled is None or self._kinds == _MOST_KINDS:  # None: in the interpreter
             return
         made = self._made(device, compiled, args)
         if made is not None:
             self.start = made
-
-    def _any(self, device: int, x: int, y: int, z: int, *args: Any) -> Any:
-        return self.kernel[(x, y, z)](*args, **self._keywords)
+            self._kinds += 1
 
     def _made(self, device: int, compiled: Any, args: tuple[Any, ...]) -> Callable[..., None] | None:
         """The function for calls that choose `compiled`, as these arguments do; None if they are no example for most."""
@@ -69,7 +70,7 @@ class Launch:
             holes.append(value if constant else _Hole(f"p{index}" if isinstance(value, torch.Tensor) else f"a{index}"))
         entry, given = _entry(compiled, [*holes, *self.constants])
         names = ", ".join(f"a{index}" for index in range(len(args)))
-        known: dict[str, Any] = {"entry": entry, "stream": torch._C._cuda_getCurrentRawStream, "other": self._any}
+        known: dict[str, Any] = {"entry": entry, "stream": torch._C._cuda_getCurrentRawStream, "other": self.start}
         known |= guards.known
         lines = [
             f"def start(device, x, y, z, {names}):",
@@ -109,10 +110,18 @@ class _Guards:
             self.known[f"d{name}"] = value
             self._checks.append(f"{name} is not d{name}")
         elif isinstance(value, int) and not isinstance(value, bool):
+            self._narrow.append(name)
             if parameter.do_not_specialize:
-                self._narrow.append(name)
-                return not value >> 31
-            self._checks.append(f"{name} != {value}")
+                pass
+            elif value == 1:
+                self._checks.append(f"{name} != 1")
+            elif parameter.do_not_specialize_on_alignment:
+                self._checks.append(f"{name} == 1")
+            elif value & _ALIGNED:
+                self._checks.append(f"({name} == 1 or not {name} & {_ALIGNED})")
+            else:
+                self._aligned.append(name)
+            return not value >> 31
         return True
 
     @property
