@@ -125,6 +125,9 @@ class _Watch:
             finally:
                 self.depth -= 1
 
+        own = getattr(call, "bind", None)
+        if own is not None:
+            watched.bind = lambda **constants: self(name, own(**constants))  # type: ignore[attr-defined]
         return watched
 
 
