@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import itertools
 import pstats
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -27,19 +27,16 @@ import numpy as np
 import torch
 
 from bench import without_device
-
-without_device.install()
-
-from core.interfaces.attention import AttentionConfig  # noqa: E402
-from core.interfaces.batch import BatchLayout, ForwardBatch  # noqa: E402
-from core.interfaces.build import BuildContext  # noqa: E402
-from core.interfaces.context import PluginContext  # noqa: E402
-from core.layers.linear import LinearBase  # noqa: E402
-from core.layers.module import WeightModule  # noqa: E402
-from core.layers.moe import Experts  # noqa: E402
-from core.layers.unquantized import Unquantized  # noqa: E402
-from core.ops.table import build_ops  # noqa: E402
-from core.testing.mock_runner import SingleRank  # noqa: E402
+from core.interfaces.attention import AttentionConfig
+from core.interfaces.batch import BatchLayout, ForwardBatch
+from core.interfaces.build import BuildContext
+from core.interfaces.context import PluginContext
+from core.layers.linear import LinearBase
+from core.layers.module import WeightModule
+from core.layers.moe import Experts
+from core.layers.unquantized import Unquantized
+from core.ops.table import build_ops
+from core.testing.mock_runner import SingleRank
 
 LAYERS = 4
 PAGE = 16
@@ -61,16 +58,8 @@ def empty_product(x: torch.Tensor, weight: torch.Tensor, *_: Any, **__: Any) -> 
     return torch.empty((x.shape[0], width), dtype=torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model, a batch for it and what its layers call: part -> a call with the arguments of the last layer."""
-
-    forward: Callable[[], Any]
-    parts: dict[str, Callable[[], Any]]
-
-
 def build(shape: str, attention: str, tokens: int, *, watched: bool) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """(a step, parts as in Subject, filled while a step runs if `watched`)."""
+    """(a step; part -> a call of what layers call, with the last layer's arguments, filled by a step if `watched`)."""
     from plugin_llama.arch import LlamaArch
     from plugin_qwen.arch import Qwen3MoeArch
     from plugin_triton.moe.runner import TritonMoe
@@ -146,7 +135,7 @@ def _quant(shape: str, plugin: PluginContext) -> Any:
     from plugin_fp8.method import Fp8
     from plugin_fp8.products import Scaled
 
-    plugin_fp8.kernels.dependent = without_device._always
+    plugin_fp8.kernels.dependent = without_device.always
     plugin_fp8.linear.product_of = Scaled  # on the CPU it would be the reference
     return Fp8(None, PluginContext(settings={}))
 
@@ -214,9 +203,6 @@ def _batch(spec: Any, backend: Any, tokens: int) -> ForwardBatch:
 def counts(step: Callable[[], Any]) -> Counter[str]:
     """What a step does: Python calls, launches, products, allocations."""
     found: Counter[str] = Counter()
-    products = {id(empty_product)}
-    jit = {"run", "compute_cache_key"}
-
     def note(frame: Any, event: str, arg: Any) -> None:
         if event == "call":
             found["python"] += 1
@@ -233,8 +219,6 @@ def counts(step: Callable[[], Any]) -> Counter[str]:
                 found["launches"] += 1
             elif name in ("empty", "empty_like", "new_empty", "zeros"):
                 found["empty"] += 1
-            elif name in ("contiguous", "view", "split_with_sizes", "reshape", "stride", "size"):
-                found["looked at"] += 1
 
     sys.setprofile(note)
     try:
@@ -261,15 +245,28 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", choices=("fa3", "triton"), default=("fa3", "triton"))
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--check", action="store_true", help="compare each launch with Triton's own; no times")
     parser.add_argument("--profile", action="store_true", help="functions by their own time")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.nn.functional.linear = torch.mm = torch._scaled_mm = empty_product
     torch.addmm = lambda bias, x, weight: empty_product(x, weight)
-    with torch.inference_mode():
-        for shape in args.shape:
-            for attention in args.attention:
+    checked = without_device.Checked()
+    with torch.inference_mode(), without_device.installed(checked.entry if args.check else without_device.ENTRY):
+        for shape, attention in itertools.product(args.shape, args.attention):
+            if args.check:
+                _check(shape, attention, args.tokens, checked)
+            else:
                 _report(shape, attention, args)
+
+
+def _check(shape: str, attention: str, tokens: int, checked: without_device.Checked) -> None:
+    with checked.comparing():
+        step, _ = build(shape, attention, tokens, watched=False)
+        step()  # finds the kernels
+        checked.compared = 0
+        step()
+    print(f"{shape}, attention {attention}: {checked.compared} launches are as Triton's own", flush=True)
 
 
 def _report(shape: str, attention: str, args: argparse.Namespace) -> None:

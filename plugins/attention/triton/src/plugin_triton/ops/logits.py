@@ -96,7 +96,7 @@ def penalize(
         types = (counts.dtype, repetition.dtype, frequency.dtype, presence.dtype)
         launch = _plan(penalize_kernel, logits.device, types, strides, size)
         launch.start(logits.get_device(), num_rows, -(-size // _BLOCK), 1, logits, counts, in_prompt.view(torch.int8),
-               repetition, frequency, presence)  # fmt: skip
+                     repetition, frequency, presence)  # fmt: skip
     return logits
 
 
@@ -118,7 +118,9 @@ def token_logprobs(
     if logits.dtype not in FLOATS or logits.stride(1) != 1:
         return reference.token_logprobs(logits, tokens, num_top)
     num_rows, size = logits.shape
-    totals, chosen = torch.empty((2, num_rows), dtype=torch.float32, device=logits.device)
+    # Each begins at a multiple of 16 bytes, for which the kernel is compiled.
+    both = torch.empty((2, -(-num_rows // 4) * 4), dtype=torch.float32, device=logits.device)
+    totals, chosen = both[:, :num_rows]
     if num_rows:
         launch = _plan(logprob_kernel, logits.device, (logits.dtype, tokens.dtype), (logits.stride(0),), size)
         launch.start(logits.get_device(), num_rows, 1, 1, logits, tokens, totals, chosen)
