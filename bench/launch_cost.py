@@ -1,12 +1,12 @@
 """Host time of a decoder layer that is launched kernel by kernel, on a machine without a GPU.
 
-    python bench/launch_cost.py [--shape llama qwen3-moe llama-fp8] [--attention triton fa3] [--tokens 128] [--profile]
+    python -m bench.launch_cost [--shape llama qwen3-moe llama-fp8] [--attention fa3 triton] [--tokens 128] [--check]
 
-A prompt's step goes through the code that serves it on a GPU: layers, operations, experts, attention, down to where the
-driver or a library would be called (`bench.without_device`). Printed for each layer: processor time in microseconds (the
-least of all rounds), calls of Python functions, launches through Triton's own look-up ("jit") and past it ("cached"),
-products of the library and tensors allocated; then the parts, each called alone. What drivers and libraries take beneath
-is not in it. Compare figures of one machine only.
+A prompt's step goes through the code that serves it on a GPU: layers, operations, experts, attention, down to where
+the driver or a library would be called (`bench.without_device`). Printed for each layer: processor time in microseconds
+(the least of all rounds), calls of Python functions, launches and how many of them went through Triton's own look-up
+("jit"), products of the library and tensors allocated; then the parts, each called alone. What drivers and libraries
+take beneath is not in it. Compare figures of one machine only.
 """
 
 from __future__ import annotations
@@ -203,6 +203,7 @@ def _batch(spec: Any, backend: Any, tokens: int) -> ForwardBatch:
 def counts(step: Callable[[], Any]) -> Counter[str]:
     """What a step does: Python calls, launches, products, allocations."""
     found: Counter[str] = Counter()
+
     def note(frame: Any, event: str, arg: Any) -> None:
         if event == "call":
             found["python"] += 1
@@ -278,7 +279,9 @@ def _report(shape: str, attention: str, args: argparse.Namespace) -> None:
     us = least_us(step, args.rounds, 5) / LAYERS
     print(
         f"{shape}, attention {attention}, {args.tokens} tokens: {us:.1f} us a layer; "
-        + ", ".join(f"{name} {found[name] / LAYERS:.1f}" for name in ("python", "launches", "jit", "products", "empty")),
+        + ", ".join(
+            f"{name} {found[name] / LAYERS:.1f}" for name in ("python", "launches", "jit", "products", "empty")
+        ),
         flush=True,
     )
     print("   " + ", ".join(f"{name} {least_us(call, args.rounds, 10):.1f}" for name, call in list(parts.items())))

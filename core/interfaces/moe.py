@@ -55,9 +55,7 @@ class MoeRunner(ABC):
         float32.
         """
 
-    def bind(
-        self, weights: ExpertWeights
-    ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    def bind(self, weights: ExpertWeights) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
         """`run` for one layer, (x, topk_ids, topk_weights) -> [T, H]. A layer asks for it once, when its weights are
         final, and keeps it, so that what depends on them alone need not be found in every step."""
 

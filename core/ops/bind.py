@@ -7,11 +7,11 @@ from typing import Any
 
 
 def bind(op: Callable[..., Any], plain: Callable[..., Any], **constants: Any) -> Callable[..., Any]:
-    """`op` with `constants` given, which are final: what `op.bind(**constants)` returns if it has that, else `plain`,
-    which calls `op` with them. A layer asks for it once and keeps it.
+    """`op` with `constants` given, which are final: what `op.bind(**constants)` returns if it has that, else `plain`.
+    A layer asks for it once and keeps it.
 
-    What `bind` returns takes the arguments that are left by place, in the order of the reference, and computes the same.
-    It can find once what depends on the constants alone: in a step that is launched kernel by kernel, looking that up
+    What it returns takes the arguments that are left by place, in the order of the reference, and computes the same. It
+    can find once what depends on the constants alone: in a step that is launched kernel by kernel, looking that up
     costs more than the launch.
     """
     own: Callable[..., Callable[..., Any]] | None = getattr(op, "bind", None)

@@ -65,7 +65,9 @@ class Compiled:
 
     def compile(self, *args: Any, **keywords: Any) -> None:
         kernel = self.kernel
-        options = {name: keywords.pop(name) for name in ("num_warps", "launch_pdl", "enable_fp_fusion") if name in keywords}
+        options = {
+            name: keywords.pop(name) for name in ("num_warps", "launch_pdl", "enable_fp_fusion") if name in keywords
+        }
         given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
         constants = {kernel.arg_names[index] for index in kernel.constexprs}
         open_ = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}

@@ -8,7 +8,6 @@ from functools import cache
 
 import torch
 
-
 Store = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 

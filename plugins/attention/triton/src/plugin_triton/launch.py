@@ -1,9 +1,9 @@
 """Launching kernels with little work on the host.
 
 Triton's own launch looks at every argument anew to find the compiled kernel, which takes several times as long as the
-driver takes to start it. A `Launch` is one kernel with its constants for one set of argument types; what it was compiled
-to is found once, and a function is made for it that takes addresses, looks at what could change the choice, and calls
-Triton's compiled entry.
+driver takes to start it. A `Launch` is one kernel with its constants for one set of argument types; what it was
+compiled to is found once, and a function is made for it that takes addresses, looks at what could change the choice,
+and calls Triton's compiled entry.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Launch:
             self._kinds += 1
 
     def _made(self, device: int, compiled: Any, args: tuple[Any, ...]) -> Callable[..., None] | None:
-        """The function for calls that choose `compiled`, as these arguments do; None if they are no example for most."""
+        """The function for calls that choose `compiled`, as these arguments do; None if they are no usual ones."""
         guards = _Guards(device)
         holes: list[Any] = []
         for index, (value, parameter) in enumerate(zip(args, self.kernel.params, strict=False)):
@@ -142,9 +142,9 @@ class _Hole:
 
 
 def _entry(compiled: Any, values: list[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """(what starts the kernel, its arguments, with holes). That is the compiled function under Triton's launcher, called
-    as the launcher does it, which is watched once; the launcher itself where it has to do something for each launch, or
-    is built in another way."""
+    """(what starts the kernel, its arguments, with holes): the compiled function under Triton's launcher, called as the
+    launcher does it, which is watched once. The launcher itself where it has something to do for each launch, or is
+    built in another way."""
     head = (_Hole("x"), _Hole("y"), _Hole("z"), _Hole("stream(device)"), compiled.function, compiled.packed_metadata)
     given = (*head, None, None, None, *values)
     run = compiled.run

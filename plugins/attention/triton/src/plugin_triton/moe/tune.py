@@ -174,9 +174,7 @@ class Bench:
             return lambda i: run_down(h, self.weights[i], self.ids[i], self.factors[i], self.dtype, tile)
         orders = self._orders(block_m)
         h, y = self._pairs(self.shape.intermediate), self._pairs(self.shape.hidden)
-        products = [
-            Product(weights, "down", self.dtype, h.stride(0), 1, -1, block_m, tile) for weights in self.weights
-        ]
+        products = [Product(weights, "down", self.dtype, h.stride(0), 1, -1, block_m, tile) for weights in self.weights]
         return lambda i: products[i](h, y, self.factors[i], orders[i].numbers, orders[i].max_blocks)
 
     def _orders(self, block_m: int) -> list[Sorted]:

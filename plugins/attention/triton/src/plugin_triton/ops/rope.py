@@ -130,9 +130,7 @@ class BoundRope:
         # By what may change between calls; None where the kernel does not take it.
         self._plans: dict[tuple[object, ...], tuple[Launch, int, int] | None] = {}
 
-    def __call__(
-        self, qkv: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, qkv: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """In place: the results are views of qkv."""
         shape = qkv.shape
         key = qkv.dtype, shape[1:], qkv.stride(), positions.dtype, positions.is_contiguous()

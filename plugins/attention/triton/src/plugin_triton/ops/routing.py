@@ -145,8 +145,8 @@ def _plan(
     block_g, block_s = triton.next_power_of_2(groups), triton.next_power_of_2(num_experts // groups)
     pdl = dependent(device)
     constants = (
-        strides[0], num_experts, groups, kept, k, block_g, block_s, triton.next_power_of_2(k), sigmoid, renormalize, top2,
-        scale, pdl,
+        strides[0], num_experts, groups, kept, k, block_g, block_s, triton.next_power_of_2(k), sigmoid, renormalize,
+        top2, scale, pdl,
     )  # fmt: skip
     launch = Launch(route_kernel, constants, num_warps=max(1, min(4, block_g * block_s // 512)), pdl=pdl)
     return launch, device.index or 0
