@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from plugin_fp8.front import Front
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 FEW = 64  # tokens that `few_product` takes
@@ -73,6 +76,15 @@ def grouped_product(
     y = torch.empty(x.shape[0], stored.shape[0], dtype=dtype, device=stored.device)
     grouped.run(x, scale_x, stored, scale, group, bias, y)
     return y
+
+
+def norm_quantize(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, group: int, keep_normed: bool
+) -> Front:
+    """See `front.norm_quantize`."""
+    from plugin_fp8 import front
+
+    return front.norm_quantize(x, residual, weight, eps, group, keep_normed=keep_normed, pdl=dependent(x.device))
 
 
 @functools.cache
