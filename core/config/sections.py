@@ -67,10 +67,10 @@ class ModelSettings(Section):
     )
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code shipped with the checkpoint.")
     tool_call_parser: str | None = Field(
-        None, description="Tool-call parser plugin; `none` is off. Default: the model's wish."
+        None, description="Tool-call parser plugin; `none` is off. Default, and `auto`: the model's wish."
     )
     reasoning_parser: str | None = Field(
-        None, description="Reasoning parser plugin; `none` is off. Default: the model's wish."
+        None, description="Reasoning parser plugin; `none` is off. Default, and `auto`: the model's wish."
     )
 
 
@@ -84,6 +84,12 @@ class CacheSettings(Section):
         "auto",
         description="Type of cached keys and values; fp8 is fp8_e4m3. auto: what the checkpoint asks for, where an "
         "attention plugin can, else the compute type.",
+    )
+    kv_scales_file: str | None = Field(
+        None,
+        description="JSON file of scales of cached keys and values, for a cache of fp8. Default: the checkpoint's "
+        "scales, where it has some.",
+        json_schema_extra=_aka("quantization-param-path"),
     )
     memory_fraction: float = Field(
         0.85,
