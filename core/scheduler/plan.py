@@ -12,17 +12,20 @@ from core.interfaces.step import Admission, StepPlan
 from core.memory.manager import TableUpdate
 
 Int32 = npt.NDArray[np.int32]
+_NO_ROWS = np.empty(0, np.int32)
 
 
 @dataclass(slots=True)
 class Flight:
     """A step under way. Of its sampled rows: slots [S], seq_lens [S] (KV length it writes), and the slots' epochs
-    [S] when it was planned. num_tokens: that it computes, counted only for policies that plan steps."""
+    [S] when it was planned. num_decodes: how many of them, the first, are decodes; the others end a prompt.
+    num_tokens: that it computes, counted only for policies that plan steps."""
 
     step: int
     slots: Int32
     seq_lens: Int32
     epochs: npt.NDArray[np.int64]
+    num_decodes: int
     num_tokens: int = 0
 
 
@@ -32,8 +35,7 @@ class PlanBuilder:
     def __init__(self, step: int, budget: int, num_groups: int) -> None:
         self.step = step
         self.budget = budget
-        self.decodes = np.empty(0, np.int32)
-        self.decode_lens = np.empty(0, np.int32)
+        self.decodes = self.decode_lens = _NO_ROWS
         self.admissions: list[Admission] = []
         self._num_groups = num_groups
         self._prefills: list[tuple[int, int, int, bool]] = []
@@ -58,24 +60,27 @@ class PlanBuilder:
             self._updates.append(update)
 
     def build(self) -> StepPlan:
-        num_decodes = len(self.decodes)
+        num_decodes, num_prefills = len(self.decodes), len(self._prefills)
+        num_rows = num_decodes + num_prefills
+        q_lens, samples = np.empty(num_rows, np.int32), np.empty(num_rows, np.bool_)
+        q_lens[:num_decodes] = 1
+        samples[:num_decodes] = True
         slots, seq_lens = self.decodes, self.decode_lens
-        q_lens, samples = np.ones(num_decodes, np.int32), np.ones(num_decodes, np.bool_)
-        if self._prefills:
-            rows = np.array(self._prefills, np.int32)
-            slots = np.concatenate([slots, rows[:, 0]])
-            q_lens = np.concatenate([q_lens, rows[:, 1]])
-            seq_lens = np.concatenate([seq_lens, rows[:, 2]])
-            samples = np.concatenate([samples, rows[:, 3].astype(np.bool_)])
-        plan = StepPlan(self.step, slots, num_decodes, q_lens, seq_lens, samples, self.admissions)
+        if num_prefills:
+            prefill_slots, q_lens[num_decodes:], prefill_lens, samples[num_decodes:] = zip(*self._prefills, strict=True)
+            slots = _join([slots, np.array(prefill_slots, np.int32)])
+            seq_lens = _join([seq_lens, np.array(prefill_lens, np.int32)])
         if self._updates:
-            plan.page_slots = _join([u.slots for u in self._updates])
-            plan.page_index = _join([u.index for u in self._updates])
-            plan.page_ids = _join([u.pages for u in self._updates])
+            page_slots = _join([u.slots for u in self._updates])
+            page_index = _join([u.index for u in self._updates])
+            page_ids = _join([u.pages for u in self._updates])
         else:
-            plan.page_ids = np.empty((self._num_groups, 0), np.int32)
-        return plan
+            page_slots, page_index, page_ids = _NO_ROWS, _NO_ROWS, np.empty((self._num_groups, 0), np.int32)
+        return StepPlan(
+            self.step, slots, num_decodes, q_lens, seq_lens, samples, self.admissions, page_slots, page_index, page_ids
+        )
 
 
 def _join(parts: Sequence[Int32]) -> Int32:
+    parts = [part for part in parts if part.shape[-1]] or parts[:1]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
