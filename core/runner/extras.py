@@ -99,6 +99,9 @@ class RowWishes:
         if admission.pooling is not None:
             self.flags[slot] = POOLED
             return
+        if sampling.prompt_logprobs is None and sampling.hidden_states is None:
+            self.flags[slot] = 0
+            return
         # Back after a preemption with tokens of its own: what its prompt gave was told with the first of them.
         told = len(admission.token_ids) > admission.num_prompt
         self._num_prompt[slot] = admission.num_prompt

@@ -1,11 +1,10 @@
-"""StepPlan to ForwardBatch: positions, KV slots and page tables, vectorised over rows and tokens."""
+"""StepPlan to ForwardBatch: positions, KV slots and page tables, vectorised over rows and tokens, written where they
+travel to the device from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,7 @@ from core.interfaces.batch import BatchLayout, ForwardBatch
 from core.interfaces.errors import EngineError
 from core.interfaces.step import Int32, StepPlan
 from core.runner.state import RunnerState
-from core.runner.transfer import Transfer, starts_of
-
-Int64 = npt.NDArray[np.int64]
+from core.runner.transfer import Packing, Transfer, starts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,77 +33,136 @@ class StepInputs:
     every_row: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Where the tokens stand. q_lens, seq_lens [N] int32; cu_q_lens [N+1] int32; positions [T] int64;
-    rows [T]: each token's row of the plan."""
+class InputBuilder:
+    """Builds the batches of one engine. page_size: tokens of a page."""
 
-    q_lens: Int32
-    seq_lens: Int32
-    cu_q_lens: Int32
-    positions: Int64
-    rows: Int64
-
-
-def build(
-    plan: StepPlan,
-    state: RunnerState,
-    transfer: Transfer,
-    page_size: int,
-    attention: tuple[AttentionBackend, ...],
-    kv: tuple[tuple[torch.Tensor, ...], ...],
-    buffer: torch.Tensor | None = None,
-    pad_to: int = 0,
-) -> StepInputs:
-    """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror.
-
-    buffer: where on the device to build it, else in new memory. pad_to: number of tokens; what is missing is filled
-    with token 0 at position 0, stored in the null page, which is none of the layouts' tokens.
-    """
-    shape = _shape(plan)
-    if plan.samples.all():
-        slots, positions = plan.slots, plan.seq_lens
-        logits_rows = shape.cu_q_lens[1 : len(plan.slots) + 1].astype(np.int64) - 1
-    else:
-        slots, positions = plan.slots[plan.samples], plan.seq_lens[plan.samples]
-        logits_rows = shape.cu_q_lens[1:][plan.samples].astype(np.int64) - 1
-
-    num_pages = -(-int(plan.seq_lens.max()) // page_size)
-    page_of_token, offset = np.divmod(shape.positions, page_size)
-    tables, mappings = [], []
-    for table, backend in zip(state.page_table, attention, strict=True):
-        rows = table[plan.slots, :num_pages]
-        tables.append(rows)
-        mapping = rows[shape.rows, page_of_token].astype(np.int64) * page_size + offset
-        mappings.append(_padded(mapping.astype(backend.capabilities.slot_dtype, copy=False), pad_to))
-
-    upload = transfer.upload if buffer is None else partial(transfer.upload_into, buffer)
-    # Tokens first: recorded steps read them where `token_views` says.
-    token_ids, device_positions, *rest = upload(
-        _padded(_host_tokens(plan, state, shape), pad_to), _padded(shape.positions, pad_to), *mappings, *tables,
-        logits_rows, plan.slots.astype(np.int64), slots.astype(np.int64), shape.seq_lens, shape.cu_q_lens,
-    )  # fmt: skip
-    groups = len(tables)
-    rows_device, all_slots, sampled_slots, seq_lens, cu_q_lens = rest[2 * groups :]
-    if decodes := plan.num_decodes:
-        torch.index_select(state.last_tokens, 0, all_slots[:decodes], out=token_ids[:decodes])
-    layouts = tuple(
-        BatchLayout(
-            page_size=page_size,
-            num_decodes=plan.num_decodes,
-            q_lens=shape.q_lens,
-            seq_lens=shape.seq_lens,
-            cu_q_lens=shape.cu_q_lens,
-            page_table=table,
-            slot_mapping=mapping,
-            device_page_table=device_table,
-            device_seq_lens=seq_lens,
-            device_cu_q_lens=cu_q_lens,
+    def __init__(
+        self,
+        transfer: Transfer,
+        attention: tuple[AttentionBackend, ...],
+        kv: tuple[tuple[torch.Tensor, ...], ...],
+        *,
+        page_size: int,
+    ) -> None:
+        self._transfer = transfer
+        self._attention = attention
+        self._kv = kv
+        self._page_size = page_size
+        self._numbers = np.arange(1024, dtype=np.int32)
+        slot_dtypes = [np.dtype(backend.capabilities.slot_dtype) for backend in attention]
+        # Tokens first: recorded steps read them where `token_views` says. Then page tables, and of the rows: which
+        # logits, slots, sampled slots, lengths and where they begin.
+        self._packing = Packing(
+            np.int64, np.int64, *slot_dtypes, *[np.int32] * len(attention), *[np.int64] * 3, np.int32, np.int32
         )
-        for table, mapping, device_table in zip(tables, rest[:groups], rest[groups : 2 * groups], strict=True)
-    )
-    batch = ForwardBatch(token_ids, device_positions, rows_device, layouts, attention, kv)
-    return StepInputs(batch, slots, positions, sampled_slots, len(logits_rows) == len(shape.positions))
+
+    def build(
+        self, plan: StepPlan, state: RunnerState, buffer: torch.Tensor | None = None, pad_to: int = 0
+    ) -> StepInputs:
+        """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror.
+
+        buffer: where on the device to build it, else in new memory. pad_to: number of tokens; what is missing is
+        filled with token 0 at position 0, stored in the null page, which is none of the layouts' tokens.
+        """
+        num_rows, num_decodes, groups = len(plan.slots), plan.num_decodes, len(self._attention)
+        cu_q_lens = self._starts(plan)
+        num_tokens = int(cu_q_lens[-1])
+        width = max(num_tokens, pad_to)
+        num_pages = -(-int(plan.seq_lens.max()) // self._page_size)
+        slots, sampled_lens = plan.slots, plan.seq_lens
+        every_row_samples = np.count_nonzero(plan.samples) == num_rows
+        if not every_row_samples:
+            slots, sampled_lens = slots[plan.samples], sampled_lens[plan.samples]
+        lengths = (
+            *(width,) * (2 + groups), *(num_rows * num_pages,) * groups,
+            len(slots), num_rows, 0 if every_row_samples else len(slots), num_rows, num_rows + 1,
+        )  # fmt: skip
+        parcel = self._transfer.parcel(self._packing, lengths, buffer)
+        ids, positions, *rest = parcel.host
+        mappings, tables = rest[:groups], rest[groups : 2 * groups]
+        logits_rows, all_slots, sampled_slots, seq_lens, starts = rest[2 * groups :]
+
+        _write_tokens(ids, plan, state, cu_q_lens)
+        token_slots, here = self._places(plan, cu_q_lens)
+        positions[:num_tokens], positions[num_tokens:] = here, 0
+        page_of_token = here // self._page_size
+        host_tables = [table[plan.slots, :num_pages] for table in state.page_table]
+        for table, rows, mapping, staged in zip(state.page_table, host_tables, mappings, tables, strict=True):
+            staged.reshape(rows.shape)[:] = rows
+            # page * page_size + (position - page_of_token * page_size), in the width of the slots.
+            own = mapping[:num_tokens]
+            np.subtract(table[token_slots, page_of_token], page_of_token, out=own)
+            own *= self._page_size
+            own += here
+            mapping[num_tokens:] = 0
+        np.subtract(cu_q_lens[1:] if every_row_samples else cu_q_lens[1:][plan.samples], 1, out=logits_rows)
+        all_slots[:], seq_lens[:], starts[:] = plan.slots, plan.seq_lens, cu_q_lens
+        if not every_row_samples:
+            sampled_slots[:] = slots
+
+        token_ids, device_positions, *rest_device = parcel.send()
+        device_mappings, device_tables = rest_device[:groups], rest_device[groups : 2 * groups]
+        device_logits_rows, device_all, device_sampled, device_lens, device_starts = rest_device[2 * groups :]
+        if num_decodes:
+            torch.index_select(state.last_tokens, 0, device_all[:num_decodes], out=token_ids[:num_decodes])
+        layouts = tuple(
+            BatchLayout(
+                page_size=self._page_size,
+                num_decodes=num_decodes,
+                q_lens=plan.q_lens,
+                seq_lens=plan.seq_lens,
+                cu_q_lens=cu_q_lens,
+                page_table=rows,
+                slot_mapping=mapping,
+                device_page_table=table.view(num_rows, num_pages),
+                device_seq_lens=device_lens,
+                device_cu_q_lens=device_starts,
+            )
+            for rows, mapping, table in zip(host_tables, device_mappings, device_tables, strict=True)
+        )
+        batch = ForwardBatch(token_ids, device_positions, device_logits_rows, layouts, self._attention, self._kv)
+        device_slots = device_all if every_row_samples else device_sampled
+        return StepInputs(batch, slots, sampled_lens, device_slots, len(slots) == num_tokens)
+
+    def _starts(self, plan: StepPlan) -> Int32:
+        """cu_q_lens [N+1]: where the tokens of each row begin."""
+        num_rows = len(plan.slots)
+        if plan.num_decodes == num_rows:
+            return self._count(num_rows + 1)
+        starts = np.zeros(num_rows + 1, np.int32)
+        np.cumsum(plan.q_lens, out=starts[1:])
+        return starts
+
+    def _places(self, plan: StepPlan, cu_q_lens: Int32) -> tuple[Int32, Int32]:
+        """Slot and position of each token [T]."""
+        if plan.num_decodes == len(plan.slots):
+            return plan.slots, plan.seq_lens - 1
+        # A row's first position, less the place of its first token among all.
+        shift = plan.seq_lens - cu_q_lens[1:]
+        return np.repeat(plan.slots, plan.q_lens), np.repeat(shift, plan.q_lens) + self._count(int(cu_q_lens[-1]))
+
+    def _count(self, end: int) -> Int32:
+        """0 .. end - 1, not to be changed."""
+        if end > len(self._numbers):
+            self._numbers = np.arange(2 * end, dtype=np.int32)
+        return self._numbers[:end]
+
+
+def _write_tokens(ids: npt.NDArray[np.int64], plan: StepPlan, state: RunnerState, cu_q_lens: Int32) -> None:
+    """Into ids [>= T]: prompt tokens of the prefill rows; the decodes, first, are left for the device to fill."""
+    at = plan.num_decodes
+    ids[:at] = 0
+    rows = (plan.slots[at:].tolist(), plan.q_lens[at:].tolist(), plan.seq_lens[at:].tolist())
+    for slot, q_len, end in zip(*rows, strict=True):
+        chunk = state.tokens[slot][end - q_len : end]
+        if len(chunk) != q_len:
+            raise EngineError(
+                f"step {plan.step} prefills slot {slot} up to token {end}, "
+                f"but it was admitted with {len(state.tokens[slot])}"
+            )
+        ids[at : at + q_len] = chunk
+        at += q_len
+    ids[at:] = 0
 
 
 def token_views(
@@ -120,36 +176,3 @@ def token_views(
         for start, size, dtype in zip(starts_of(sizes)[0], sizes, dtypes, strict=True)
     )
     return ids, positions, mappings
-
-
-def _padded(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """values [T] and zeros up to `length`, if that is more."""
-    return values if length <= len(values) else np.concatenate([values, np.zeros(length - len(values), values.dtype)])
-
-
-def _shape(plan: StepPlan) -> _Shape:
-    num_rows = len(plan.slots)
-    if plan.num_decodes == num_rows:
-        cu_q_lens = np.arange(num_rows + 1, dtype=np.int32)
-        return _Shape(plan.q_lens, plan.seq_lens, cu_q_lens, plan.seq_lens.astype(np.int64) - 1, np.arange(num_rows))
-    cu_q_lens = np.zeros(num_rows + 1, np.int32)
-    np.cumsum(plan.q_lens, out=cu_q_lens[1:])
-    rows = np.repeat(np.arange(num_rows), plan.q_lens)
-    start = plan.seq_lens.astype(np.int64) - plan.q_lens - cu_q_lens[:-1]
-    positions = np.arange(cu_q_lens[-1], dtype=np.int64) + start[rows]
-    return _Shape(plan.q_lens, plan.seq_lens, cu_q_lens, positions, rows)
-
-
-def _host_tokens(plan: StepPlan, state: RunnerState, shape: _Shape) -> Int64:
-    """[T] int64: prompt tokens of the prefill rows; the decodes, first, are left for the device to fill."""
-    ids = np.zeros(len(shape.positions), np.int64)
-    for row in range(plan.num_decodes, len(plan.slots)):
-        end = int(plan.seq_lens[row])
-        chunk = state.tokens[plan.slots[row]][end - int(plan.q_lens[row]) : end]
-        if len(chunk) != plan.q_lens[row]:
-            raise EngineError(
-                f"step {plan.step} prefills slot {plan.slots[row]} up to token {end}, "
-                f"but it was admitted with {len(state.tokens[plan.slots[row]])}"
-            )
-        ids[shape.cu_q_lens[row] : shape.cu_q_lens[row + 1]] = chunk
-    return ids

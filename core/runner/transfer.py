@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 ALIGNMENT = 16  # bytes; a view of the packed buffer as any dtype must start on a multiple of its item size
+_KEPT_PLACES = 256
 _PACKED_BYTES = 1 << 20  # results up to this size together travel in one copy; a larger one is not copied twice
 
 
@@ -70,10 +71,93 @@ def pack(tensors: Sequence[torch.Tensor]) -> Packed:
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.reshape(-1)
-    if len(flat) < 2:  # whose stride may be anything
-        flat = flat.as_strided(flat.shape, (1,))
+    flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+    if flat.stride(0) != 1:  # that of less than two elements may be anything
+        flat = flat.as_strided(flat.shape, (1,)) if flat.shape[0] < 2 else flat.contiguous()
     return flat.view(torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the arrays of one parcel stand. size: bytes in all. host: (dtype, first element, end) of each. device: for
+    each dtype, the lengths of the pieces that a buffer of it falls into, and which piece is which array."""
+
+    size: int
+    host: tuple[tuple[np.dtype[Any], int, int], ...]
+    device: tuple[tuple[torch.dtype, tuple[int, ...], tuple[tuple[int, int], ...]], ...]
+
+
+class Packing:
+    """Arrays of these dtypes, again and again in different lengths, which travel together. Each begins on a multiple
+    of ALIGNMENT, as `starts_of` says."""
+
+    def __init__(self, *dtypes: np.dtype[Any] | type) -> None:
+        self.dtypes = tuple(np.dtype(dtype) for dtype in dtypes)
+        self._known: dict[tuple[int, ...], _Places] = {}
+
+    def places(self, lengths: tuple[int, ...]) -> _Places:
+        """Of arrays with so many elements each."""
+        places = self._known.get(lengths)
+        if places is None:
+            if len(self._known) >= _KEPT_PLACES:
+                self._known.clear()
+            places = self._known[lengths] = self._places(lengths)
+        return places
+
+    def _places(self, lengths: tuple[int, ...]) -> _Places:
+        sizes = [length * dtype.itemsize for length, dtype in zip(lengths, self.dtypes, strict=True)]
+        starts, size = starts_of(sizes)
+        host = []
+        for start, length, dtype in zip(starts, lengths, self.dtypes, strict=True):
+            first = start // dtype.itemsize
+            host.append((dtype, first, first + length))
+        device = []
+        for kind in dict.fromkeys(self.dtypes):
+            pieces, found, end = list[int](), list[tuple[int, int]](), 0
+            for index, (dtype, first, last) in enumerate(host):
+                if dtype == kind:
+                    pieces.append(first - end)
+                    found.append((len(pieces), index))
+                    pieces.append(last - first)
+                    end = last
+            pieces.append(size // kind.itemsize - end)
+            device.append((_torch_dtype(kind), tuple(pieces), tuple(found)))
+        return _Places(size, tuple(host), tuple(device))
+
+
+class Parcel:
+    """Arrays on their way to the device. host: 1-d arrays to be filled, rubbish at first; then `send` them."""
+
+    __slots__ = ("_buffer", "_places", "_staged", "_transfer", "host")
+
+    def __init__(self, transfer: Transfer, places: _Places, buffer: torch.Tensor | None) -> None:
+        self._transfer, self._places, self._buffer = transfer, places, buffer
+        if not transfer.direct:
+            self._staged = transfer.copies.staging(places.size)
+        elif buffer is None:
+            self._staged = torch.empty(places.size, dtype=torch.uint8)
+        else:
+            self._staged = buffer[: places.size]
+        view = self._staged.numpy()
+        views = {dtype: view.view(dtype) for dtype in {dtype for dtype, _, _ in places.host}}
+        self.host = [views[dtype][first:last] for dtype, first, last in places.host]
+
+    def send(self) -> list[torch.Tensor]:
+        """1-d tensors on the device with what is in `host`, in order. Once."""
+        transfer, staged = self._transfer, self._staged
+        if transfer.direct:
+            device = staged
+        elif self._buffer is None:
+            device = transfer.copies.to_device(staged, transfer.device)
+        else:
+            device = self._buffer[: self._places.size]
+            transfer.copies.to_buffer(staged, device)
+        tensors = [device] * len(self.host)
+        for dtype, pieces, found in self._places.device:
+            parts = device.view(dtype).split_with_sizes(pieces)
+            for piece, index in found:
+                tensors[index] = parts[piece]
+        return tensors
 
 
 class Transfer:
@@ -99,17 +183,10 @@ class Transfer:
         _write(staged, arrays, starts)
         return _views(self.copies.to_device(staged, self.device), arrays, starts)
 
-    def upload_into(self, buffer: torch.Tensor, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
-        """The same in memory that is there already: buffer [B] uint8 on the device, where they begin as `starts_of`
-        says. On the CPU too they are copied."""
-        starts, size = starts_of(array.nbytes for array in arrays)
-        if self.direct:
-            _write(buffer, arrays, starts)
-        else:
-            staged = self.copies.staging(size)
-            _write(staged, arrays, starts)
-            self.copies.to_buffer(staged, buffer[:size])
-        return _views(buffer, arrays, starts)
+    def parcel(self, packing: Packing, lengths: tuple[int, ...], buffer: torch.Tensor | None = None) -> Parcel:
+        """Room for arrays of `lengths`, which are written where they travel from. buffer [B] uint8: memory on the
+        device that they travel into, from its beginning; else that is new memory."""
+        return Parcel(self, packing.places(lengths), buffer)
 
     def download(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Host tensors of the same values. If not direct, the copies may only be queued: they are to be read after an
