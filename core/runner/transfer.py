@@ -79,84 +79,50 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where the arrays of one parcel stand. size: bytes in all. host: (dtype, first element, end) of each. device: for
-    each dtype, the lengths of the pieces that a buffer of it falls into, and which piece is which array."""
+    """Where arrays stand that travel together. size: bytes in all. host: (dtype, first element, end) of each. device:
+    for each dtype, the lengths of the pieces that a buffer of it falls into, and which piece is which array."""
 
     size: int
     host: tuple[tuple[np.dtype[Any], int, int], ...]
     device: tuple[tuple[torch.dtype, tuple[int, ...], tuple[tuple[int, int], ...]], ...]
 
-
-class Packing:
-    """Arrays of these dtypes, again and again in different lengths, which travel together. Each begins on a multiple
-    of ALIGNMENT, as `starts_of` says."""
-
-    def __init__(self, *dtypes: np.dtype[Any] | type) -> None:
-        self.dtypes = tuple(np.dtype(dtype) for dtype in dtypes)
-        self._known: dict[tuple[int, ...], _Places] = {}
-
-    def places(self, lengths: tuple[int, ...]) -> _Places:
-        """Of arrays with so many elements each."""
-        places = self._known.get(lengths)
-        if places is None:
-            if len(self._known) >= _KEPT_PLACES:
-                self._known.clear()
-            places = self._known[lengths] = self._places(lengths)
-        return places
-
-    def _places(self, lengths: tuple[int, ...]) -> _Places:
-        sizes = [length * dtype.itemsize for length, dtype in zip(lengths, self.dtypes, strict=True)]
-        starts, size = starts_of(sizes)
+    @classmethod
+    def of(cls, arrays: Sequence[npt.NDArray[Any]]) -> _Places:
+        """One after the other, as `starts_of` says."""
+        starts, size = starts_of(array.nbytes for array in arrays)
         host = []
-        for start, length, dtype in zip(starts, lengths, self.dtypes, strict=True):
-            first = start // dtype.itemsize
-            host.append((dtype, first, first + length))
+        for array, start in zip(arrays, starts, strict=True):
+            first = start // array.itemsize
+            host.append((array.dtype, first, first + array.size))
         device = []
-        for kind in dict.fromkeys(self.dtypes):
+        for kind in dict.fromkeys(array.dtype for array in arrays):
             pieces, found, end = list[int](), list[tuple[int, int]](), 0
             for index, (dtype, first, last) in enumerate(host):
                 if dtype == kind:
-                    pieces.append(first - end)
+                    if first > end:
+                        pieces.append(first - end)
                     found.append((len(pieces), index))
                     pieces.append(last - first)
                     end = last
             pieces.append(size // kind.itemsize - end)
             device.append((_torch_dtype(kind), tuple(pieces), tuple(found)))
-        return _Places(size, tuple(host), tuple(device))
+        return cls(size, tuple(host), tuple(device))
 
+    def write(self, buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """buffer [size] uint8, on the host."""
+        view = buffer.numpy()
+        views = {dtype: view.view(dtype) for dtype in {dtype for dtype, _, _ in self.host}}
+        for array, (dtype, first, last) in zip(arrays, self.host, strict=True):
+            views[dtype][first:last] = array if array.ndim == 1 else array.reshape(-1)
 
-class Parcel:
-    """Arrays on their way to the device. host: 1-d arrays to be filled, rubbish at first; then `send` them."""
-
-    __slots__ = ("_buffer", "_places", "_staged", "_transfer", "host")
-
-    def __init__(self, transfer: Transfer, places: _Places, buffer: torch.Tensor | None) -> None:
-        self._transfer, self._places, self._buffer = transfer, places, buffer
-        if not transfer.direct:
-            self._staged = transfer.copies.staging(places.size)
-        elif buffer is None:
-            self._staged = torch.empty(places.size, dtype=torch.uint8)
-        else:
-            self._staged = buffer[: places.size]
-        view = self._staged.numpy()
-        views = {dtype: view.view(dtype) for dtype in {dtype for dtype, _, _ in places.host}}
-        self.host = [views[dtype][first:last] for dtype, first, last in places.host]
-
-    def send(self) -> list[torch.Tensor]:
-        """1-d tensors on the device with what is in `host`, in order. Once."""
-        transfer, staged = self._transfer, self._staged
-        if transfer.direct:
-            device = staged
-        elif self._buffer is None:
-            device = transfer.copies.to_device(staged, transfer.device)
-        else:
-            device = self._buffer[: self._places.size]
-            transfer.copies.to_buffer(staged, device)
-        tensors = [device] * len(self.host)
-        for dtype, pieces, found in self._places.device:
-            parts = device.view(dtype).split_with_sizes(pieces)
+    def read(self, buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
+        """Views of buffer [size] uint8, on any device, with the shapes of the arrays."""
+        tensors = [buffer] * len(arrays)
+        for dtype, pieces, found in self.device:
+            parts = buffer.view(dtype).split_with_sizes(pieces)  # many times cheaper than slices
             for piece, index in found:
-                tensors[index] = parts[piece]
+                shape = arrays[index].shape
+                tensors[index] = parts[piece] if len(shape) == 1 else parts[piece].view(shape)
         return tensors
 
 
@@ -173,20 +139,39 @@ class Transfer:
         self.device = device
         self.direct = device.type == "cpu" if direct is None else direct
         self.copies = copies or _PlainCopies()
+        self._places: dict[tuple[int, ...], _Places] = {}
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """Tensors on the device with the arrays' shapes, dtypes and values, in order."""
         if self.direct:
             return [torch.from_numpy(_plain(array)) for array in arrays]
-        starts, size = starts_of(array.nbytes for array in arrays)
-        staged = self.copies.staging(size)
-        _write(staged, arrays, starts)
-        return _views(self.copies.to_device(staged, self.device), arrays, starts)
+        places = self._places_of(arrays)
+        staged = self.copies.staging(places.size)
+        places.write(staged, arrays)
+        return places.read(self.copies.to_device(staged, self.device), arrays)
 
-    def parcel(self, packing: Packing, lengths: tuple[int, ...], buffer: torch.Tensor | None = None) -> Parcel:
-        """Room for arrays of `lengths`, which are written where they travel from. buffer [B] uint8: memory on the
-        device that they travel into, from its beginning; else that is new memory."""
-        return Parcel(self, packing.places(lengths), buffer)
+    def upload_into(self, buffer: torch.Tensor, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
+        """The same in memory that is there already: buffer [B] uint8 on the device, where they begin as `starts_of`
+        says. On the CPU too they are copied."""
+        places = self._places_of(arrays)
+        target = buffer[: places.size]
+        if self.direct:
+            places.write(target, arrays)
+        else:
+            staged = self.copies.staging(places.size)
+            places.write(staged, arrays)
+            self.copies.to_buffer(staged, target)
+        return places.read(target, arrays)
+
+    def _places_of(self, arrays: Sequence[npt.NDArray[Any]]) -> _Places:
+        """Most steps upload what the step before did, with other values in it."""
+        key = tuple([fact for array in arrays for fact in (array.dtype.num, array.size)])
+        places = self._places.get(key)
+        if places is None:
+            if len(self._places) >= _KEPT_PLACES:
+                self._places.clear()
+            places = self._places[key] = _Places.of(arrays)
+        return places
 
     def download(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Host tensors of the same values. If not direct, the copies may only be queued: they are to be read after an
@@ -210,19 +195,6 @@ def starts_of(num_bytes: Iterable[int]) -> tuple[list[int], int]:
         starts.append(size)
         size += -(-own // ALIGNMENT) * ALIGNMENT
     return starts, size
-
-
-def _write(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> None:
-    view = buffer.numpy()
-    for array, start in zip(arrays, starts, strict=True):
-        view[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _views(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> list[torch.Tensor]:
-    return [
-        buffer[start : start + array.nbytes].view(_torch_dtype(array.dtype)).view(array.shape)
-        for array, start in zip(arrays, starts, strict=True)
-    ]
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

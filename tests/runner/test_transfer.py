@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.runner.transfer import Packing, Transfer, pack, starts_of
+from core.runner.transfer import Transfer, pack, starts_of
 from core.testing.mock_hardware import MockAsyncHardware
 
 CPU = torch.device("cpu")
@@ -67,24 +67,28 @@ def test_packed_tensors_come_apart_again(shapes: list) -> None:
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("into_buffer", [True, False])
 @pytest.mark.parametrize("direct", [True, False])
-@given(parts=st.lists(st.tuples(st.sampled_from(DTYPES), st.integers(0, 9)), min_size=1))
-def test_a_parcel_arrives_where_it_was_said(direct: bool, into_buffer: bool, parts: list) -> None:
-    packing = Packing(*(dtype for dtype, _ in parts))
-    lengths = tuple(length for _, length in parts)
-    starts, size = starts_of(length * np.dtype(dtype).itemsize for dtype, length in parts)
-    buffer = torch.full((size + 8,), 7, dtype=torch.uint8) if into_buffer else None
-    transfer, rng = Transfer(CPU, direct=direct), np.random.default_rng(0)
-    for _ in range(2):  # the second time the places are known
-        parcel = transfer.parcel(packing, lengths, buffer)
-        want = [(rng.random(length) * 100).astype(dtype) for dtype, length in parts]
-        for array, values in zip(parcel.host, want, strict=True):
-            array[:] = values
-        tensors = parcel.send()
-        for tensor, values, start in zip(tensors, want, starts, strict=True):
-            np.testing.assert_array_equal(tensor.numpy(), values)
-            assert tensor.numpy().dtype == values.dtype
-            if buffer is not None and len(values):
-                assert tensor.data_ptr() == buffer.data_ptr() + start
-    assert buffer is None or buffer[size:].eq(7).all()
+def test_arrays_go_into_a_buffer_where_it_was_said(direct: bool) -> None:
+    arrays = [np.arange(5, dtype=np.int64), np.arange(3, dtype=np.int32)[::-1], np.zeros((0, 2), np.float32)]
+    buffer = torch.full((200,), 7, dtype=torch.uint8)
+    tensors = Transfer(CPU, direct=direct).upload_into(buffer, *arrays)
+    starts, size = starts_of(array.nbytes for array in arrays)
+    assert (starts, size) == ([0, 48, 64], 64)
+    for array, tensor, start in zip(arrays, tensors, starts, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert not tensor.numel() or tensor.data_ptr() == buffer.data_ptr() + start
+    assert buffer[size:].eq(7).all()
+
+
+def test_several_results_are_one_copy_and_a_large_one_is_its_own() -> None:
+    hardware = MockAsyncHardware()
+    transfer = Transfer(CPU, hardware, direct=False)
+    small, large = [torch.ones(3), torch.zeros(2, 2, dtype=torch.int64)], torch.ones(1 << 19)
+    with hardware.stream():
+        host = transfer.download(small)
+        assert hardware.num_downloads == 1
+        more = transfer.download([*small, large])
+        assert hardware.num_downloads == 4
+        hardware.wait_event(hardware.record_event())
+    for got, want in zip([*host, *more], [*small, *small, large], strict=True):
+        assert torch.equal(got, want)
