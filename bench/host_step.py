@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 import torch
+from torch import nn
 
 from core.config.sections import SchedulerSettings
 from core.engine.build import to_request
@@ -30,7 +31,7 @@ from core.engine.engine import Engine
 from core.engine.messages import AddRequest, Hello, ToEngine
 from core.interfaces.batch import BatchLayout, ForwardBatch
 from core.interfaces.context import PluginContext
-from core.interfaces.hardware import Between, EngineFacts, Forward, HardwareCapabilities, StepGraphs
+from core.interfaces.hardware import Between, EngineFacts, HardwareCapabilities, StepGraphs
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
 from core.interfaces.prefix_cache import CacheGeometry
@@ -82,19 +83,27 @@ class NoGraphs(StepGraphs):
         raise AssertionError("no sizes were offered")
 
 
+class NoModel(nn.Module):
+    """Gives zeros that are there already."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.hidden, self.logits = torch.zeros(CHUNK, 16), torch.zeros(256, vocab_size)
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        return self.hidden[: len(batch.input_ids)]
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.logits[: len(hidden)]
+
+
 class HostDevice(MockHardware):
     """Computes on the host; a forward pass takes no time."""
 
     name: ClassVar[str] = "host memory"
 
-    def forward_runner(self, model: CausalLM, facts: EngineFacts) -> Forward:
-        hidden = torch.zeros(CHUNK, facts.spec.hidden_size)
-
-        def forward(batch: ForwardBatch) -> torch.Tensor:
-            batch.plan_attention()
-            return hidden[: len(batch.input_ids)]
-
-        return forward
+    def prepare_model(self, model: CausalLM) -> CausalLM:
+        return NoModel(VOCABULARY)
 
 
 class OwnMemory(HostDevice):
@@ -147,7 +156,7 @@ class Bench:
 
     def __init__(self, device: type[HostDevice], rows: int, steps: int) -> None:
         length = min(CONTEXT, 64 + steps + 8)
-        pages = 2 + max(rows, 8) * (-(-length // PAGE_SIZE) + 2)
+        pages = 2 + max(rows, 8) * (-(-length // PAGE_SIZE) + 2) + 5 * steps
         model = MockConfig(VOCABULARY, context_length=CONTEXT)
         runner = build_mock_runner(
             model, hardware=device(), num_pages=pages, page_size=PAGE_SIZE, max_running=max(rows, 8),
@@ -199,12 +208,13 @@ class Bench:
         ]  # fmt: skip
 
     def first(self, steps: int, idle_s: float) -> list[list[float]]:
-        """One request after the other, each of one token."""
+        """The first step of one request after the other."""
         times = []
         for _ in range(steps):
-            raw = self.message(1)
+            raw = self.message(2)
             time.sleep(idle_s)
             times.append(self.turn([raw]))
+            self.turn()
         return times
 
     def decode(self, rows: int, steps: int, idle_s: float) -> list[list[float]]:

@@ -133,7 +133,9 @@ class MemoryManager:
     def row(self, slot: int) -> TableUpdate:
         """The whole row of a slot, as a table update."""
         num = int(self.row_pages[slot])
-        return TableUpdate(np.full(num, slot, np.int32), self._columns[:num], self.page_table[:, slot, :num].copy())
+        slots = np.empty(num, np.int32)
+        slots.fill(slot)
+        return TableUpdate(slots, self._columns[:num], self.page_table[:, slot, :num].copy())
 
     def fits(self, slots: Int32, lens: Int32) -> bool:
         """Whether rows `slots` [n] hold `lens` [n] tokens: none is short."""

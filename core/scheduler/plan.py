@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,14 @@ _NO_ROWS = np.empty(0, np.int32)
 @dataclass(slots=True)
 class Flight:
     """A step under way. Of its sampled rows: slots [S], seq_lens [S] (KV length it writes), and the slots' epochs
-    [S] when it was planned. num_decodes: how many of them, the first, are decodes; the others end a prompt.
+    [S] when it was planned, and how many slots had been released until then. num_decodes: how many of them, the first, are decodes; the others end a prompt.
     num_tokens: that it computes, counted only for policies that plan steps."""
 
     step: int
     slots: Int32
     seq_lens: Int32
     epochs: npt.NDArray[np.int64]
+    num_released: int
     num_decodes: int
     num_tokens: int = 0
 
@@ -60,16 +62,13 @@ class PlanBuilder:
             self._updates.append(update)
 
     def build(self) -> StepPlan:
-        num_decodes, num_prefills = len(self.decodes), len(self._prefills)
-        num_rows = num_decodes + num_prefills
-        q_lens, samples = np.empty(num_rows, np.int32), np.empty(num_rows, np.bool_)
-        q_lens[:num_decodes] = 1
-        samples[:num_decodes] = True
+        num_decodes = len(self.decodes)
         slots, seq_lens = self.decodes, self.decode_lens
-        if num_prefills:
-            prefill_slots, q_lens[num_decodes:], prefill_lens, samples[num_decodes:] = zip(*self._prefills, strict=True)
-            slots = _join([slots, np.array(prefill_slots, np.int32)])
-            seq_lens = _join([seq_lens, np.array(prefill_lens, np.int32)])
+        q_lens, samples = np.ones(num_decodes, np.int32), np.ones(num_decodes, np.bool_)
+        if self._prefills:
+            columns = np.array(list(zip(*self._prefills, strict=True)), np.int32)
+            slots, q_lens = _join([slots, columns[0]]), _join([q_lens, columns[1]])
+            seq_lens, samples = _join([seq_lens, columns[2]]), _join([samples, columns[3].astype(np.bool_)])
         if self._updates:
             page_slots = _join([u.slots for u in self._updates])
             page_index = _join([u.index for u in self._updates])
@@ -81,6 +80,7 @@ class PlanBuilder:
         )
 
 
-def _join(parts: Sequence[Int32]) -> Int32:
+def _join(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Along the last axis."""
     parts = [part for part in parts if part.shape[-1]] or parts[:1]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)

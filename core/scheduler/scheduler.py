@@ -218,7 +218,8 @@ class Scheduler:
             slots, seq_lens = slots[built.samples], seq_lens[built.samples]
         tokens = built.num_tokens if self.policy.plans_steps else 0
         epochs = self.table.epoch[slots]
-        self._in_flight.append(Flight(self._step, slots, seq_lens, epochs, built.num_decodes, tokens))
+        released = self.table.num_released
+        self._in_flight.append(Flight(self._step, slots, seq_lens, epochs, released, built.num_decodes, tokens))
         self._step += 1
         return built
 
@@ -414,9 +415,9 @@ class Scheduler:
         table = self.table
         slots, lens, rows = flight.slots, flight.seq_lens, self._row_numbers[: len(flight.slots)]
         tokens, failed = result.tokens[:, 0], result.failed
-        late = table.epoch[slots] != flight.epochs
-        if np.count_nonzero(late):  # results of requests that have left their slot are dropped
-            rows = rows[~late]
+        if table.num_released != flight.num_released:
+            # Late results of requests that have left their slot are dropped.
+            rows = rows[table.epoch[slots] == flight.epochs]
             slots, lens, tokens, failed = slots[rows], lens[rows], tokens[rows], failed[rows]
         tokens = tokens.astype(np.int32)
         num_failed = int(np.count_nonzero(failed))
@@ -431,7 +432,9 @@ class Scheduler:
             table.verified_len[slots] = lens
         # Finish.NONE is 0 and Finish.LENGTH is the only other value that a comparison can give.
         finish = (total >= table.max_len[slots]).view(np.uint8) * _LENGTH
-        finish[table.stopped(slots, tokens)] = Finish.STOP
+        stopped = table.stopped(slots, tokens)
+        if np.count_nonzero(stopped):
+            finish[stopped] = Finish.STOP
         if num_failed:
             finish[failed] = Finish.ERROR
         events = StepEvents(table.request_id[slots], tokens, finish, rows)

@@ -48,6 +48,7 @@ class RequestTable:
         self.epoch = np.zeros(num_slots, np.int64)
         self.stop_ids = np.full((num_slots, 2), -1, np.int32)
         self._many_stops: dict[int, frozenset[int]] = {}
+        self.num_released = 0  # since the start
         self._free = list(range(num_slots - 1, -1, -1))
         self._fenced: list[tuple[int, int]] = []
 
@@ -107,6 +108,7 @@ class RequestTable:
         self.state[slot] = EMPTY
         self.request_id[slot] = -1
         self.epoch[slot] += 1
+        self.num_released += 1
         self._many_stops.pop(slot, None)
         fence = int(self.last_step[slot])
         if fence <= passed:
