@@ -48,7 +48,7 @@ from core.testing.mock_runner import build_mock_runner
 
 PAGE_SIZE, CONTEXT, CHUNK = 16, 4096, 8192
 VOCABULARY = 512
-PHASES = ("decode message", "to launch", "build", "launch", "result", "to send", "encode")
+PHASES = ("decode message", "to launch", "build", "launch", "result", "to send", "encode", "settle")
 
 
 class NoAttention(CapturableAttention):
@@ -198,13 +198,15 @@ class Bench:
         stepped_s = time.perf_counter()
         for output in outputs or ():
             self._encoder.encode(output)
+        encoded_s = time.perf_counter()
+        engine.settle()
         end_s = time.perf_counter()
         assert marks.result is not None
         assert marks.result.error is None
         build_s = marks.result.times.build_s
         return [
             decoded_s - begin_s, marks.launch_s - decoded_s, build_s, marks.launched_s - marks.launch_s - build_s,
-            marks.waited_s - marks.launched_s, stepped_s - marks.waited_s, end_s - stepped_s,
+            marks.waited_s - marks.launched_s, stepped_s - marks.waited_s, encoded_s - stepped_s, end_s - encoded_s,
         ]  # fmt: skip
 
     def first(self, steps: int, idle_s: float) -> list[list[float]]:
