@@ -46,22 +46,27 @@ class _PlainCopies:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Tensors in one: bytes [B] of uint8. parts: (first byte, dtype, shape) of each."""
+    """Tensors in one, without gaps: bytes [B] of uint8. parts: (first byte, dtype, shape) of each."""
 
     bytes: torch.Tensor
     parts: tuple[tuple[int, torch.dtype, torch.Size], ...]
 
     def unpack(self, copy: torch.Tensor) -> list[torch.Tensor]:
         """Views of `copy`, a tensor like `bytes` on any device."""
-        return [
-            copy[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-            for start, dtype, shape in self.parts
-        ]
+        sizes = [shape.numel() * dtype.itemsize for _, dtype, shape in self.parts]
+        order = sorted(range(len(sizes)), key=lambda index: (self.parts[index][0], sizes[index]))
+        pieces = copy.split_with_sizes([sizes[index] for index in order])
+        views = [copy] * len(order)
+        for index, piece in zip(order, pieces, strict=True):
+            _, dtype, shape = self.parts[index]
+            typed = piece.view(dtype)
+            views[index] = typed if len(shape) == 1 else typed.view(shape)
+        return views
 
 
 def pack(tensors: Sequence[torch.Tensor]) -> Packed:
     """Device work only. Wider types first, so that all start where their type may."""
-    order = sorted(range(len(tensors)), key=lambda index: -tensors[index].element_size())
+    order = sorted(range(len(tensors)), key=lambda index: -tensors[index].itemsize)
     starts, size = [0] * len(tensors), 0
     for index in order:
         starts[index] = size
