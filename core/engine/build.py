@@ -192,7 +192,7 @@ def to_request(
     for; None is text alone."""
     (plan or PoolingPlan()).check(message.pooling, vocab_size)
     tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
-    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
+    if len(tokens) and int(tokens.view("<u4").max()) >= vocab_size:  # negative ones are the largest then
         raise RequestError(
             f"the prompt holds token id {int(tokens.max() if tokens.min() >= 0 else tokens.min())}; "
             f"it must be between 0 and {vocab_size - 1}",

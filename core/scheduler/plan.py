@@ -63,12 +63,14 @@ class PlanBuilder:
 
     def build(self) -> StepPlan:
         num_decodes = len(self.decodes)
-        slots, seq_lens = self.decodes, self.decode_lens
-        q_lens, samples = np.ones(num_decodes, np.int32), np.ones(num_decodes, np.bool_)
+        rows: list[tuple[npt.NDArray[Any], ...]] = []
+        if num_decodes:
+            ones = np.ones(num_decodes, np.int32)
+            rows.append((self.decodes, ones, self.decode_lens, ones.astype(np.bool_)))
         if self._prefills:
-            columns = np.array(list(zip(*self._prefills, strict=True)), np.int32)
-            slots, q_lens = _join([slots, columns[0]]), _join([q_lens, columns[1]])
-            seq_lens, samples = _join([seq_lens, columns[2]]), _join([samples, columns[3].astype(np.bool_)])
+            prefill_slots, chunks, prefill_lens, last = np.array(list(zip(*self._prefills, strict=True)), np.int32)
+            rows.append((prefill_slots, chunks, prefill_lens, last.astype(np.bool_)))
+        slots, q_lens, seq_lens, samples = (_join(parts) for parts in zip(*rows, strict=True))
         if self._updates:
             page_slots = _join([u.slots for u in self._updates])
             page_index = _join([u.index for u in self._updates])
@@ -82,5 +84,4 @@ class PlanBuilder:
 
 def _join(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Along the last axis."""
-    parts = [part for part in parts if part.shape[-1]] or parts[:1]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)

@@ -153,6 +153,8 @@ class RequestTable:
 
     def _set_stops(self, slot: int, ids: tuple[int, ...]) -> None:
         self.stop_ids[slot] = -1
+        if not ids:
+            return
         if len(ids) > MAX_STOP_COLUMNS:
             self._many_stops[slot] = frozenset(ids)
             return
