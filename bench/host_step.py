@@ -34,6 +34,7 @@ from core.interfaces.context import PluginContext
 from core.interfaces.hardware import Between, EngineFacts, HardwareCapabilities, StepGraphs
 from core.interfaces.model import CausalLM
 from core.interfaces.params import SamplingParams
+from core.interfaces.pooling import PoolingPlan
 from core.interfaces.prefix_cache import CacheGeometry
 from core.interfaces.step import StepPlan, StepResult
 from core.memory.manager import MemoryManager
@@ -170,9 +171,10 @@ class Bench:
         )  # fmt: skip
         scheduler = Scheduler(SchedulerSettings(max_running_requests=facts.max_running), facts, memory)
         self.marks = Marks(InProcessExecutor(runner))
+        plan = PoolingPlan()
         hello = Hello("Bench", VOCABULARY, CONTEXT, CONTEXT, pages, PAGE_SIZE, facts.max_running, [], {})
         self.engine = Engine(
-            scheduler, self.marks, hello, lambda message: to_request(message, (1,), VOCABULARY),
+            scheduler, self.marks, hello, lambda message: to_request(message, (1,), VOCABULARY, plan),
             max_slots=facts.max_running,
         )  # fmt: skip
         self._rng = np.random.default_rng(0)
