@@ -1,12 +1,12 @@
 """Host work of a step, phase by phase: from a message received to a message ready to send, without the model's time.
 
-    python bench/host_step.py [--steps 500] [--rows 1,256] [--idle-ms 0] [--json FILE]
+    python bench/host_step.py [--steps 500] [--rows 1,256] [--idle-ms 0] [--percentile 50] [--json FILE]
 
-Prints microseconds (median) of each phase, for the first token of a lone request that finds the engine idle and for
+Prints microseconds of each phase (median), for the first token of a lone request that finds the engine idle and for
 decode steps, on two devices of the mock kind: one with host memory, as the CPU, and one with memory of its own that
 replays recorded decode steps, as a GPU. Scheduler, prefix cache, runner, sampler and message are the real ones; model,
-attention and replays do nothing. `--idle-ms` sleeps before each step, so that the processor's caches are cold, as they are
-when a request comes to an idle server.
+attention and replays do nothing. `--idle-ms` sleeps before each step, so that the processor's caches are cold, as they
+are when a request comes to an idle server.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class OwnMemory(HostDevice):
 
 @dataclass
 class Marks:
-    """An executor that notes when it is called. launch_s, launched_s, waited_s: of the last step. result: the step's."""
+    """An executor that notes when it is called. launch_s, launched_s, waited_s, result: of the last step."""
 
     executor: InProcessExecutor
     launch_s: float = 0.0
@@ -249,8 +249,13 @@ def main() -> None:
             bench = Bench(device, rows, args.steps)
             gc.collect()
             columns[f"{kind}: {rows} rows"] = bench.decode(rows, args.steps, idle_s)
-    medians = {name: np.percentile(times[len(times) // 10 :], args.percentile, axis=0) * 1e6 for name, times in columns.items()}
-    print(f"us, percentile {args.percentile:g}; host: host memory, own: memory of its own and recorded decodes; first: first token of a request")
+    medians = {
+        name: np.percentile(times[len(times) // 10 :], args.percentile, axis=0) * 1e6 for name, times in columns.items()
+    }
+    print(
+        f"us, percentile {args.percentile:g}; host: host memory, own: memory of its own and recorded decodes; "
+        "first: first token of a request"
+    )
     print(f"{'':<16}" + "".join(f"{name:>16}" for name in medians))
     for at, phase in enumerate(PHASES):
         print(f"{phase:<16}" + "".join(f"{values[at]:16.1f}" for values in medians.values()))

@@ -29,8 +29,7 @@ class PageState(IntEnum):
 
 # As plain numbers: members of an enumeration are many times slower to look up and to count with.
 _FREE, _LEASED, _CACHED, _QUARANTINED, _NULL = (
-    int(state)
-    for state in (PageState.FREE, PageState.LEASED, PageState.CACHED, PageState.QUARANTINED, PageState.NULL)
+    int(state) for state in (PageState.FREE, PageState.LEASED, PageState.CACHED, PageState.QUARANTINED, PageState.NULL)
 )
 
 

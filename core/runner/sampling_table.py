@@ -20,7 +20,8 @@ class SamplingTable:
     """One row per slot.
 
     All arrays are indexed by slot. flags: what the row needs; what belongs to a stage that it does not need may be left
-    from an earlier request. top_k: 0 is off. seed: as an unsigned 64-bit word. Lists exist only for rows that use them: `bias` (token ids, values), `forbidden` (ids that min_tokens holds back).
+    from an earlier request. top_k: 0 is off. seed: as an unsigned 64-bit word. Lists exist only for rows that use them:
+    `bias` (token ids, values), `forbidden` (ids that min_tokens holds back).
     """
 
     def __init__(self, num_slots: int, vocab_size: int) -> None:
@@ -52,7 +53,7 @@ class SamplingTable:
         # Ids outside the vocabulary are refused in the front end; here they are left out, because a stray index on
         # a device would take the whole step down.
         self.bias.pop(slot, None)
-        bias = sorted((t, b) for t, b in params.logit_bias.items() if 0 <= t < self.vocab_size) if params.logit_bias else []
+        bias = sorted((t, b) for t, b in (params.logit_bias or {}).items() if 0 <= t < self.vocab_size)
         if bias:
             flags |= BIASED
             self.bias[slot] = (np.array([t for t, _ in bias], np.int64), np.array([b for _, b in bias], np.float32))

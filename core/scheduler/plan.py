@@ -19,8 +19,9 @@ _NO_ROWS = np.empty(0, np.int32)
 @dataclass(slots=True)
 class Flight:
     """A step under way. Of its sampled rows: slots [S], seq_lens [S] (KV length it writes), and the slots' epochs
-    [S] when it was planned, and how many slots had been released until then. num_decodes: how many of them, the first, are decodes; the others end a prompt.
-    num_tokens: that it computes, counted only for policies that plan steps."""
+    [S] when it was planned. num_released: slots that had been released until then. num_decodes: how many of the rows,
+    the first, are decodes; the others end a prompt. num_tokens: that it computes, counted only for policies that plan
+    steps."""
 
     step: int
     slots: Int32
