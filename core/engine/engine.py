@@ -197,7 +197,10 @@ class Engine:
 
     def tell_stopping(self, reason: str, *, failed: bool) -> None:
         """Tell hooks that this engine ends, once."""
-        self.settle()
+        try:
+            self.settle()
+        except Exception:  # what is wrong with this engine is told in any case
+            self._logger.warning("the last steps could not be counted", exc_info=True)
         if self._listeners is not None:
             waiting = [item for item in self._inbox if isinstance(item, AddRequest)] + self._constraints.waiting
             self._listeners.stopping(reason, waiting, self._clock(), failed=failed)
