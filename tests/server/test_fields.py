@@ -16,7 +16,7 @@ from core.interfaces.errors import RequestError
 from core.server.fields import HEADER, INERT, MAX_LOGGED, REFUSED, FieldRule, extras, header_value, judge
 
 HI = [{"role": "user", "content": "Hi"}]
-KNOWN_NOWHERE = {**dict.fromkeys(INERT, "x"), "beam_width": 1, "stop_regex": None}
+KNOWN_NOWHERE = {**dict.fromkeys(INERT, "x"), "beam_width": 1, "watermark": None}
 
 
 @pytest.fixture(scope="module")
