@@ -32,6 +32,7 @@ from core.server.asked import (
 from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.replies import OpenAIStream, TextEvent, event, json_reply, while_connected
+from core.server.routing import RequestRoute
 from core.server.schemas import ChatBody, ChatFields
 from core.server.usage import Source, UsagePolicy, begun, chat_logprobs, drained, usage_object
 from core.tracing.record import reply_id
@@ -41,7 +42,7 @@ Deltas = Source[tuple[int, OutputDelta]]
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/v1/chat/completions", **described(ChatBody, "Answer a conversation"))
     async def chat_completions(request: Request) -> Response:

@@ -14,12 +14,13 @@ from core.server import bodies
 from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.replies import json_reply
+from core.server.routing import RequestRoute
 from core.server.schemas import DetokenizeBody, TokenizeBody
 
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/tokenize", **described(TokenizeBody, "Text or messages to token ids"))
     @router.post("/v1/tokenize", include_in_schema=False)
