@@ -55,8 +55,9 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
     service.check_model(body.model)
-    sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
-    sampling = with_processors(with_grammar(sampling, body.given()), body.given())
+    given = body.given()
+    sampling = service.sampling(given, Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
+    sampling = with_processors(with_grammar(sampling, given), given)
     sampling = with_prompt(body, sampling, all_vocabulary_refused(body.prompt_logprobs))
     prompt = truncated(service, body, await service.renderer.prepare(_chat_request(body)), sampling)
     answers = service.answers(

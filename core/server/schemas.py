@@ -5,7 +5,7 @@ Fields that a model lacks are kept as extras, for `core.server.fields` to judge.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -66,8 +66,8 @@ class Body(StructuredFields, ProcessorFields):
         return "last" if self.return_hidden_states == "last" else "all"
 
     def given(self) -> dict[str, Any]:
-        """All fields by the names that the client typed."""
-        return {**(self.__pydantic_extra__ or {}), **dict(self)}
+        """The fields that the client gave, by the names that it typed."""
+        return given_fields(self)
 
 
 class OpenAiBody(Body):
@@ -98,7 +98,9 @@ class ChatFields(OpenAiBody):
 class CompletionFields(OpenAiBody):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: (
+        str | Annotated[list[str], Field(fail_fast=True)] | list[int] | list[list[int]]
+    )  # ids are not refused one by one as texts
     best_of: int | None = Field(None, ge=1, description="Samples to draw; the n likeliest a token are returned.")
     echo: bool | None = Field(None, description="Begin the text with the prompt.")
     suffix: str | None = Field(None, description="Text after the gap that the answer fills, if the model can.")
@@ -145,6 +147,13 @@ class DetokenizeBody(BaseModel):
     model: str | None = None
     tokens: list[int] | list[list[int]]
     skip_special_tokens: bool = True
+
+
+def given_fields(body: BaseModel) -> dict[str, Any]:
+    """The fields of a body that the client gave, those included that the model lacks."""
+    modelled, set_by_client = body.__dict__, body.model_fields_set
+    given = {name: modelled[name] for name in modelled if name in set_by_client}
+    return {**(body.__pydantic_extra__ or {}), **given}
 
 
 def with_sampling(base: type[B], dialect: Dialect, name: str) -> type[B]:
