@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import uvloop
 
@@ -192,7 +193,9 @@ async def run(args: argparse.Namespace, profiled: Callable[[Awaitable[Any]], Awa
     client = Client(metrics)
     ctx = ServerContext(settings.server, metrics, client)  # type: ignore[arg-type]
     app = build_app(ctx)
-    ctx.service = load_service(settings, resolution, "demo")(client, HELLO)  # type: ignore[arg-type]
+    service = load_service(settings, resolution, "demo")
+    eos = service(client, HELLO).tokenizer.eos_token_ids  # type: ignore[arg-type]
+    ctx.service = service(client, msgspec.structs.replace(HELLO, eos_token_ids=list(eos)))  # type: ignore[arg-type]
     ctx.phase = Phase.READY
     leave_started_objects()
     asked = request(args.route, args.tokens)

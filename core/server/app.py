@@ -51,13 +51,17 @@ if TYPE_CHECKING:
     from core.tracing.spans import Tracer
 
 
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
+
+
 def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: Tracer | None = None) -> FastAPI:
     """The ASGI application of one server.
 
     routers: of plugins. tracer: makes spans; None makes none. Raises PluginClash or PluginLoadError if a router does
     not fit beside the others.
     """
-    app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
+    # Spans are made by `Observed`; FastAPI would look for a provider of its own at every request.
+    app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
     own = (
         chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -58,13 +59,21 @@ def line(value: Any) -> bytes:
     return bytes(_encode(value)) + b"\n"
 
 
+@cache
+def _stream_headers(media_type: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The same for every stream of a kind, so Response makes them once."""
+    made = Response(media_type=media_type, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+    del made.headers["content-length"]
+    return tuple(made.raw_headers)
+
+
 class EventStream(Response):
     """A stream, of server-sent events if `media_type` says nothing else. When the client goes, the generator is closed
     at once, wherever it waits."""
 
     def __init__(self, events: AsyncGenerator[bytes], media_type: str = "text/event-stream") -> None:
-        super().__init__(media_type=media_type, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
+        self.status_code, self.background = 200, None
+        self.raw_headers = list(_stream_headers(media_type))
         self._events = events
         self._client: ClientWatch | None = None
 
