@@ -19,7 +19,8 @@ from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.parsers import ReasoningParser, Tool, ToolParser
 
-MAX_OPENINGS = 64  # ends of prompts of which it is kept whether they open reasoning
+# Ends of prompts of which it is kept whether they open reasoning. Clients may have a part in them.
+MAX_OPENINGS, MAX_OPENING_CHARACTERS = 64, 256
 ROLES = ("system", "developer", "user", "assistant", "tool")
 Message = Mapping[str, Any]
 
@@ -177,7 +178,9 @@ class ChatRenderer:
         if opens is None:
             opens = _opens_somewhere(parser, suffix)
             # What templates write is the same nearly every time; what clients do is not worth keeping.
-            if not request.continue_final_message and len(self._openings) < MAX_OPENINGS:
+            if not request.continue_final_message and len(suffix) <= MAX_OPENING_CHARACTERS:
+                if len(self._openings) == MAX_OPENINGS:
+                    self._openings.clear()
                 self._openings[suffix] = opens
         if opens:
             return True
