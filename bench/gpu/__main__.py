@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -83,7 +84,14 @@ def run_peer(engine: str, python: Path, case: str, args: argparse.Namespace) -> 
         if line.startswith("RESULT "):
             result: dict[str, Any] = json.loads(line[7:])
             return result
-    return {"error": f"exit {done.returncode}: {done.stderr.strip()[-800:]}"}
+    return {"error": f"exit {done.returncode}: {last_error(done.stderr)}"}
+
+
+def last_error(log: str) -> str:
+    """The last line of a log that names an error; else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["nothing was said"]
+    named = [line for line in lines if re.match(r"(\([^)]*\) )?[\w.]*(Error|Exception|Exit)\b", line)]
+    return (named or lines)[-1][-400:]
 
 
 def recorded(case: str) -> dict[str, dict[str, Any]]:

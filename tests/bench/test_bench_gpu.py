@@ -87,3 +87,19 @@ def test_a_shape_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(SystemExit):
         comparison.main()
     assert "there is no shape 'llama-9'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [
+        (
+            "Traceback\n  File x\nvllm.EngineDeadError: gone\n/usr/lib/tracker.py:254: UserWarning: leaked",
+            "vllm.EngineDeadError: gone",
+        ),
+        ("(EngineCore) ValueError: 16\nRuntimeError: see above\n  warnings.warn(", "RuntimeError: see above"),
+        ("loading\nkilled\n", "killed"),
+        ("", "nothing was said"),
+    ],
+)
+def test_why_a_peer_was_not_measured(log: str, told: str) -> None:
+    assert comparison.last_error(log) == told
