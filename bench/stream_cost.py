@@ -5,7 +5,8 @@
 No engine and no sockets: messages as an engine would send them are handed to the server's client, and what the
 application sends is thrown away. So the figure can be compared on a machine that others use too. Printed, the least of
 all rounds and the median: from a request to the engine's order and from the engine's first message to the first event
-(what a first token waits for; with the turns of the event loop that lie between), and microseconds a token after it.
+(what a first token waits for; with the turns of the event loop that lie between), and microseconds a token after it,
+the answer's end included.
 """
 
 from __future__ import annotations
@@ -171,7 +172,9 @@ async def measure(app: Any, client: Client, args: argparse.Namespace, asked: tup
         for _ in range(2):  # turns of the loop, as a socket would leave
             await asyncio.sleep(0)
         spent_s += time.process_time() - begin_s
+    begin_s = time.process_time()
     await asyncio.gather(*tasks)
+    spent_s += time.process_time() - begin_s
     least = min(each.num_bodies for each in told)
     assert least >= args.tokens * 0.9, f"tokens came together: {least} messages"
     return Found(asked_s, asked_turns, first_s, first_turns, spent_s / (args.streams * max(1, len(others))))

@@ -131,12 +131,15 @@ class _Reply:
                         texts[index] = self._text_event(envelope, index, policy, answers)
                     yield texts[index].of(delta.text)
                     continue
+                opening = b""  # goes out with what follows it
                 if index not in begun_indices:
                     begun_indices.add(index)
                     first = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-                    opening = {**envelope, **self._of_prompt([delta]), "choices": [first]}
-                    yield event(policy.on(opening, answers.usage))
+                    made = {**envelope, **self._of_prompt([delta]), "choices": [first]}
+                    opening = event(policy.on(made, answers.usage))
                 if delta.empty and not (self._body.return_token_ids or delta.hidden is not None):
+                    if opening:
+                        yield opening
                     continue
                 choice: dict[str, Any] = {
                     "index": index,
@@ -148,7 +151,7 @@ class _Reply:
                 if delta.matched_stop is not None:
                     choice["matched_stop"] = delta.matched_stop
                 choice.update(self._of_tokens([delta]))
-                yield event(policy.on({**envelope, "choices": [choice]}, answers.usage))
+                yield opening + event(policy.on({**envelope, "choices": [choice]}, answers.usage))
             last = policy.last(envelope, answers.usage)
             if last is not None:
                 yield event(last)

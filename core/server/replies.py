@@ -102,6 +102,14 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         async for item in self._events:
             await send({"type": "http.response.body", "body": item, "more_body": True})
+            break
+        # The first event goes out at once. The others do from a task of their own: each would pass all the layers
+        # between the server and here again, as a task is resumed through every function that it is in.
+        await asyncio.create_task(self._send_others(send))
+
+    async def _send_others(self, send: Send) -> None:
+        async for item in self._events:
+            await send({"type": "http.response.body", "body": item, "more_body": True})
 
 
 class OpenAIStream(EventStream):

@@ -239,16 +239,17 @@ def test_a_stream_on_its_own_watches_for_itself() -> None:
     run(main())
 
 
-def test_a_stream_that_fails_tells_its_error() -> None:
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_a_stream_that_fails_tells_its_error(num: int) -> None:
     """To the client where the protocol has events for it, else to whoever serves: a connection is closed then."""
 
     async def main() -> None:
-        connection, events = Connection(), Events(1, ValueError("broken"))
+        connection, events = Connection(), Events(num, ValueError("broken"))
         with pytest.raises(ValueError, match="broken"):
             await EventStream(events.made())(SCOPE, connection.receive, connection.send)
         assert events.closed
         other = Connection()
-        await OpenAIStream(Events(1, ValueError("broken")).made())(SCOPE, other.receive, other.send)
+        await OpenAIStream(Events(num, ValueError("broken")).made())(SCOPE, other.receive, other.send)
         assert b"internal error" in other.sent[-2]["body"]
         await turns()
         assert (connection.waiting, other.waiting) == (0, 0)
@@ -270,6 +271,25 @@ def test_headers_of_a_stream(made: EventStream, content_type: bytes) -> None:
     }  # fmt: skip
     made.headers["x-more"] = "1"  # which is this stream's alone
     assert len(EventStream(Events(0).made()).raw_headers) == 3
+
+
+def test_later_events_come_from_a_task_that_is_only_in_the_stream() -> None:
+    """So that a token does not pass all the layers between server and route."""
+
+    async def main() -> None:
+        connection, tasks = Connection(), []
+
+        async def made() -> AsyncGenerator[bytes]:
+            for _ in range(4):
+                tasks.append(asyncio.current_task())
+                yield b"x"
+                await asyncio.sleep(0)
+
+        await EventStream(made())(SCOPE, connection.receive, connection.send)
+        assert tasks[0] is asyncio.current_task()
+        assert len({*tasks[1:], tasks[0]}) == 2
+
+    run(main())
 
 
 def test_a_watch_that_is_forgotten_waits_for_nothing() -> None:
