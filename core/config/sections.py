@@ -85,6 +85,12 @@ class CacheSettings(Section):
         description="Type of cached keys and values; fp8 is fp8_e4m3. auto: what the checkpoint asks for, where an "
         "attention plugin can, else the compute type.",
     )
+    kv_scales_file: str | None = Field(
+        None,
+        description="JSON file of scales of cached keys and values, for a cache of fp8. Default: the checkpoint's "
+        "scales, where it has some.",
+        json_schema_extra=_aka("quantization-param-path"),
+    )
     memory_fraction: float = Field(
         0.85,
         gt=0,

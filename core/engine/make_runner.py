@@ -86,6 +86,7 @@ def make_runner(
         tp=tp,
         dtype=getattr(torch, resolution.dtype),
         kv_dtype=getattr(torch, KV_DTYPES[kv_dtype]) if kv_dtype in KV_DTYPES else None,
+        kv_scales=resolution.kv_scales[tp.rank] if resolution.kv_scales else None,
         page_size=resolution.page_size,
         max_running=settings.scheduler.max_running_requests,
         chunk_tokens=resolution.chunk_tokens,

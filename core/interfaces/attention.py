@@ -79,7 +79,9 @@ class AttentionConfig:
     def scales(self, layer: int) -> tuple[float, float]:
         """Of a layer's keys and values; other than 1.0 only in a cache of eight bits. What is written is x / scale,
         within the type's range, and what is attended to, by this step's own tokens too, is the cached number times
-        scale. Of latents the first one is for all of the row."""
+        scale. Of latents the first one is for all of the row. They are known before the backend is built and stay as
+        they are: plain numbers, that a recorded step may keep. A backend that claims a type of eight bits and cannot
+        apply them says so in `rejects`."""
         if self.cache_dtype.itemsize > 1:
             return 1.0, 1.0
         return self.kv_scales.get(layer, (1.0, 1.0))
@@ -180,7 +182,9 @@ class AttentionBackend(ABC):
     def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
         """Where a fused operation may write this step's keys and values of one layer, whose buffers are `kv`, before
         `run` gets None for both; or None if `run` has to have them: they are scaled, laid out otherwise, or stored
-        on the way. Called after `plan`, for each layer."""
+        on the way. Called after `plan`, for each layer. Whether it is None may depend on the plan for speed alone: what
+        was recorded after one plan is replayed after others, so `run` takes None for both after any plan of a backend
+        that gives rows after some."""
         return None
 
     def run_mla(

@@ -92,8 +92,9 @@ class StepGraphs(ABC):
     does elsewhere, since its launches depend on the lengths of the sequences. What is saved is the host's time for all
     the rest.
 
-    sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs. token_sizes: numbers of tokens, ascending; empty:
-    steps with prefills are launched. on_demand: a size is recorded when a step first needs it, and not at the start.
+    sizes: numbers of rows, ascending, each 1 .. EngineFacts.max_seqs. token_sizes: numbers of tokens, ascending, each
+    1 .. EngineFacts.max_tokens (and no more than max_seqs times context_length); empty: steps with prefills are
+    launched. on_demand: a size is recorded when a step first needs it, and not at the start.
     """
 
     sizes: tuple[int, ...] = ()
@@ -118,8 +119,9 @@ class StepGraphs(ABC):
         """Record `run`, which computes hidden states [size, hidden_size] of a step of `size` tokens. Where it calls
         `between(call, result, *tensors)`, the piece that is being recorded ends and another begins: at every replay,
         and only then, `call(result, *tensors)` is called there to fill `result`, with tensors of the same memory as
-        those given, which nobody else keeps. Where `run` is not recorded but run, `result` is filled with zeros.
-        Only for `token_sizes`."""
+        those given, which nobody else keeps. Core has launched the same step just before, so everything that happens
+        only once has happened, and replays it right after, to compare: sizes for which that gives anything else are
+        launched. Where `run` is not recorded but run, `result` is filled with zeros. Only for `token_sizes`."""
         raise AssertionError(f"{type(self).__name__} names token_sizes and lacks capture_pieces")
 
     def replay_pieces(self, size: int) -> torch.Tensor:

@@ -246,3 +246,10 @@ class QuantMethod(ABC):
     def kv_cache_dtype(self) -> str | None:
         """A KV-cache dtype that the checkpoint asks for, or None."""
         return None
+
+    def kv_scales(self) -> Mapping[str, str]:
+        """Tensors of the format that are scales of cached keys and values: regular expressions of whole checkpoint
+        tensor names with a group `layer` (the layer's number), each with what the scale is for: "k", "v" or "kv", both.
+        Such a tensor holds one number, or one for each KV head, by which `AttentionConfig.scales` multiplies what is
+        cached. Core reads them if the cache has eight bits; else they are left out with a line that says so."""
+        return {}

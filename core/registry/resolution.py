@@ -67,7 +67,8 @@ class Resolution:
     tool_parser, reasoning_parser, grammar: target None when off. logit_processors: that requests may name. hooks:
     listeners in the order they are called. routes: extra routes; target None in a process that serves none. pooling:
     what is given beside text. spec: as the model is built.
-    kv_cache_dtype: as `KV_DTYPES` names it, or the compute type.
+    kv_cache_dtype: as `KV_DTYPES` names it, or the compute type. kv_scales: for each rank, of cached keys and values by
+    layer, where the operator gave them.
     plugin_settings: each chosen plugin's own settings, by `kind/distribution:name`, for `plugin_context`.
     warnings: of the chosen plugins, and settings that have no effect; logged by the parent.
     """
@@ -105,6 +106,7 @@ class Resolution:
     tensor_parallel_size: int = 1
     max_running: int = 256
     kv_cache_dtype: str = "auto"
+    kv_scales: tuple[Mapping[int, tuple[float, float]], ...] = ()
     warnings: tuple[str, ...] = ()
 
     def with_plugin_data(

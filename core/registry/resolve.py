@@ -7,7 +7,7 @@ plugins that are considered are imported. `core plugins explain` follows the sam
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,13 +35,22 @@ from core.registry.checks import (
     describe_ranks,
 )
 from core.registry.context import plugin_context
+from core.registry.kv_scales_file import read_kv_scales
 from core.registry.lock import LockSet
 from core.registry.resolution import Choice, Decision, ExplainRow, Resolution, row_of
 from core.registry.sections import PluginSections
 from core.registry.select_attention import choose_attention
 from core.registry.select_device import ChosenHardware, choose_dtype, choose_hardware, choose_overlap, make_hardware
 from core.registry.select_grammar import choose_grammar
-from core.registry.select_kv_dtype import COMPUTE_TYPE, asked_kv_dtype, decided, is_known, wished_kv_dtype
+from core.registry.select_kv_dtype import (
+    COMPUTE_TYPE,
+    asked_kv_dtype,
+    decided,
+    has_scales,
+    is_known,
+    scales_decision,
+    wished_kv_dtype,
+)
 from core.registry.select_listeners import choose_hooks, choose_routes
 from core.registry.select_model import choose_model
 from core.registry.select_others import (
@@ -97,6 +106,8 @@ class _Draft:
     attention: tuple[Choice, ...] = field(init=False)
     page_size: Decision = field(init=False)
     kv_dtype: Decision = field(init=False)
+    kv_scales_from: Decision | None = field(init=False)
+    kv_scales: tuple[Mapping[int, tuple[float, float]], ...] = field(init=False, default=())
     prefix_cache: Choice = field(init=False)
     moe: Choice = field(init=False)
     schedule_policy: Choice = field(init=False)
@@ -228,7 +239,18 @@ def _attention(draft: _Draft) -> Made:
         draft.attention, draft.page_size = choose()
         kv_dtype, why = COMPUTE_TYPE, f"the compute type; the checkpoint asks for {kv_dtype}: {error.message}"
     draft.kv_dtype = decided(kv_dtype, dtype, why)
-    return (*draft.attention, draft.page_size, draft.kv_dtype)
+    rows: Made = (*draft.attention, draft.page_size, draft.kv_dtype)
+    return rows if (scales := _kv_scales(draft)) is None else (*rows, scales)
+
+
+def _kv_scales(draft: _Draft) -> Decision | None:
+    """Read the operator's file, whatever the cache is: mistakes in it are found at the first start."""
+    file, num_ranks = draft.settings.cache.kv_scales_file, draft.settings.engine.tensor_parallel_size
+    draft.kv_scales_from = scales_decision(draft.kv_dtype.value, file, draft.quant)
+    if file is not None:
+        read = read_kv_scales(file, draft.spec, draft.config.get("model_type"), num_ranks)
+        draft.kv_scales = read if has_scales(draft.kv_dtype.value) else ()
+    return draft.kv_scales_from
 
 
 def _stated_kv_dtype(draft: _Draft) -> tuple[str, str]:
@@ -336,7 +358,8 @@ STEPS: tuple[tuple[str, Callable[[_Draft], Made]], ...] = (
 
 def _finish(draft: _Draft) -> Resolution:
     """Put the decisions together and check the whole."""
-    sizes = (draft.dtype, draft.kv_dtype, draft.page_size, draft.context, draft.chunk, draft.overlap)
+    kv = (draft.kv_dtype, *((draft.kv_scales_from,) if draft.kv_scales_from is not None else ()))
+    sizes = (draft.dtype, *kv, draft.page_size, draft.context, draft.chunk, draft.overlap)
     num_ranks = draft.settings.engine.tensor_parallel_size
     ranks = describe_ranks(num_ranks, draft.device.communicator())
     resolution = Resolution(
@@ -363,6 +386,7 @@ def _finish(draft: _Draft) -> Resolution:
         dtype=draft.dtype.value,
         page_size=int(draft.page_size.value),
         kv_cache_dtype=draft.kv_dtype.value,
+        kv_scales=draft.kv_scales,
         context_length=int(draft.context.value),
         chunk_tokens=int(draft.chunk.value),
         overlap=draft.overlap.value == "on",
@@ -374,7 +398,12 @@ def _finish(draft: _Draft) -> Resolution:
         max_running=draft.settings.scheduler.max_running_requests,
     )
     records = [choice.record for choice in resolution.choices() if choice.record is not None]
-    ignored = draft.sections.check(records)
+    ignored = list(draft.sections.check(records))
+    if draft.settings.cache.kv_scales_file is not None and not draft.kv_scales:
+        ignored.append(
+            f"cache.kv_scales_file has no effect: a KV cache of {draft.kv_dtype.value} has no scales; "
+            "choose one with --kv-cache-dtype fp8"
+        )
     resolution = resolution.with_plugin_data(draft.sections.exact(records), draft.catalog, ignored)
     check_device_of_all(resolution)
     check_quant(resolution)

@@ -1,4 +1,5 @@
-"""Which type the KV cache has: what the operator asks for, else what the checkpoint does, else the compute type."""
+"""Which type the KV cache has: what the operator asks for, else what the checkpoint does, else the compute type. And
+where the scales of one of eight bits come from."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from core.interfaces.quant import QuantMethod
 from core.registry.resolution import Choice, Decision
 
 NAME = "KV cache dtype"
+SCALES = "KV cache scales"
 COMPUTE_TYPE = "auto"
 _ALIASES = {"fp8": "fp8_e4m3"}
 
@@ -45,3 +47,20 @@ def is_known(name: str) -> bool:
 
 def decided(name: str, dtype: str, reason: str) -> Decision:
     return Decision(NAME, dtype if name == COMPUTE_TYPE else name, reason)
+
+
+def has_scales(kv_dtype: str) -> bool:
+    """Whether a cache of that type has scales: those of eight bits."""
+    return KV_DTYPES.get(kv_dtype, "").startswith("float8")
+
+
+def scales_decision(kv_dtype: str, file: str | None, quant: Choice) -> Decision | None:
+    """The line of `explain`; None for a cache without scales. Whether the checkpoint really has some shows when it is
+    loaded, and is logged then."""
+    if not has_scales(kv_dtype):
+        return None
+    if file is not None:
+        return Decision(SCALES, file, "asked for")
+    if getattr(quant.target, "kv_scales", QuantMethod.kv_scales) is QuantMethod.kv_scales:
+        return Decision(SCALES, "none", f"quantization {quant.name!r} reads none; see --kv-scales-file")
+    return Decision(SCALES, "the checkpoint's", "where it has them; layers without are kept unscaled")

@@ -34,6 +34,7 @@ class RunnerConfig:
     folder, None with load_format "dummy" (random weights from `seed`). load_threads: readers of weight files. tp:
     communicator of the ranks that share each layer. facts: what the device's plugin is told; None makes them from
     the rest. processors: logit processors that requests may name.
+    kv_scales: of cached keys and values by layer, as `AttentionConfig.kv_scales`; None takes the checkpoint's.
     broadcast: gives rank 0's tensor to every rank, in the order of their collectives; None where there is one rank.
     """
 
@@ -58,6 +59,7 @@ class RunnerConfig:
     processors: LogitProcessors | None = None
     broadcast: Callable[[torch.Tensor], torch.Tensor] | None = None
     kv_dtype: torch.dtype | None = None
+    kv_scales: Mapping[int, tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("page_size", "max_running", "chunk_tokens", "context_length", "load_threads"):
@@ -74,6 +76,11 @@ class RunnerConfig:
                 field="checkpoint",
                 hint='give a folder, or load_format="dummy" for random weights',
             )
+
+    @property
+    def scales_kv(self) -> bool:
+        """Whether the KV cache is one that has scales."""
+        return (self.kv_dtype or self.dtype).itemsize == 1
 
     @property
     def max_pages_per_seq(self) -> int:

@@ -19,10 +19,12 @@ import torch
 
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.batch import BatchLayout, ForwardBatch
+from core.interfaces.build import Communicator
 from core.interfaces.errors import PluginError
 from core.interfaces.hardware import StepGraphs
 from core.interfaces.model import CausalLM
 from core.interfaces.step import Int32, StepPlan
+from core.runner.agreement import Agreement
 from core.runner.inputs import StepInputs
 from core.runner.sampler import Sampled
 from core.runner.transfer import ALIGNMENT, Packed, Transfer, pack
@@ -82,8 +84,8 @@ class CapturedSteps:
     """One persistent batch for each size that `graphs` records. All sizes share their memory: one step runs at a time.
 
     last_tokens [S + 1]: as in RunnerState; padding rows read and write the last entry. best_token: the operation.
-    max_seqs: most rows of a step.
-    max_pages: columns of a page table. Raises PluginError for impossible sizes.
+    tp: the ranks that record and replay alike. max_seqs: most rows of a step. max_pages: columns of a page table.
+    Raises PluginError for impossible sizes.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class CapturedSteps:
         last_tokens: torch.Tensor,
         transfer: Transfer,
         best_token: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        tp: Communicator,
         *,
         page_size: int,
         max_seqs: int,
@@ -114,6 +117,7 @@ class CapturedSteps:
         self._last_tokens = last_tokens
         self._transfer = transfer
         self._best_token = best_token
+        self._agreement = Agreement(tp, transfer.device)
         self._page_size = page_size
         self._recorded: set[tuple[int, tuple[int, ...]]] = set()  # rows, variant of each cache group
         self._broken: set[tuple[int, tuple[int, ...]]] = set()
@@ -140,14 +144,20 @@ class CapturedSteps:
         return self.sizes[at] if self._started or self._graphs.on_demand else 0
 
     def capture(self) -> None:
-        """Record every size, largest first, unless that happens on demand."""
+        """Record every size, largest first, unless that happens on demand. Raises what is wrong with one of them."""
         self._started = True
         if not self._graphs.on_demand:
             for size in reversed(self.sizes):
-                self._fill(np.empty(0, np.int32), np.empty(0, np.int32), self._mirror, size)  # padding alone
-                variants = self._plan(size)
-                self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
-                self._recorded.add((size, variants))
+                error = self._agreement.attempt(partial(self._record_padding, size))
+                if error is not None:
+                    raise error
+
+    def _record_padding(self, size: int) -> None:
+        """A step of padding rows alone."""
+        self._fill(np.empty(0, np.int32), np.empty(0, np.int32), self._mirror, size)
+        variants = self._plan(size)
+        self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
+        self._recorded.add((size, variants))
 
     def prepare(self, plan: StepPlan, page_table: Int32, size: int) -> tuple[StepInputs, Callable[[], Replayed]] | None:
         """Bring a step of at most `size` decodes to where its recording reads it, and plan its attention: the step, and
@@ -184,14 +194,13 @@ class CapturedSteps:
         if (size, variants) in self._broken:
             return False
         before = self._last_tokens.clone()  # all else that recording may run writes the same again
-        try:
-            self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
-        except Exception:  # the step itself can still be launched
-            logger.warning("a step of %d rows cannot be recorded; such steps are launched", size, exc_info=True)
+        step = partial(self._step, self._sizes[size])
+        error = self._agreement.attempt(lambda: self._graphs.capture(size, step, variants))
+        self._last_tokens.copy_(before)
+        if error is not None:  # the step itself can still be launched
+            logger.warning("a step of %d rows cannot be recorded; such steps are launched", size, exc_info=error)
             self._broken.add((size, variants))
             return False
-        finally:
-            self._last_tokens.copy_(before)
         self._recorded.add((size, variants))
         return True
 

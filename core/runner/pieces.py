@@ -1,12 +1,14 @@
 """PiecewiseSteps: steps with prefills of which the device has recorded all but attention.
 
 A step of a few hundred tokens takes the device less time than the host needs to launch its kernels one by one.
+Each recording is tried before it is used: what it gives has to be what the same step gives when it is launched.
 """
 
 from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -15,21 +17,30 @@ import torch
 
 from core.interfaces.attention import AttentionBackend, MlaWeights, TokenRows
 from core.interfaces.batch import BatchLayout, ForwardBatch
+from core.interfaces.build import Communicator
+from core.interfaces.errors import EngineError, PluginError
 from core.interfaces.hardware import Between, StepGraphs
 from core.interfaces.model import CausalLM
 from core.interfaces.step import StepPlan
+from core.runner.agreement import Agreement
 from core.runner.inputs import token_views
 from core.runner.transfer import ALIGNMENT
 
 _MOST_TABLE_BYTES = 4 << 20  # of page tables; a step with more of them is launched
+# Of a hidden state, between a step replayed and the same step launched. Both have the same shapes and run the same
+# kernels, so it should be none, but some add in an order that changes from run to run. Memory that was overwritten, or
+# read too early, gives states that have nothing to do with one another.
+_MOST_OFF = 0.2
+_PADDING_ID = 1  # the embedding of token 0 is nothing in some models, which would prove little
 logger = logging.getLogger(__name__)
 
 
 class PiecewiseSteps:
     """One buffer of inputs for all sizes of `graphs.token_sizes`: one step runs at a time.
 
-    buffer [B] uint8: where the inputs of a step that is replayed are built. max_seqs: most rows of a step. max_pages:
-    columns of a page table.
+    buffer [B] uint8: where the inputs of a step that is replayed are built. tp: the ranks that record and replay alike.
+    max_tokens, max_seqs: most tokens and rows of a step. max_pages: columns of a page table. context_length: most
+    tokens of a row. Raises PluginError for impossible sizes.
     """
 
     def __init__(
@@ -38,14 +49,25 @@ class PiecewiseSteps:
         model: CausalLM,
         attention: tuple[AttentionBackend, ...],
         kv: tuple[tuple[torch.Tensor, ...], ...],
+        tp: Communicator,
         *,
         page_size: int,
+        max_tokens: int,
         max_seqs: int,
         max_pages: int,
+        context_length: int,
         device: torch.device,
     ) -> None:
-        self.sizes = list(graphs.token_sizes)
-        most, groups = self.sizes[-1], len(attention)
+        self.sizes = sizes = list(graphs.token_sizes)
+        possible = min(max_tokens, max_seqs * context_length)
+        if sizes != sorted(set(sizes)) or not 1 <= sizes[0] <= sizes[-1] <= possible:
+            kind = type(graphs)
+            raise PluginError(
+                f"{kind.__module__}.{kind.__qualname__} records steps of {graphs.token_sizes} tokens in pieces; sizes "
+                f"must grow and lie between 1 and {possible}, the most tokens of a step",
+                hint="take EngineFacts.max_tokens, max_seqs and context_length into account in HardwareBackend.graphs",
+            )
+        most, groups = sizes[-1], len(attention)
         rows = min(max_seqs, most)
         self._table_bytes = min(groups * rows * max_pages * 4, _MOST_TABLE_BYTES)
         # Tokens: id, position, KV slots; rows: three indices, two lengths; each array is aligned.
@@ -53,6 +75,8 @@ class PiecewiseSteps:
         self.buffer = torch.zeros(self._table_bytes + others, dtype=torch.uint8, device=device)
         self._slot_dtypes = [backend.capabilities.slot_dtype for backend in attention]
         self._page_size = page_size
+        self._context_length = context_length
+        self._agreement = Agreement(tp, device)
         self._graphs = graphs
         self._model = model
         self._attention = attention
@@ -67,30 +91,48 @@ class PiecewiseSteps:
             return 0
         size = self.sizes[at]
         if size not in self._recorded and self._graphs.on_demand:
-            try:
-                self._record(size)
-            except Exception:  # the step itself can still be launched
-                logger.warning("steps of %d tokens cannot be recorded; they are launched", size, exc_info=True)
+            error = self._record(size)
+            if error is not None:  # the step itself can still be launched
+                logger.warning("steps of %d tokens cannot be recorded; they are launched", size, exc_info=error)
                 self.sizes.remove(size)
         return size if size in self._recorded else 0
 
     def capture(self) -> None:
-        """Record every size, largest first, unless that happens on demand."""
+        """Record every size, largest first, unless that happens on demand. Raises what is wrong with one of them."""
         if not self._graphs.on_demand:
             for size in reversed(self.sizes):
-                self._record(size)
+                error = self._record(size)
+                if error is not None:
+                    raise error
 
     def run(self, batch: ForwardBatch, size: int) -> torch.Tensor:
         """Hidden states [size, D] of a step that was built in the buffer; valid until the next replay."""
         batch.plan_attention()
         return self._graphs.replay_pieces(size)
 
-    def _record(self, size: int) -> None:
-        self.buffer.zero_()
+    def _record(self, size: int) -> Exception | None:
+        """What is wrong with it, on any rank; None if it can be used."""
         batch = self._padding(size)
-        batch.plan_attention()
-        self._graphs.capture_pieces(size, partial(self._forward, batch))
-        self._recorded.add(size)
+        launched: list[torch.Tensor] = []
+
+        def capture() -> None:
+            batch.plan_attention()
+            launched.append(self._forward(batch, _at_once))  # what happens only once, such as compiling, happens now
+            self._graphs.capture_pieces(size, partial(self._forward, batch))
+
+        def compare() -> None:
+            off = _difference(launched[0], self.run(batch, size))
+            if not off <= _MOST_OFF:
+                raise EngineError(
+                    f"a step of {size} tokens that is replayed in pieces gives other hidden states than one that is "
+                    f"launched: a row is off by {off:.1%}"
+                )
+
+        # A replay has collectives in it, for which every rank has to have recorded it.
+        error = self._agreement.attempt(capture) or self._agreement.attempt(compare)
+        if error is None:
+            self._recorded.add(size)
+        return error
 
     def _forward(self, batch: ForwardBatch, between: Between) -> torch.Tensor:
         pairs = zip(self._attention, batch.layouts, strict=True)
@@ -98,11 +140,23 @@ class PiecewiseSteps:
         return self._model.forward(replace(batch, attention=attention))
 
     def _padding(self, size: int) -> ForwardBatch:
-        """One prompt of `size` tokens in the null page, in the buffer."""
+        """Prompts of `size` tokens together in the null page, in the buffer.
+
+        All tokens are the same one at the same position, so all keys and values are the same too: though many are
+        stored in one slot, what is read there is defined, and every slot that is read was stored.
+        """
         device = self.buffer.device
         ids, positions, mappings = token_views(self.buffer, size, self._slot_dtypes)
-        lens, starts = np.array([size], np.int32), np.array([0, size], np.int32)
-        pages = np.zeros((1, -(-size // self._page_size)), np.int32)
+        lens = np.full(-(-size // self._context_length), self._context_length, np.int32)
+        lens[-1] = size - int(lens[:-1].sum())
+        starts = np.zeros(len(lens) + 1, np.int32)
+        np.cumsum(lens, out=starts[1:])
+        pages = np.zeros((len(lens), -(-int(lens.max()) // self._page_size)), np.int32)
+        slots = (np.arange(size) - np.repeat(starts[:-1], lens)) % self._page_size
+        self.buffer.zero_()
+        ids.fill_(_PADDING_ID)
+        for mapping in mappings:
+            mapping.copy_(torch.from_numpy(slots))
         layouts = tuple(
             BatchLayout(
                 page_size=self._page_size,
@@ -113,13 +167,29 @@ class PiecewiseSteps:
                 page_table=pages,
                 slot_mapping=mapping,
                 device_page_table=torch.zeros(pages.shape, dtype=torch.int32, device=device),
-                device_seq_lens=torch.full((1,), size, dtype=torch.int32, device=device),
-                device_cu_q_lens=torch.arange(0, 2 * size, size, dtype=torch.int32, device=device),
+                device_seq_lens=torch.from_numpy(lens).to(device),
+                device_cu_q_lens=torch.from_numpy(starts).to(device),
             )
             for mapping in mappings
         )
         rows = torch.zeros(0, dtype=torch.int64, device=device)
         return ForwardBatch(ids, positions, rows, layouts, self._attention, self._kv)
+
+
+def _at_once(call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None:
+    """`Between` of a step that is launched."""
+    call(result, *tensors)
+
+
+def _difference(want: torch.Tensor, got: torch.Tensor) -> float:
+    """The largest of all rows' differences, as a share of the row's norm; infinite if not the same numbers are finite.
+    Waits for the device."""
+    want, got = want.float(), got.float()
+    known = torch.isfinite(want)
+    if not torch.equal(known, torch.isfinite(got)):
+        return float("inf")
+    want, got = want.where(known, 0.0), got.where(known, 0.0)
+    return float(((want - got).norm(dim=1) / want.norm(dim=1).clamp(min=1e-6)).max())
 
 
 class _Apart(AttentionBackend):

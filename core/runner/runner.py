@@ -88,6 +88,7 @@ class ModelRunner:
         self._captured: CapturedSteps | None = None
         self._pieces: PiecewiseSteps | None = None
         self._kv: tuple[tuple[torch.Tensor, ...], ...] = ()
+        self._kv_scales: Mapping[int, tuple[float, float]] = config.kv_scales or {}
         self._last_end_s = 0.0
         # Made once: recorded steps know where it stands.
         self._last_tokens = torch.zeros(config.max_running + 1, dtype=torch.int64, device=self.device)
@@ -109,6 +110,7 @@ class ModelRunner:
 
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
+        from core.runner.kv_scales import KvScaleReader
         from core.runner.weights import dummy_weights, load_weights
         from core.runner.weights_rules import HEADS, RuleTable, leaving_out, without_head
 
@@ -133,11 +135,28 @@ class ModelRunner:
         if config.load_format == "dummy" or config.checkpoint is None:
             dummy_weights(model, config.seed)
         else:
-            report = load_weights(model, rules, config.checkpoint, threads=config.load_threads, progress=progress)
+            wanted = config.scales_kv and config.kv_scales is None
+            reader = KvScaleReader(config.quant.kv_scales(), config.spec, wanted=wanted)
+            report = load_weights(
+                model, rules, config.checkpoint, threads=config.load_threads, progress=progress, kv_scales=reader
+            )
+            self._take_kv_scales(report)
         self._model = self._hardware.prepare_model(model)
         if self._model is None:
             raise PluginError(f"device {type(self._hardware).__qualname__}: prepare_model() returned None")
         return report
+
+    def _take_kv_scales(self, report: LoadReport) -> None:
+        from core.runner.kv_scales import describe
+
+        config = self.config
+        if config.kv_scales is not None:
+            return
+        self._kv_scales = report.kv_scales.by_layer
+        dtype = str(config.kv_dtype or config.dtype).removeprefix("torch.")
+        text = describe(report.kv_scales, config.spec, dtype, eight_bits=config.scales_kv)
+        if text and not config.tp.rank:
+            logger.info("%s", text)
 
     def kv_bytes_per_page(self) -> int:
         """Bytes of one page in every cache group together, on this rank."""
@@ -199,6 +218,7 @@ class ModelRunner:
                 max_tokens=config.max_step_tokens,
                 context_length=config.context_length,
                 kv_dtype=config.kv_dtype,
+                kv_scales={layer: self._kv_scales[layer] for layer in specs if layer in self._kv_scales},
             )
             reason = backend_class.rejects(attention)
             if reason is not None:
@@ -231,6 +251,7 @@ class ModelRunner:
             self._last_tokens,
             self._transfer,
             config.ops["best_token"],
+            config.tp,
             page_size=config.page_size,
             max_seqs=config.max_running,
             max_pages=config.max_pages_per_seq,
@@ -245,9 +266,12 @@ class ModelRunner:
             self.model,
             self._attention,
             self._kv,
+            config.tp,
             page_size=config.page_size,
+            max_tokens=config.max_step_tokens,
             max_seqs=config.max_running,
             max_pages=config.max_pages_per_seq,
+            context_length=config.context_length,
             device=self.device,
         )
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from core.interfaces.errors import WeightError
 from core.interfaces.model import WeightRules
 from core.layers.module import NO_EXPERT, Slot, WeightModule
 from core.layers.norm import RmsNorm
+from core.runner.kv_scales import KvScaleReader, KvScales
 from core.runner.weights_rules import Address, RuleTable
 
 SINGLE_FILE = "model.safetensors"
@@ -36,13 +37,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What was read. ignored: (tensor name, reason) of what the model's rules leave out."""
+    """What was read. ignored: (tensor name, reason) of what the model's rules leave out. kv_scales: of cached keys and
+    values, if a reader asked for them."""
 
     num_files: int
     num_tensors: int
     num_bytes: int
     seconds: float
     ignored: tuple[tuple[str, str], ...] = ()
+    kv_scales: KvScales = field(default_factory=KvScales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +68,38 @@ class _Entry:
 
 
 def load_weights(
-    model: nn.Module, rules: WeightRules, folder: Path, *, threads: int = 4, progress: Progress | None = None
+    model: nn.Module,
+    rules: WeightRules,
+    folder: Path,
+    *,
+    threads: int = 4,
+    progress: Progress | None = None,
+    kv_scales: KvScaleReader | None = None,
 ) -> LoadReport:
     """Fill `model` from `folder`'s model.safetensors, or from the files that model.safetensors.index.json names.
 
     Names are settled before any data is read: missing and unexpected tensors are listed in one WeightError. Every
     other fault (file missing or truncated, wrong shape or dtype) is a WeightError naming file and tensor.
     progress(done_bytes, total_bytes) is called from loading threads, one at a time, first with done_bytes = 0.
+    kv_scales: takes the scales of cached keys and values out of the files.
     """
     started = time.perf_counter()
     files = _weight_files(folder)
     entries = _read_headers(folder, files)
     table = RuleTable(rules)
+    scales = {
+        name: entries.pop(name).file
+        for name in list(entries)
+        if kv_scales is not None and kv_scales.place(name) is not None and table.ignored(name) is None
+    }
     jobs, ignored = _assign(model, table, entries, folder)
     total = sum(job.num_bytes for job in jobs)
     _read(jobs, threads, _Counter(total, progress))
     _finish(model, folder)
-    return LoadReport(len(files), len(jobs), total, time.perf_counter() - started, ignored)
+    found = KvScales()
+    if kv_scales is not None:
+        found = kv_scales.read((file, name, _open(file).get_tensor(name)) for name, file in scales.items())
+    return LoadReport(len(files), len(jobs), total, time.perf_counter() - started, ignored, found)
 
 
 def dummy_weights(model: nn.Module, seed: int) -> None:

@@ -26,6 +26,7 @@ model.tool_call_parser --tool-call-parser CORE_TOOL_CALL_PARSER text None
 model.reasoning_parser --reasoning-parser CORE_REASONING_PARSER text None
 cache.page_size --page-size --block-size CORE_PAGE_SIZE integer None
 cache.kv_cache_dtype --kv-cache-dtype CORE_KV_CACHE_DTYPE text 'auto'
+cache.kv_scales_file --kv-scales-file --quantization-param-path CORE_KV_SCALES_FILE text None
 cache.memory_fraction --memory-fraction --mem-fraction-static --gpu-memory-utilization CORE_MEMORY_FRACTION number 0.85
 cache.kv_cache_bytes --kv-cache-bytes CORE_KV_CACHE_BYTES integer None
 cache.max_total_tokens --max-total-tokens CORE_MAX_TOTAL_TOKENS integer None

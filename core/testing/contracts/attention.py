@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import random
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +132,32 @@ class AttentionContract(AttentionSetup):
             self.few_steps(replace(made, kv_scales=scales), f"a cache of {name}")
 
     @pytest.mark.parametrize("name", sorted(KV_DTYPES))
+    def test_scales_of_eight_bits_are_any_numbers_and_each_layers_own(self, shape: Shape, name: str) -> None:
+        """No powers of two, another pair for each layer, keys and values apart."""
+        generator = random.Random(name)
+        drawn = tuple((2 ** generator.uniform(-5, 3), 2 ** generator.uniform(-7, 1)) for _ in range(2))
+        made = self.eight_bits(shape, name, rules=shape.rules[:1] * len(drawn), layer_scales=drawn)
+        self.few_steps(made, f"a cache of {name} with scales")
+
+    @pytest.mark.parametrize("name", sorted(KV_DTYPES))
+    def test_a_cache_of_eight_bits_is_as_near_as_eight_bits_are(self, shape: Shape, name: str) -> None:
+        """Of one key, whose value is all there is to attend to: within half a step of the type from what was stored."""
+        made = self.eight_bits(shape, name, kv_scales=(0.37, 0.029))
+        self.require(shape.kind is not StateKind.MLA_LATENT, "a value by itself in latent attention")
+        world = self.world(made)
+        (layer,) = world.config.layers
+        layout = world.layout([(n, 1) for n in world.new(6)])
+        inputs = world.inputs(layer, layout.num_tokens)
+        world.backend.plan(layout)
+        got, value = world.run(layer, inputs).cpu().double(), inputs[2].cpu().double()
+        value = value.repeat_interleave(got.shape[1] // value.shape[1], 1)
+        info = torch.finfo(world.config.cache_dtype)
+        step = torch.maximum(value.abs() * info.eps, torch.tensor(info.smallest_normal * info.eps * 0.029))
+        rounding = value.abs() * (2 * torch.finfo(world.config.dtype).eps)
+        assert bool(((got - value).abs() <= step / 2 * 1.001 + rounding).all())
+        assert bool((got != value).any()), "nothing was kept in eight bits"
+
+    @pytest.mark.parametrize("name", sorted(KV_DTYPES))
     def test_a_kv_dtype_takes_the_bytes_it_has(self, shape: Shape, name: str) -> None:
         world = self.world(self.with_kv_dtype(shape, name))
         storages = {
@@ -144,10 +172,8 @@ class AttentionContract(AttentionSetup):
     @pytest.mark.parametrize("name", sorted(KV_DTYPES))
     def test_numbers_beyond_a_kv_dtypes_range_stay_finite(self, shape: Shape, name: str) -> None:
         """They become the largest that there is, and not-a-number stays with the token that has it."""
-        made = self.with_kv_dtype(shape, name)
-        self.require(made.config(self.device()).cache_dtype.itemsize == 1, "a cache of eight bits")
-        scale = 2.0**-12  # 1 is beyond the range of either type
-        world = self.world(replace(made, kv_scales=(2.0**-8, scale if name == "fp8_e4m3" else 2.0**-17)))
+        small = 2.0**-12 if name == "fp8_e4m3" else 2.0**-17  # 1 is beyond the range
+        world = self.world(self.eight_bits(shape, name, kv_scales=(2.0**-8, small)))
         self.prompts(world, [9, 20])
         self.check(world, [(0, 1), (1, 1)])
         self.check(world, [(1, 1), (0, 5)])
@@ -157,6 +183,14 @@ class AttentionContract(AttentionSetup):
         self.require(name in self.capabilities().kv_dtypes, f"a cache of {name}")
         made = replace(shape, kv_dtype=getattr(torch, KV_DTYPES[name]))
         self.require(made.kv_dtype != shape.dtype, f"a cache of {name} beside a compute type that is another")
+        return made
+
+    def eight_bits(self, shape: Shape, name: str, **scales: Any) -> Shape:
+        """`with_kv_dtype` with changes; skipped for types that have no scales, and if `rejects` refuses these."""
+        made = replace(self.with_kv_dtype(shape, name), **scales)
+        self.require(made.config(self.device()).cache_dtype.itemsize == 1, "a cache of eight bits")
+        reason = self.refusal(made.config(self.device()))
+        self.require(reason is None, f"a cache of {name} with scales ({reason})")
         return made
 
     # Batches
@@ -394,6 +428,12 @@ class AttentionContract(AttentionSetup):
         """Claimed: graph. Neither plan nor run waits for a value from the device. What is checked is that no operation
         is called that must do so on any device; capturing itself is tested with the device's plugin."""
         self.require(self.capabilities().graph, "graph")
+        self.reads_nothing_back(shape)
+        if "fp8_e4m3" in self.capabilities().kv_dtypes:
+            self.reads_nothing_back(self.eight_bits(shape, "fp8_e4m3", kv_scales=(0.3, 0.07)))
+
+    def reads_nothing_back(self, shape: Shape) -> None:
+        """Two steps of decodes, watched."""
         world = self.world(shape)
         numbers = self.prompts(world, [9, 20, 3])
         (layer,) = world.config.layers

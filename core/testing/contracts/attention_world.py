@@ -36,7 +36,8 @@ class Rule:
 @dataclass(frozen=True)
 class Shape:
     """What a backend is built for. head_dim, for MLA_LATENT: of the part without position; the whole query is
-    head_dim + rope_dim wide. v_head_dim 0: as head_dim. rules: one layer each."""
+    head_dim + rope_dim wide. v_head_dim 0: as head_dim. rules: one layer each. kv_scales: of keys and values of all
+    layers, or a pair for each in `layer_scales`."""
 
     kind: StateKind = StateKind.FULL
     num_heads: int = 4
@@ -52,6 +53,7 @@ class Shape:
     tp_size: int = 1
     kv_dtype: torch.dtype | None = None
     kv_scales: tuple[float, float] = (1.0, 1.0)
+    layer_scales: tuple[tuple[float, float], ...] = ()
 
     def with_rule(self, **changes: object) -> Shape:
         """The same with one layer, whose rule is the first one's with changes."""
@@ -102,7 +104,7 @@ class Shape:
             max_tokens=MAX_TOKENS,
             context_length=CONTEXT_LENGTH,
             kv_dtype=self.kv_dtype,
-            kv_scales=dict.fromkeys(layers, self.kv_scales),
+            kv_scales=dict(zip(layers, self.layer_scales or (self.kv_scales,) * len(layers), strict=True)),
         )
 
 

@@ -240,6 +240,27 @@ class TestIgnoresKvScales(_Mutant):
             super().__init__(replace(config, kv_scales={}), ctx)
 
 
+class TestOneScaleForAllLayers(_Mutant):
+    caught_by = ("test_scales_of_eight_bits_are_any_numbers_and_each_layers_own",)
+
+    class implementation(TorchNativeAttention):  # noqa: N801
+        def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
+            first = next(iter(config.kv_scales.values()))
+            super().__init__(replace(config, kv_scales=dict.fromkeys(config.layers, first)), ctx)
+
+
+class TestSwapsKvScales(_Mutant):
+    caught_by = (
+        "test_numbers_beyond_a_kv_dtypes_range_stay_finite",
+        "test_a_cache_of_eight_bits_is_as_near_as_eight_bits_are",
+    )
+
+    class implementation(TorchNativeAttention):  # noqa: N801
+        def __init__(self, config: AttentionConfig, ctx: PluginContext) -> None:
+            swapped = {layer: (value, key) for layer, (key, value) in config.kv_scales.items()}
+            super().__init__(replace(config, kv_scales=swapped), ctx)
+
+
 class TestKeepsTheComputeType(_Mutant):
     caught_by = ("test_every_claimed_kv_dtype", "test_a_kv_dtype_takes_the_bytes_it_has")
 

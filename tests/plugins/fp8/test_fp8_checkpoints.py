@@ -18,7 +18,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 from core.interfaces.model import ModelArch
 from core.layers.linear import LinearBase
 from core.runner.weights import load_weights
-from core.runner.weights_rules import RuleTable, leaving_out
+from core.runner.weights_rules import RuleTable
 from plugin_llama.arch import LlamaArch
 from plugin_qwen.arch import Qwen3MoeArch
 
@@ -204,14 +204,108 @@ def test_ranks_of_a_whole_checkpoint(tmp_path: Path) -> None:
             assert torch.equal(torch.cat([*gates, *ups]), dense(module, torch.float32))
 
 
-def test_scales_of_the_kv_cache_are_left_out_with_the_reason(tmp_path: Path) -> None:
-    """compressed-tensors keeps them at the attention module, which has no weights of its own."""
-    made = method({"quant_method": "fp8", "kv_cache_scheme": "static"})
-    assert made.kv_cache_dtype() == "fp8_e4m3"
-    rules = leaving_out(LlamaArch.weights(LlamaArch.spec(BASE)), made.ignored())
-    table = RuleTable(rules)
-    assert "KV cache" in str(table.ignored("model.layers.1.self_attn.k_scale"))
-    assert "KV cache" in str(table.ignored("model.layers.1.self_attn.k_proj.k_scale"))
-    assert "KV cache" in str(table.ignored("model.layers.1.self_attn.v_proj.output_scale"))
-    assert table.ignored("model.layers.1.self_attn.k_proj.weight_scale") is None
-    assert table.ignored("model.layers.1.self_attn.k_proj.weight") is None
+@pytest.mark.parametrize(
+    ("strategy", "inputs"), [("channel", "token"), ("tensor", "token"), ("tensor", "tensor"), ("block", "group")]
+)
+def test_experts_by_compressed_tensors(tmp_path: Path, strategy: str, inputs: str) -> None:
+    """Each expert's projections compressed by the library: weights are those that it decompresses to, on one rank and
+    on two (96 of 192 columns: inside of blocks); logits as near as 8-bit inputs allow."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import compress_module, decompress_module
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        QuantizationStatus,
+        initialize_module_for_quantization,
+    )
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    static, block = inputs == "tensor", strategy == "block"
+    shape = {"block_structure": [128, 128]} if block else {}
+    args = QuantizationArgs(num_bits=8, type="float", strategy=strategy, symmetric=True, dynamic=False, **shape)
+    group = {"group_size": 128} if block else {}
+    measured = QuantizationArgs(
+        num_bits=8, type="float", strategy=inputs, symmetric=True, dynamic=not static, **group
+    )  # fmt: skip
+    scheme = QuantizationScheme(
+        targets=["Linear"], weights=args, input_activations=measured, format="float-quantized"
+    )  # fmt: skip
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme}, ignore=["lm_head", "re:.*mlp.gate$"], format="float-quantized"
+    )
+    stated = json.loads(config.model_dump_json(exclude_none=True)) | {"quant_method": "compressed-tensors"}
+    model: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**BASE | MOE | {"moe_intermediate_size": 192})).eval()
+    randomise(model, 0)
+    model.save_pretrained(tmp_path / "plain")
+    tensors: dict[str, torch.Tensor] = {}
+    wide: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(tmp_path / "plain" / "model.safetensors").items():
+        if "norm" in name or "embed" in name or "lm_head" in name or name.endswith(".gate.weight"):
+            tensors[name] = wide[name] = tensor
+            continue
+        layer = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False, dtype=tensor.dtype)
+        layer.weight.data.copy_(tensor)
+        initialize_module_for_quantization(layer, scheme, force_zero_point=False)
+        most = tensor.abs()
+        if block:
+            padded = torch.nn.functional.pad(most, (0, -most.shape[1] % 128, 0, -most.shape[0] % 128))
+            most = padded.unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).amax((1, 3))
+        else:
+            most = most.amax(1, keepdim=True) if strategy == "channel" else most.amax().view(1)
+        scale, _ = calculate_qparams(-most, most, args)
+        layer.weight_scale.data.copy_(scale.view(layer.weight_scale.shape))
+        if static:
+            layer.input_scale.data.fill_(4.0 / 448)
+        layer.quantization_status = QuantizationStatus.FROZEN
+        compress_module(layer)
+        module = name.removesuffix(".weight")
+        tensors |= {f"{module}.{suffix}": value.detach().clone() for suffix, value in layer.state_dict().items()}
+        decompress_module(layer)
+        wide[name] = layer.weight.detach().float().clone()
+    expert = "model.layers.0.mlp.experts.1.down_proj."
+    assert tensors[f"{expert}weight"].dtype == torch.float8_e4m3fn
+    assert (f"{expert}input_scale" in tensors) is static
+    folder = write(tmp_path / "checkpoint", model, tensors, stated)
+    save_file({name: tensor.contiguous() for name, tensor in wide.items()}, tmp_path / "plain" / "model.safetensors")
+    reference = Qwen3MoeForCausalLM.from_pretrained(
+        tmp_path / "plain", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    case = ParityCase(reference, folder, Fp8Arch(Qwen3MoeArch, stated), save=False)  # type: ignore[arg-type]
+    close(case, 0.25)  # rounding decides which experts a token goes to
+    for rank in range(3):
+        share = Rank(rank - 1, 2) if rank else Rank()
+        made = Fp8Arch(Qwen3MoeArch, stated).build(case.spec, build_context(tp=share))
+        load_weights(made, Qwen3MoeArch.weights(case.spec), folder, threads=1)
+        for index, layer in enumerate(made.layers):
+            prefix = f"model.layers.{index}.mlp.experts"
+            check_experts(layer.mlp.experts, prefix, wide, share)
+
+
+def check_experts(experts: Any, prefix: str, wide: dict[str, torch.Tensor], share: Rank) -> None:
+    """Unit vectors through each expert's products: its matrices, as the plugin computes with them."""
+    held, size = experts.own, 192 // share.size
+    mine = slice(share.rank * size, (share.rank + 1) * size)
+    before = experts.method.before(experts.shape)  # rows of zeros before a share that begins inside a block
+    for number in range(4):
+        gate, up, down = (wide[f"{prefix}.{number}.{part}_proj.weight"] for part in ("gate", "up", "down"))
+        wanted = {"gate": gate[mine], "up": up[mine], "down": down[:, mine]}
+        for part, matrix in dense_expert(held, number).items():
+            got = matrix[:, before:] if part == "down" else matrix[before:]
+            torch.testing.assert_close(got, wanted[part], rtol=1e-6, atol=0, msg=f"{part} of expert {number}")
+
+
+def dense_expert(held: Any, number: int) -> dict[str, torch.Tensor]:
+    """What a layout stands for, straight from its definition."""
+    down = {"down": (held.down[number], held.scales["down"][number])}
+    halves = zip(held.gate_up[number].float().chunk(2), held.scales["gate_up"][number].chunk(2), strict=True)
+    found = {}
+    for part, (stored, scale) in (dict(zip(("gate", "up"), halves, strict=True)) | down).items():
+        if held.format == "fp8_block128":
+            rows = torch.arange(stored.shape[0]) // 128
+            columns = torch.arange(stored.shape[1]) // 128
+            scale = scale[rows][:, columns]
+        else:
+            scale = scale.reshape(-1, 1)
+        found[part] = stored.float() * scale
+    return found

@@ -24,6 +24,29 @@ def compressed(**changes: Any) -> dict[str, Any]:
     return {**CHANNEL, "config_groups": {"group_0": {**GROUP, **changes}}}
 
 
+MODELOPT: dict[str, Any] = {
+    "quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head", "model.layers.1.self_attn*"],
+    "config_groups": {"group_0": {"input_activations": {"dynamic": False, "num_bits": 8, "type": "float"},
+                                  "weights": {"dynamic": False, "num_bits": 8, "type": "float"}}},
+    "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+}  # fmt: skip
+OLD_MODELOPT: dict[str, Any] = {
+    "quant_library": "modelopt",
+    "quantization": {
+        "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN", "kv_cache_quant_algo": "FP8", "exclude_modules": ["*.o_proj"],
+    },
+}  # fmt: skip
+ONLY_CACHE: dict[str, Any] = {
+    "quant_method": "compressed-tensors", "format": "dense", "config_groups": {},
+    "kv_cache_scheme": {**FLOAT, "strategy": "tensor", "dynamic": False},
+}  # fmt: skip
+ONLY_ATTENTION: dict[str, Any] = {
+    "quant_method": "compressed-tensors", "format": "dense",
+    "config_groups": {"a": {"targets": ["LlamaAttention"], "weights": None,
+                            "input_activations": {**FLOAT, "strategy": "attn_head", "dynamic": False}}},
+}  # fmt: skip
+
+
 def test_formats() -> None:
     assert read(None, Options()) == Format("channel", prequantized=False, skip=Options().skip, field="plugins.fp8.skip")
     assert read(TENSOR, Options()).weights == "tensor"
@@ -49,6 +72,9 @@ def test_formats() -> None:
         (None, False), (TENSOR, True), (BLOCK, True), (CHANNEL, True), ({"quant_method": "compressed-tensors"}, False),
         (compressed(weights={"num_bits": 4, "type": "int", "strategy": "group"}), False),
         ({"quant_method": "compressed-tensors", "config_groups": {"a": None}}, False), ({"quant_method": "awq"}, False),
+        (MODELOPT, True), ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, False), (OLD_MODELOPT, True),
+        (ONLY_CACHE, True), ({**ONLY_CACHE, "kv_cache_scheme": None}, False), (ONLY_ATTENTION, True),
+        ({**ONLY_CACHE, "config_groups": {"a": {"weights": {"num_bits": 4, "type": "int"}}}}, False),
     ],
 )  # fmt: skip
 def test_what_is_recognised(config: Any, known: bool) -> None:
@@ -68,6 +94,13 @@ def test_what_is_recognised(config: Any, known: bool) -> None:
         ({**CHANNEL, "format": "pack-quantized"}, "format = 'pack-quantized'"),
         ({**CHANNEL, "ignore": ["re:("]}, "ignore = 're:('"),
         ({**CHANNEL, "kv_cache_scheme": {"num_bits": 4, "type": "int"}}, "kv_cache_scheme"),
+        ({**CHANNEL, "kv_cache_scheme": {**FLOAT, "dynamic": True}}, "kv_cache_scheme.dynamic = True"),
+        ({**CHANNEL, "kv_cache_scheme": {**FLOAT, "symmetric": False}}, "kv_cache_scheme.symmetric = False"),
+        ({**CHANNEL, "kv_cache_scheme": {**FLOAT, "strategy": "channel"}}, "kv_cache_scheme.strategy = 'channel'"),
+        ({**TENSOR, "kv_cache_scheme": "sometimes"}, "kv_cache_scheme = 'sometimes'"),
+        ({**MODELOPT, "kv_cache_scheme": None, "kv_cache_quant_algo": "NVFP4"}, "kv_cache_quant_algo = 'NVFP4'"),
+        ({**MODELOPT, "quant_algo": "W4A8"}, "quant_algo = 'W4A8'"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized", "kv_cache_scheme": FLOAT}, "format"),
         (compressed(input_activations=None), "config_groups.group_0.input_activations = None"),
         (compressed(input_activations={"num_bits": 8, "type": "int"}), "config_groups.group_0.input_activations"),
         (compressed(input_activations={**FLOAT, "strategy": "token", "dynamic": False}), "input_activations.strategy"),
@@ -110,6 +143,36 @@ def test_modules_are_left_out_by_whole_segments_and_by_regular_expressions() -> 
     assert not isinstance(online.linear("x", ("model.layers.0.mlp.gate_proj",)), UnquantizedLinear)
     skipped = method({**BLOCK, "modules_to_not_convert": ["model.layers.0.mlp"]})
     assert isinstance(skipped.experts("e", ("model.layers.0.mlp.experts.{expert}.gate_proj",)), UnquantizedExperts)
+
+
+def test_modelopt() -> None:
+    made = read(MODELOPT, Options())
+    assert (made.weights, made.static, made.kv_cache, made.field) == (
+        "tensor",
+        True,
+        True,
+        "quantization_config.ignore",
+    )
+    assert made.leaves_out("o", ["model.layers.1.self_attn.o_proj"])
+    assert not made.leaves_out("o", ["model.layers.11.self_attn.o_proj"])
+    assert made.leaves_out("lm_head", ["lm_head"])
+    old = read(OLD_MODELOPT, Options())
+    assert (old.weights, old.static, old.kv_cache) == ("channel", False, True)
+    assert old.leaves_out("o", ["model.layers.11.self_attn.o_proj"])
+    assert not read({**MODELOPT, "kv_cache_scheme": None}, Options()).kv_cache
+
+
+@pytest.mark.parametrize("config", [ONLY_CACHE, ONLY_ATTENTION])
+def test_checkpoints_that_quantize_the_cache_alone(config: Any) -> None:
+    made = method(config)
+    assert made.kv_cache_dtype() == "fp8_e4m3"
+    assert isinstance(made.linear("q", ("model.layers.0.self_attn.q_proj",)), UnquantizedLinear)
+    assert isinstance(made.experts("e", ("model.layers.0.mlp.experts.{expert}.gate_proj",)), UnquantizedExperts)
+
+
+def test_attention_in_8_bits_beside_the_weights() -> None:
+    both = read({**CHANNEL, "config_groups": {"w": GROUP, **ONLY_ATTENTION["config_groups"]}}, Options())
+    assert (both.weights, both.kv_cache) == ("channel", True)
 
 
 def test_a_wish_for_the_kv_cache() -> None:

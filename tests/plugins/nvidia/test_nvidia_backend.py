@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from core.interfaces.errors import CapacityError, ConfigError
 from core.interfaces.hardware import EngineFacts, MemoryInfo
 from core.testing.tiny_model import TinyModel, tiny_config
 from plugin_nvidia import backend as module
+from plugin_nvidia import graphs
 from plugin_nvidia.backend import NvidiaBackend
 from plugin_nvidia.graphs import graph_sizes, token_sizes
 from plugin_nvidia.nvml import Gpu
@@ -171,6 +172,61 @@ def test_token_sizes(most: int) -> None:
     sizes = token_sizes(most)
     assert list(sizes) == sorted(set(sizes))
     assert (sizes[-1] if sizes else 0) == most
+    assert len(sizes) <= 8
+    for size, smaller in zip(sizes[1:], sizes, strict=False):
+        assert size - smaller <= max(16, smaller), "at most twice what is needed"
+
+
+@pytest.mark.parametrize(
+    ("max_seqs", "context_length", "settings", "most"),
+    [
+        (8, 128, {}, 64), (8, 5, {}, 40), (8, 128, {"max_graph_tokens": 24}, 24), (8, 128, {"max_graph_tokens": 0}, 0),
+    ],
+)  # fmt: skip
+def test_no_more_tokens_are_recorded_than_a_step_can_have(
+    max_seqs: int, context_length: int, settings: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    given = replace(facts(), max_seqs=max_seqs, context_length=context_length)
+    made = make(**settings).graphs(given)
+    assert made is not None
+    assert max(made.token_sizes, default=0) == most
+    assert Settings().max_graph_tokens == 512
+
+
+def test_memory_of_a_broken_recording_is_not_recorded_into_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = iter(range(9))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(numbers)))
+    used: list[Any] = []
+
+    class Recording:
+        pieces: ClassVar[list[Any]] = [lambda: None]
+
+        def __init__(self, pool: Any) -> None:
+            used.append(pool)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            if error[0] is not None:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(graphs, "_Recording", Recording)
+    made, calls, broken = graphs.CudaStepGraphs((1,)), [0], 4
+
+    def run() -> tuple[torch.Tensor, ...]:  # each recording runs it twice: as it is, and while it is recorded
+        calls[0] += 1
+        if calls[0] == broken:
+            raise ValueError("a value was looked at")
+        return ()
+
+    made.capture(1, run)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        made.capture(1, run)
+    made.capture(1, run)
+    made.capture(1, run)
+    assert used == [(0, 0), (0, 0), (0, 1), (0, 1)]
 
 
 def test_graphs_can_be_off() -> None:

@@ -106,6 +106,32 @@ def test_an_error_while_recording_leaves_the_device_usable(make: Callable[..., N
         assert graphs.replay(4)[0].eq(2).all()
 
 
+def test_a_capture_that_the_driver_breaks_off_leaves_the_device_usable(make: Callable[..., NvidiaBackend]) -> None:
+    from plugin_nvidia.graphs import CudaStepGraphs
+
+    backend = make()
+    x, looks = torch.ones(4, device="cuda"), [True]
+
+    def run(between: Between) -> torch.Tensor:
+        y = x + 1
+        if looks[0]:
+            y.sum().item()  # waits for the device
+        return y * 2
+
+    with torch.inference_mode(), backend.stream():
+        graphs = CudaStepGraphs((), (4, 8))
+        looks[0] = False
+        graphs.capture_pieces(8, run)
+        looks[0] = True
+        with pytest.raises(RuntimeError):
+            graphs.capture_pieces(4, run)
+        looks[0] = False
+        graphs.capture_pieces(4, run)
+        x.fill_(2)
+        assert graphs.replay_pieces(8).eq(6).all()
+        assert graphs.replay_pieces(4).eq(6).all()
+
+
 @pytest.mark.parametrize("graphs", ["start", "demand", "off"])
 @pytest.mark.parametrize("tokens", [0, 24])
 def test_every_way_gives_the_same_tokens(make: Callable[..., NvidiaBackend], graphs: str, tokens: int) -> None:

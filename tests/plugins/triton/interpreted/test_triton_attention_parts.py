@@ -19,6 +19,7 @@ from plugin_triton.attention.tiles import Device
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PLAIN = Shape(page_size=16, num_pages=200)
+EIGHT_BITS = replace(PLAIN, kv_dtype=getattr(torch, KV_DTYPES["fp8_e4m3"]), kv_scales=(0.37, 0.029))
 LATENT = replace(PLAIN, kind=StateKind.MLA_LATENT, latent_dim=32, rope_dim=8, v_head_dim=16)
 
 
@@ -76,7 +77,7 @@ LENGTHS = [400, 1, 128, 129]
         replace(PLAIN, num_heads=7, num_kv_heads=1, head_dim=20, dtype=torch.bfloat16),
         PLAIN.with_rule(softcap=5.0, has_sinks=True, scale=1.0),
         replace(PLAIN, kind=StateKind.SLIDING_WINDOW).with_rule(window=290),
-        replace(PLAIN, kv_dtype=getattr(torch, KV_DTYPES["fp8_e4m3"]), kv_scales=(0.5, 0.25)),
+        EIGHT_BITS,
         LATENT,
     ],
     ids=["plain", "one_kv_head", "softcap_sinks", "window", "eight_bits", "latent"],
@@ -100,7 +101,7 @@ def test_a_few_tokens_after_a_long_history(shape: Shape) -> None:
 
 def test_rows_share_prefixes() -> None:
     """Two families of rows, some with pages of their own only, and a prefix that ends within a page's block."""
-    for shape in (PLAIN, LATENT):
+    for shape in (PLAIN, EIGHT_BITS, LATENT, replace(LATENT, kv_dtype=EIGHT_BITS.kv_dtype, kv_scales=(0.041, 1.0))):
         world = make_world(replace(shape, num_heads=2, num_kv_heads=1))
         first, second, alone = grown(world, [420, 300, 330])
         family = [world.fork(first, 26) for _ in range(9)]  # 416 tokens: 384 are read once

@@ -196,7 +196,8 @@ class NvidiaBackend(HardwareBackend):
         from plugin_nvidia.graphs import CudaStepGraphs, graph_sizes, token_sizes
 
         sizes = graph_sizes(min(facts.max_seqs, self.settings.max_graph_rows))
-        tokens = token_sizes(min(facts.max_tokens, self.settings.max_graph_tokens))
+        most_tokens = min(facts.max_tokens, facts.max_seqs * facts.context_length)
+        tokens = token_sizes(min(most_tokens, self.settings.max_graph_tokens))
         return CudaStepGraphs(sizes, tokens, on_demand=self.settings.graphs == "demand")
 
     def pinned(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,10 @@ def graph_sizes(max_rows: int) -> tuple[int, ...]:
 
 
 def token_sizes(max_tokens: int) -> tuple[int, ...]:
-    """Numbers of tokens to record in pieces, up to `max_tokens`."""
-    small = tuple(size for size in (16, 32, 64, 96) if size < max_tokens)
-    return (*small, *range(128, max_tokens, 64), max_tokens) if max_tokens else ()
+    """Numbers of tokens to record in pieces, up to `max_tokens`. Up to some hundred the device reads every weight
+    whatever they are; beyond, padding costs what tokens cost."""
+    sizes = (16, 32, 64, 128, 192, 256, *range(384, max_tokens, 128))
+    return (*(size for size in sizes if size < max_tokens), max_tokens) if max_tokens else ()
 
 
 class CudaStepGraphs(StepGraphs):
@@ -45,15 +47,14 @@ class CudaStepGraphs(StepGraphs):
 
     def capture(self, size: int, run: Callable[[], tuple[torch.Tensor, ...]], variants: tuple[int, ...] = ()) -> None:
         run()  # kernels that this number of rows calls for are compiled and loaded now
-        with _Recording(self._pool) as recording:
+        with self._recording() as recording:
             outputs = tuple(tensor.contiguous() for tensor in run())
         # Graphs run one at a time, so they may all work in the same memory, their results too: who needs those reads
         # them before the next replay. A tensor that owned its memory would keep it from the graphs captured later.
         self._recorded[size, variants] = recording.pieces[0], tuple(unowned(tensor) for tensor in outputs)
 
     def capture_pieces(self, size: int, run: Callable[[Between], torch.Tensor]) -> None:
-        run(_zero)
-        with _Recording(self._pool) as recording:
+        with self._recording() as recording:
             output = run(recording.between)
         self._pieces[size] = recording.pieces, unowned(output)
 
@@ -62,6 +63,17 @@ class CudaStepGraphs(StepGraphs):
         for piece in pieces:
             piece()
         return output
+
+    @contextmanager
+    def _recording(self) -> Iterator[_Recording]:
+        try:
+            with _Recording(self._pool) as recording:
+                yield recording
+        except Exception:
+            # After a capture that the driver broke off, torch takes the pool for one that is still being filled, and
+            # refuses it; what was recorded before keeps its own.
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
 
     def replay(self, size: int, variants: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
         replay, outputs = self._recorded[size, variants]
@@ -106,10 +118,6 @@ class _Recording:
         if graph is not None:  # else capturing failed, and there is nothing to end
             graph.capture_end()
             self.pieces.append(graph.replay)
-
-
-def _zero(call: Callable[..., None], result: torch.Tensor, *tensors: torch.Tensor) -> None:
-    result.zero_()
 
 
 class _Memory:

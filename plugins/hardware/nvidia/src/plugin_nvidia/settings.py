@@ -18,7 +18,7 @@ class Settings(BaseModel):
     )
     max_graph_rows: int = Field(512, ge=1, description="Most rows of a recorded step; larger steps are launched.")
     max_graph_tokens: int = Field(
-        0, ge=0, description="Most tokens of a step with prefills that is recorded, all but attention; 0: none."
+        512, ge=0, description="Most tokens of a step with prefills that is recorded, all but attention; 0: none."
     )
     tf32: bool = Field(False, description="Let float32 products round their factors to 10 bits of mantissa.")
     reserve_mib: int = Field(768, ge=0, description="Memory that stays free beside KV cache and the largest step, MiB.")

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.interfaces.errors import CheckpointError, ConfigError
+from core.interfaces.errors import ConfigError
 from core.layers.skip import skips
+from plugin_fp8 import kv
+from plugin_fp8.kv import bad as _bad
 from plugin_fp8.settings import Options
 
-FP8, COMPRESSED = "fp8", "compressed-tensors"
-TENSOR, CHANNEL, BLOCK = "tensor", "channel", "block"
-# What compressed-tensors calls files whose weights are plain e4m3 tensors.
+FP8, COMPRESSED, MODELOPT = "fp8", "compressed-tensors", "modelopt"
+TENSOR, CHANNEL, BLOCK, NOTHING = "tensor", "channel", "block", "nothing"
+# What compressed-tensors calls files whose weights are plain e4m3 tensors, or are not quantized.
 _PLAIN_FILES = (None, "float-quantized", "naive-quantized")
+_DENSE_FILES = (*_PLAIN_FILES, "dense")
 _REGEX = "re:"
-KV_DTYPE = "fp8_e4m3"
+# What ModelOpt calls its formats of 8-bit floats -> what has a scale of its own, whether that of inputs is known.
+_ALGORITHMS = {"FP8": (TENSOR, True), "FP8_PER_CHANNEL_PER_TOKEN": (CHANNEL, False)}
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """What is in effect.
 
-    weights: what has a scale of its own: "tensor", "channel" (a row) or "block". block: rows and columns of one.
+    weights: what has a scale of its own: "tensor", "channel" (a row) or "block"; "nothing": no layer is quantized, only
+    the KV cache. block: rows and columns of one.
     static: the checkpoint gives the scale of a layer's inputs; else each token's (for "block": each run of as many
     columns as a block has) is measured. prequantized: the checkpoint holds quantized tensors; else they are made while
     loading. scale, input_scale: suffixes of a module's scales. skip: modules left out; "re:" begins a regular
@@ -43,6 +49,8 @@ class Format:
 
     def leaves_out(self, path: str, sources: Sequence[str]) -> bool:
         """Whether the layer at `path` is in the list. Raises ConfigError if only some of its sources are."""
+        if self.weights == NOTHING:
+            return True
         patterns = [entry.removeprefix(_REGEX) for entry in self.skip if entry.startswith(_REGEX)]
         matched = [name for name in sources if any(re.match(pattern, name) for pattern in patterns)]
         names = [entry for entry in self.skip if not entry.startswith(_REGEX)]
@@ -50,16 +58,36 @@ class Format:
 
 
 def recognises(config: Mapping[str, Any] | None) -> bool:
-    """Whether a quantization_config is of 8-bit floating point weights."""
+    """Whether a quantization_config is of 8-bit floating point weights, or of an 8-bit KV cache beside weights that are
+    not quantized."""
     if config is None:
         return False
-    method = config.get("quant_method")
-    if method == COMPRESSED:
-        groups = config.get("config_groups")
-        weights = [g.get("weights") for g in groups.values() if isinstance(g, Mapping)] if isinstance(
-            groups, Mapping) else []  # fmt: skip
-        return any(isinstance(w, Mapping) and (w.get("type"), w.get("num_bits")) == ("float", 8) for w in weights)
-    return method == FP8
+    if _by_modelopt(config):
+        return str(_modelopt_part(config).get("quant_algo")).upper() in _ALGORITHMS
+    if config.get("quant_method") != COMPRESSED:
+        return config.get("quant_method") == FP8
+    groups = _groups(config)
+    kinds = [group.get("weights") for group in groups.values() if isinstance(group, Mapping)]
+    if any(isinstance(w, Mapping) and (w.get("type"), w.get("num_bits")) == ("float", 8) for w in kinds):
+        return True
+    return all(kv.only_attention(group) for group in groups.values()) and (
+        bool(groups) or config.get("kv_cache_scheme") is not None
+    )
+
+
+def _groups(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    groups = config.get("config_groups")
+    return groups if isinstance(groups, Mapping) else {}
+
+
+def _by_modelopt(config: Mapping[str, Any]) -> bool:
+    return MODELOPT in (config.get("quant_method"), config.get("quant_library"))
+
+
+def _modelopt_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Older exports keep all of it one level deeper."""
+    inner = config.get("quantization")
+    return inner if isinstance(inner, Mapping) else config
 
 
 def read(config: Mapping[str, Any] | None, options: Options) -> Format:
@@ -74,6 +102,8 @@ def read(config: Mapping[str, Any] | None, options: Options) -> Format:
             value=options.skip,
             hint="leave it out, or take the unquantized checkpoint",
         )
+    if _by_modelopt(config):
+        return _modelopt(_modelopt_part(config))
     return _compressed(config) if config.get("quant_method") == COMPRESSED else _plain(config)
 
 
@@ -91,7 +121,7 @@ def _plain(config: Mapping[str, Any]) -> Format:
         static=scheme == "static",
         skip=_names(config, name),
         field=f"quantization_config.{name}",
-        kv_cache=config.get("kv_cache_scheme") is not None or config.get("kv_cache_quant_method") == FP8,
+        kv_cache=kv.wishes(config),
     )
     block = config.get("weight_block_size")
     if block is None:
@@ -101,11 +131,35 @@ def _plain(config: Mapping[str, Any]) -> Format:
     return replace(found, weights=BLOCK, block=_block(block, "weight_block_size"), scale="weight_scale_inv")
 
 
+def _modelopt(config: Mapping[str, Any]) -> Format:
+    """As NVIDIA's ModelOpt exports them."""
+    algorithm = str(config.get("quant_algo")).upper()
+    if algorithm not in _ALGORITHMS:
+        known = " or ".join(_ALGORITHMS)
+        raise _bad("quant_algo", config.get("quant_algo"), f"but it must be {known}", "another plugin may read it")
+    weights, static = _ALGORITHMS[algorithm]
+    name = "ignore" if config.get("ignore") is not None else "exclude_modules"
+    # Names with * and ?, as of files.
+    skip = tuple(
+        _REGEX + fnmatch.translate(entry) if set(entry) & set("*?[") and not entry.startswith(_REGEX) else entry
+        for entry in _names(config, name)
+    )
+    return Format(weights, static=static, skip=skip, field=f"quantization_config.{name}", kv_cache=kv.wishes(config))
+
+
 def _compressed(config: Mapping[str, Any]) -> Format:
     """quant_method compressed-tensors."""
-    if (files := config.get("format")) not in _PLAIN_FILES:
+    groups = {name: group for name, group in _groups(config).items() if not kv.only_attention(group)}
+    known = _PLAIN_FILES if groups else _DENSE_FILES
+    if (files := config.get("format")) not in known:
         raise _bad("format", files, "but weights must be stored as they are", "save it as float-quantized")
-    formats = {name: _group(name, group) for name, group in config["config_groups"].items()}
+    wish = kv.wishes(config)
+    for name, group in _groups(config).items():
+        if name not in groups:  # attention in 8 bits: its keys and values are cached so, its queries left as they are
+            wish |= kv.wishes({"kv_cache_scheme": group["input_activations"]})
+    if not groups:
+        return Format(NOTHING, kv_cache=wish)
+    formats = {name: _group(name, group) for name, group in groups.items()}
     first, *others = formats.items()
     for name, other in others:
         if other != first[1]:
@@ -113,10 +167,7 @@ def _compressed(config: Mapping[str, Any]) -> Format:
                 f"config_groups.{name}", f"{other.weights}, {'static' if other.static else 'dynamic'}",
                 f"which is not as {first[0]} is", "one scheme for all groups is served",
             )  # fmt: skip
-    kv = config.get("kv_cache_scheme")
-    if kv is not None and (kv.get("type"), kv.get("num_bits")) != ("float", 8):
-        raise _bad("kv_cache_scheme", kv, "but only 8-bit floating point is known", "remove it")
-    return replace(first[1], skip=_names(config, "ignore"), field="quantization_config.ignore", kv_cache=kv is not None)
+    return replace(first[1], skip=_names(config, "ignore"), field="quantization_config.ignore", kv_cache=wish)
 
 
 def _group(name: str, group: Mapping[str, Any]) -> Format:
@@ -167,7 +218,3 @@ def _names(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
             except re.error as error:
                 raise _bad(name, entry, f"which is no regular expression: {error}", "correct config.json") from error
     return tuple(value)
-
-
-def _bad(name: str, value: Any, why: str, hint: str) -> CheckpointError:
-    return CheckpointError(f"config.json: quantization_config.{name} = {value!r}, {why}", hint=hint)

@@ -8,7 +8,8 @@ from typing import Any
 from core.interfaces.context import PluginContext
 from core.interfaces.quant import ExpertsMethod, LinearMethod, QuantFacts, QuantMethod
 from core.layers.unquantized import UnquantizedExperts, UnquantizedLinear
-from plugin_fp8.config import KV_DTYPE, read, recognises
+from plugin_fp8 import kv
+from plugin_fp8.config import read, recognises
 from plugin_fp8.settings import Options
 
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
@@ -60,8 +61,10 @@ class Fp8(QuantMethod):
         return CheckpointExperts(self.format) if self.format.prequantized else OnlineExperts()
 
     def ignored(self) -> Mapping[str, str]:
-        unscaled = "scales of an 8-bit KV cache are not used, it is stored unscaled"
-        return dict.fromkeys((r".*\.(k|v|kv|q|prob)_scale", r".*\.[kv]_proj\.output_scale"), unscaled)
+        return kv.LEFT_OUT
 
     def kv_cache_dtype(self) -> str | None:
-        return KV_DTYPE if self.format.kv_cache else None
+        return kv.DTYPE if self.format.kv_cache else None
+
+    def kv_scales(self) -> Mapping[str, str]:
+        return kv.SCALES

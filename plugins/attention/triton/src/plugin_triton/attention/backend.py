@@ -75,7 +75,8 @@ class TritonAttention(AttentionBackend):
 
     def _workspace(self) -> Workspace:
         device, max_rows = self.config.device, self.config.max_seqs
-        launchers = set(self._launchers.values())
+        # Layers that differ in nothing but their scales need the same.
+        launchers = {launcher.spec: launcher for launcher in self._launchers.values()}.values()
         logs = max((x.part_elements(max_rows) for x in launchers), default=1)
         parts = max((x.part_elements(max_rows) * x.shape.v_dim for x in launchers), default=1)
         arrivals = max_rows * self.config.num_heads
