@@ -37,11 +37,13 @@ OnDelta = Callable[[int, OutputDelta], None]
 
 @dataclass(slots=True)
 class ToolCall:
-    """A whole tool call; `arguments` is JSON text as the model wrote it."""
+    """A whole tool call; `arguments` is JSON text as the model wrote it. problems: what of them does not fit the tool's
+    schema, as in "$.days is missing"."""
 
     id: str
     name: str
     arguments: str = ""
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -305,6 +307,8 @@ def _add(completion: Completion, stage: OutputStage, chunk: TokenChunk) -> Outpu
         if piece.name is not None:
             completion.tool_calls.append(ToolCall(piece.id or "", piece.name))
         completion.tool_calls[piece.index].arguments += piece.arguments
+    for problem in delta.call_problems:
+        completion.tool_calls[problem.index].problems.append(f"{problem.path} {problem.message}")
     if delta.finish_reason is not None:
         completion.finish_reason, completion.matched_stop = delta.finish_reason, delta.matched_stop
         completion.error = delta.error

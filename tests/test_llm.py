@@ -133,7 +133,8 @@ VALUES: dict[str, Any] = {
     "max_tokens": 7, "min_tokens": 2, "temperature": 0.5, "top_p": 0.4, "top_k": 3, "min_p": 0.1,
     "frequency_penalty": 0.2, "presence_penalty": 0.3, "repetition_penalty": 1.1, "logit_bias": {3: 1.0},
     "allowed_token_ids": (5, 6), "bad_words": ("y",),
-    "stop": ("x",), "stop_token_ids": (4,), "ignore_eos": True, "include_stop_str_in_output": True,
+    "stop": ("x",), "stop_regex": ("y+",),
+    "stop_token_ids": (4,), "ignore_eos": True, "include_stop_str_in_output": True,
     "skip_special_tokens": False, "seed": 11, "n": 2,
 }  # fmt: skip
 

@@ -67,10 +67,10 @@ class ModelSettings(Section):
     )
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code shipped with the checkpoint.")
     tool_call_parser: str | None = Field(
-        None, description="Tool-call parser plugin; `none` is off. Default: the model's wish."
+        None, description="Tool-call parser plugin; `none` is off. Default, and `auto`: the model's wish."
     )
     reasoning_parser: str | None = Field(
-        None, description="Reasoning parser plugin; `none` is off. Default: the model's wish."
+        None, description="Reasoning parser plugin; `none` is off. Default, and `auto`: the model's wish."
     )
 
 

@@ -122,6 +122,7 @@ class ChatRenderer:
         clash = sorted(RESERVED & set(request.template_variables))
         if clash:
             raise RequestError(f"chat_template_kwargs may not set {clash[0]!r}", param="chat_template_kwargs")
+        _write_ids(messages, self.tool_parser)
         going_on = request.continue_final_message
         if going_on and messages[-1]["role"] != "assistant":
             raise RequestError(
@@ -201,6 +202,28 @@ def _reasons_after(parser: ReasoningParser, text: str) -> bool:
     stream = parser.stream(False)
     parts = [stream.feed(text), stream.feed("x"), stream.finish()]
     return "".join(part.reasoning for part in parts).endswith("x")
+
+
+def _write_ids(messages: list[dict[str, Any]], parser: ToolParser | None) -> None:
+    """Give calls and their results the ids that the chat template wants. Clients' ids are of any form: core's own,
+    another protocol's or another server's."""
+    if parser is None:
+        return
+    written: dict[Any, str] = {}  # by the client's ids
+    number = 0
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            made = parser.call_id(call["function"]["name"], number)
+            number += 1
+            if made is not None:
+                written[_key(call.get("id"))] = call["id"] = made
+        answered = _key(message.get("tool_call_id"))
+        if message["role"] == "tool" and answered in written:
+            message["tool_call_id"] = written[answered]
+
+
+def _key(call_id: Any) -> str:
+    return call_id if isinstance(call_id, str) else repr(call_id)
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

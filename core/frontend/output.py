@@ -13,11 +13,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from core.frontend.call_check import CallProblem
 from core.frontend.tokenizer import Tokenizer
 from core.frontend.tool_policy import ToolCallPiece, ToolPolicy
 from core.interfaces.params import SamplingParams
 from core.interfaces.parsers import ParsedDelta, ParserStream
 from core.parsing.scanner import Remover, Scanner
+from core.parsing.stop_regex import RegexScanner
 
 
 class TopEntry(Protocol):
@@ -97,6 +99,7 @@ class OutputDelta:
     token; None in every other delta. hidden [n, hidden_size] float32: the final hidden state that each of `token_ids`
     was drawn from, in order; with hidden_states "all", the first delta's begin with those of the other prompt tokens,
     so that all together are as many as prompt and answer have tokens, less one. None where nothing was asked for.
+    call_problems: with the last delta, what of the calls does not fit their tools' schemas.
     """
 
     text: str = ""
@@ -111,6 +114,7 @@ class OutputDelta:
     error: str | None = None
     prompt_logprobs: list[PromptLogprob] | None = None
     hidden: npt.NDArray[np.float32] | None = None
+    call_problems: Sequence[CallProblem] = ()
 
     @property
     def empty(self) -> bool:
@@ -151,7 +155,9 @@ class OutputStage:
         policy: ToolPolicy | None = None,
         align_logprobs: bool = True,
     ) -> None:
-        """context: the prompt's last ids. prompt: all of them, where prompt_logprobs are asked for. reasoning, tools:
+        """Raises RequestError for a regular expression that cannot be used.
+
+        context: the prompt's last ids. prompt: all of them, where prompt_logprobs are asked for. reasoning, tools:
         parsers; `policy` goes with `tools`.
 
         align_logprobs: give a token's log-probability out with its text, and none for text that a stop string cut;
@@ -168,10 +174,10 @@ class OutputStage:
         remove = parsing and sampling.skip_special_tokens and tokenizer.special_texts
         self._removers = (Remover(tokenizer.special_texts), Remover(tokenizer.special_texts)) if remove else None
         self._decoder = tokenizer.decode_stream(sampling.skip_special_tokens and not parsing, context)
-        self._scanner = Scanner(sampling.stop) if sampling.stop else None
+        self._scanner = _scanner(sampling)
         self._align = align_logprobs
         # Nothing looks at the text or goes with it, so that tokens are decoded and that is all.
-        self._plain = not parsing and not sampling.stop and sampling.logprobs is None and self._prompt is None
+        self._plain = not parsing and self._scanner is None and sampling.logprobs is None and self._prompt is None
         self._waiting: list[_Waiting] = []
         self._decoded = 0  # characters that came out of the decoder
         self.num_tokens = 0
@@ -267,7 +273,7 @@ class OutputStage:
             waiting.end = min(cut, waiting.end or cut)
         self._decoded = cut
         self.finished = True
-        delta.finish_reason, delta.matched_stop = "stop", found
+        delta.finish_reason, delta.matched_stop = "stop", self._scanner.name_of(found)
         return True
 
     def _end(self, chunk: Chunk, pieces: list[str], delta: OutputDelta) -> None:
@@ -297,6 +303,7 @@ class OutputStage:
                 delta.reasoning += self._removers[1].flush()
         if self.finished:
             delta.text += self._policy.finish()
+            delta.call_problems = self._policy.problems()
             if self._policy.num_calls and delta.finish_reason == "stop":
                 delta.finish_reason = "tool_calls"
 
@@ -342,6 +349,13 @@ class OutputStage:
                 ready += 1
         delta.logprobs = [waiting.entry for waiting in self._waiting[:ready]]
         del self._waiting[:ready]
+
+
+def _scanner(sampling: SamplingParams) -> Scanner | RegexScanner | None:
+    """What looks for the strings and expressions that end the text. Raises RequestError for an expression."""
+    if sampling.stop_regex:
+        return RegexScanner(sampling.stop_regex, sampling.stop)
+    return Scanner(sampling.stop) if sampling.stop else None
 
 
 def _through(parser: ParserStream | None, text: str, final: bool) -> ParsedDelta:

@@ -65,7 +65,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("temperature", float, "0 is greedy."),
     Parameter("top_p", float, "Sample from the smallest set of tokens with this much probability."),
-    Parameter("top_k", int, "Sample from the k likeliest tokens; -1 is off."),
+    Parameter("top_k", int, "Sample from the k likeliest tokens; -1 or 0 is off."),
     Parameter("min_p", float, "Leave out tokens less likely than this share of the likeliest."),
     Parameter("frequency_penalty", float, "Subtracted per earlier occurrence in the answer."),
     Parameter("presence_penalty", float, "Subtracted once for tokens that occur in the answer."),
@@ -77,6 +77,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("allowed_token_ids", list[int], "The only tokens that may be generated, ends of text included."),
     Parameter("bad_words", list[str], "Texts that may not be generated, as the tokens that they are cut into."),
     Parameter("stop", str | list[str], "Strings that end the text.", {Dialect.MESSAGES: ("stop_sequences",)}),
+    Parameter("stop_regex", str | list[str], "Regular expressions that end the text where they are first found."),
     Parameter("stop_token_ids", list[int], "Token ids that end the text."),
     Parameter("ignore_eos", bool, "Go on past end-of-text."),
     Parameter(
@@ -145,13 +146,18 @@ def _converted(name: str, parameter: Parameter, value: Any) -> Any:
     """`value` as SamplingParams wants it. Strict: "0.5" is no number, true is no integer."""
     if parameter.field == "logit_bias":
         return _bias(name, value)
+    if parameter.field == "top_k" and value == 0 and type(value) is int:
+        return -1  # another server's way of saying off
     if parameter.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise RequestError(f"{name} is larger than numbers may be", param=name) from error
     try:
         checked = msgspec.convert(value, parameter.type, strict=True)
     except msgspec.ValidationError as error:
         raise RequestError(f"{name} is {value!r}: {_plain(error)}", param=name) from error
-    if parameter.field == "stop":
+    if parameter.field in ("stop", "stop_regex"):
         return (checked,) if isinstance(checked, str) else tuple(checked)
     return tuple(checked) if isinstance(checked, list) else checked
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ _OUTPUTS = {
     "structural_tag": "structural_tag",
 }
 _FORMATS = ("text", "json_object", "json_schema", "structural_tag")
+_ANY = "$$ANY$$"  # as a JSON schema: any JSON value
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,10 @@ class Named:
 
 
 def asked_grammar(given: Mapping[str, Any]) -> GrammarParams | None:
-    """The grammar that `given` asks for by any of FIELDS; other fields are not looked at. Raises RequestError for two
-    at once, and for values of a wrong form; what is in a schema or an expression is the grammar backend's to judge."""
-    named = [name for name in FIELDS if given.get(name) is not None]
+    """The grammar that `given` asks for by any of FIELDS; other fields are not looked at, and an empty text counts as
+    not given. Raises RequestError for two at once, and for values of a wrong form; what is in a schema or an expression
+    is the grammar backend's to judge."""
+    named = [name for name in FIELDS if given.get(name) is not None and given[name] != ""]
     asked = [(name, found) for name in named if (found := _grammar(name, given[name])) is not None]
     if len(asked) > 1:
         first, second = asked[0][0], asked[1][0]
@@ -121,6 +123,8 @@ def _grammar(name: str, value: Any) -> GrammarParams | None:
 def _response_format(value: Any) -> GrammarParams | None:
     where = "response_format"
     kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind in ("text", "json_object", "json_schema"):
+        _only(where, value, ("type", "json_schema") if kind == "json_schema" else ("type",))
     if kind == "text":
         return None
     if kind == "json_object":
@@ -132,6 +136,7 @@ def _response_format(value: Any) -> GrammarParams | None:
     inner = value.get("json_schema")
     if not isinstance(inner, Mapping):
         raise RequestError(f"{where}.json_schema must be an object with name and schema", param=f"{where}.json_schema")
+    _only(f"{where}.json_schema", inner, ("name", "description", "schema", "strict"))
     schema = inner.get("schema")
     if schema is None:
         raise RequestError(f"{where}.json_schema.schema is missing", param=f"{where}.json_schema.schema")
@@ -142,6 +147,7 @@ def _structured_outputs(value: Any) -> GrammarParams | None:
     where = "structured_outputs"
     if not isinstance(value, Mapping):
         raise RequestError(f"{where} must be an object with one of {', '.join(_OUTPUTS)}", param=where)
+    _only(where, value, (*_OUTPUTS, "disable_fallback"))
     given = [name for name in _OUTPUTS if value.get(name) is not None and value[name] is not False]
     if len(given) > 1:
         raise RequestError(
@@ -173,6 +179,8 @@ def _of_kind(kind: str, value: Any, where: str) -> GrammarParams:
 
 def _schema(value: Any, where: str) -> str:
     """A JSON schema as text; the order of its members is kept, as that of the answer's follows it."""
+    if value == _ANY:
+        return "{}"
     opened = _opened(value, where) if isinstance(value, str) else value
     if not isinstance(opened, Mapping | bool):
         raise RequestError(f"{where} must be a JSON schema: an object, or its text", param=where)
@@ -214,9 +222,28 @@ def _triggered(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         "type": "triggered_tags",
         "triggers": list(triggers),
         "tags": tags,
-        "at_least_one": False,
-        "stop_after_first": False,
+        "at_least_one": _switch(value, "at_least_one", where),
+        "stop_after_first": _switch(value, "stop_after_first", where),
     }
+
+
+def _switch(value: Mapping[str, Any], name: str, where: str) -> bool:
+    on = value.get(name)
+    if not isinstance(on, bool | None):
+        raise RequestError(f"{where}.{name} must be true or false", param=f"{where}.{name}")
+    return bool(on)
+
+
+def _only(where: str, value: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises RequestError for a member that would change the form and that nobody reads."""
+    for name, given in value.items():
+        if name not in known and given not in (None, False, "", [], {}):
+            raise RequestError(
+                f"{where}.{name} is not supported",
+                param=f"{where}.{name}",
+                code="unsupported_parameter",
+                hint=f"there are {', '.join(known)}",
+            )
 
 
 def _opened(text: str, where: str) -> Any:

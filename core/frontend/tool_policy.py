@@ -1,4 +1,4 @@
-"""What core does with parsed tool calls: ids, undeclared tools, one call at a time."""
+"""What core does with parsed tool calls: ids, undeclared tools, one call at a time, schemas."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from core.frontend.call_check import CallProblem, check_call
 from core.interfaces.parsers import Tool, ToolCallDelta
 
 
@@ -30,15 +31,16 @@ class ToolPolicy:
 
     A call to a tool that the request did not declare is no tool call: it is given back as text at the end of the
     answer, so that nothing is lost and no client runs what it did not offer. Without `parallel`, calls after the first
-    are dropped.
+    are dropped. Arguments that do not fit the tool's schema are told of at the end.
     """
 
     def __init__(self, tools: Sequence[Tool], parallel: bool = True, new_id: Callable[[], str] = new_call_id) -> None:
-        self._declared = frozenset(tool["function"]["name"] for tool in tools)
+        self._declared = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
         self._parallel = parallel
         self._new_id = new_id
         self._indices: dict[int, int] = {}  # the parser's index -> the client's
         self._undeclared: dict[int, tuple[str, list[str]]] = {}  # the parser's index -> name, arguments
+        self._calls: list[tuple[str, list[str]]] = []  # the client's: name, arguments
         self.num_calls = 0
 
     def apply(self, deltas: Iterable[ToolCallDelta]) -> list[ToolCallPiece]:
@@ -52,6 +54,7 @@ class ToolPolicy:
             if delta.index in self._undeclared:
                 self._undeclared[delta.index][1].append(delta.arguments)
             elif (index := self._indices.get(delta.index)) is not None:
+                self._calls[index][1].append(delta.arguments)
                 if pieces and pieces[-1].index == index:
                     pieces[-1].arguments += delta.arguments
                 else:
@@ -67,10 +70,19 @@ class ToolPolicy:
         self._undeclared = {}
         return "\n".join(lines)
 
+    def problems(self) -> list[CallProblem]:
+        """What of the calls does not fit their tools' schemas. After the last piece."""
+        return [
+            problem
+            for index, (name, arguments) in enumerate(self._calls)
+            for problem in check_call(index, "".join(arguments), self._declared[name])
+        ]
+
     def _begin(self, index: int, name: str, pieces: list[ToolCallPiece]) -> None:
         if name not in self._declared:
             self._undeclared[index] = (name, [])
         elif self._parallel or not self.num_calls:
             self._indices[index] = self.num_calls
+            self._calls.append((name, []))
             pieces.append(ToolCallPiece(self.num_calls, self._new_id(), name))
             self.num_calls += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -54,3 +54,12 @@ class MoeRunner(ABC):
         x [T, H]; topk_ids [T, K] int64; topk_weights [T, K] float32. Returns [T, H] in x's dtype; sums over experts in
         float32.
         """
+
+    def bind(self, weights: ExpertWeights) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """`run` for one layer, (x, topk_ids, topk_weights) -> [T, H]. A layer asks for it once, when its weights are
+        final, and keeps it, so that what depends on them alone need not be found in every step."""
+
+        def run(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+            return self.run(x, weights, topk_ids, topk_weights)
+
+        return run

@@ -11,10 +11,12 @@ import msgspec
 from core.interfaces.errors import RequestError
 
 MAX_STOP_STRINGS = 32
+MAX_STOP_REGEX_CHARS = 256
 MAX_BAD_WORDS = 256
 MAX_LOGPROBS = 64
 MAX_PROCESSORS = 8
 MAX_ARGUMENTS_BYTES = 64 << 10  # of one processor
+MAX_COUNT = 2**31 - 1  # of tokens: what an engine's numbers hold
 GREEDY_TEMPERATURE = 1e-5  # below this, sampling is arg max
 
 
@@ -49,7 +51,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty, presence_penalty in [-2, 2], over generated tokens (OpenAI's definition).
     repetition_penalty in (0, 2], over prompt and generated tokens (Keskar et al. 2019, CTRL).
     logit_bias: token id -> value added to its logit.
-    stop: strings that end the text (not returned unless include_stop_str_in_output).
+    stop: strings that end the text (not returned unless include_stop_str_in_output). stop_regex: regular expressions
+        that do, in Python's syntax; the first place where one is found counts.
     allowed_token_ids: the only tokens that may be generated, ends of text included; empty: all.
     bad_words: texts that may not be generated, in the tokens that they are cut into. bad_token_ids: those tokens, which
         the front end fills in: of each sequence, the last token may not follow the others.
@@ -78,6 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words: tuple[str, ...] = ()
     bad_token_ids: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
@@ -94,15 +98,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         """Raises RequestError naming the first field out of range, its value and the allowed range."""
         if self.max_tokens is not None:
-            _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+            _require(
+                1 <= self.max_tokens <= MAX_COUNT, "max_tokens", self.max_tokens, f"at least 1 and at most {MAX_COUNT}"
+            )
             _require(
                 self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
                 f"at most max_tokens ({self.max_tokens})",
             )  # fmt: skip
-        _require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "at least 0")
+        _require(
+            0 <= self.min_tokens <= MAX_COUNT, "min_tokens", self.min_tokens, f"at least 0 and at most {MAX_COUNT}"
+        )
         _require(_in(self.temperature, 0.0, 100.0), "temperature", self.temperature, "between 0 and 100")
         _require(_in(self.top_p, 0.0, 1.0) and self.top_p > 0, "top_p", self.top_p, "in (0, 1]")
-        _require(self.top_k == -1 or self.top_k >= 1, "top_k", self.top_k, "-1 (off) or at least 1")
+        _require(
+            self.top_k == -1 or 1 <= self.top_k <= MAX_COUNT, "top_k", self.top_k,
+            f"-1 (off) or at least 1 and at most {MAX_COUNT}",
+        )  # fmt: skip
         _require(_in(self.min_p, 0.0, 1.0), "min_p", self.min_p, "between 0 and 1")
         for name in ("frequency_penalty", "presence_penalty"):
             _require(_in(getattr(self, name), -2.0, 2.0), name, getattr(self, name), "between -2 and 2")
@@ -112,8 +123,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         )  # fmt: skip
         for token, bias in (self.logit_bias or {}).items():
             _require(token >= 0 and math.isfinite(bias), "logit_bias", {token: bias}, "{token id: finite number}")
-        _require(len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
-        _require(all(self.stop), "stop", list(self.stop), "non-empty strings")
+        for name in ("stop", "stop_regex"):
+            given = getattr(self, name)
+            _require(len(given) <= MAX_STOP_STRINGS, name, len(given), f"at most {MAX_STOP_STRINGS} strings")
+            _require(all(given), name, list(given), "non-empty strings")
+        longest = max(map(len, self.stop_regex), default=0)
+        _require(
+            longest <= MAX_STOP_REGEX_CHARS, "stop_regex", f"{longest} characters", f"at most {MAX_STOP_REGEX_CHARS}"
+        )
         for name in ("stop_token_ids", "allowed_token_ids"):
             _require(all(t >= 0 for t in getattr(self, name)), name, list(getattr(self, name)), "ids >= 0")
         _require(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", len(self.bad_words), f"at most {MAX_BAD_WORDS}")
@@ -126,7 +143,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             if value is not None:
                 _require(0 <= value <= MAX_LOGPROBS, name, value, f"between 0 and {MAX_LOGPROBS}")
         start = self.prompt_logprobs_start
-        _require(start >= 0, "prompt_logprobs_start", start, "at least 0")
+        _require(0 <= start <= MAX_COUNT, "prompt_logprobs_start", start, f"at least 0 and at most {MAX_COUNT}")
         _require(self.n >= 1, "n", self.n, "at least 1")
         count = len(self.processors)
         _require(count <= MAX_PROCESSORS, "logit_processors", count, f"at most {MAX_PROCESSORS} processors")

@@ -78,6 +78,12 @@ class ToolParser(ABC):
         """
         return None
 
+    def call_id(self, name: str, number: int) -> str | None:
+        """The id that the model's chat template wants for the call `number` (from 0) of a conversation, a call of the
+        tool `name`. Core writes it into the prompt in place of the client's, with the call and with its result. Each
+        number has its own. None: the template takes any."""
+        return None
+
 
 class ReasoningParser(ABC):
     """One reasoning format. One instance a server; it holds no state of a text.

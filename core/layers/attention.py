@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from core.layers.linear import QkvLinear, RowLinear
 from core.layers.module import Layer, after_norm
 from core.layers.norm import RmsNorm
 from core.layers.rope import Rope
-from core.ops import reference
+from core.ops.bind import bind
+from core.ops.reference import REFERENCES
 
 
 class Attention:
@@ -81,15 +81,12 @@ class SelfAttention(Layer):
             self.k_norm = ctx.layer(RmsNorm)(f"{path}.k_norm", rule.head_dim, qk_norm_eps, ctx, op="qk_norm")
         self.rope = rope
         # One pass where the device has it; else the parts, each of which the device may have.
-        fused = ctx.ops["qk_norm_rope"]
-        self.norm_rope: Callable[..., Any] | None = None
-        if fused is not reference.qk_norm_rope:
-            self.norm_rope = partial(fused, interleaved=True) if rope.interleaved else fused
+        self.norm_rope = _other(ctx, "qk_norm_rope")
         # The same with the store into the cache, for backends that leave it to others.
-        storing = ctx.ops["qk_norm_rope_store"]
-        self.norm_rope_store: Callable[..., Any] | None = None
-        if storing is not reference.qk_norm_rope_store:
-            self.norm_rope_store = partial(storing, interleaved=True) if rope.interleaved else storing
+        self.norm_rope_store = _other(ctx, "qk_norm_rope_store")
+        # Both with what never changes; made in the first step, when the weights are there.
+        self._turn: Callable[..., Any] | None = None
+        self._turn_and_store: Callable[..., Any] | None = None
         self.qk_norm_eps = qk_norm_eps or 0.0
         self.attention = Attention(layer, spec.cache_group)
         self.head_dim = rule.head_dim
@@ -115,14 +112,14 @@ class SelfAttention(Layer):
         k: torch.Tensor | None
         v: torch.Tensor | None
         if self.norm_rope is not None:
-            q_weight = None if self.q_norm is None else self.q_norm.kernel_weight
-            k_weight = None if self.k_norm is None else self.k_norm.kernel_weight
-            args = (qkv, self.heads, q_weight, k_weight, self.qk_norm_eps, self.rope.table, batch.positions)
-            rows = None if self.norm_rope_store is None else self.attention.token_rows(batch)
-            if self.norm_rope_store is not None and rows is not None:
-                q, k, v = self.norm_rope_store(*args, *rows), None, None
+            if self._turn is None:
+                self._turn = self._bound(self.norm_rope)
+                self._turn_and_store = None if self.norm_rope_store is None else self._bound(self.norm_rope_store)
+            rows = None if self._turn_and_store is None else self.attention.token_rows(batch)
+            if self._turn_and_store is not None and rows is not None:
+                q, k, v = self._turn_and_store(qkv, batch.positions, *rows), None, None
             else:
-                q, k, v = self.norm_rope(*args)
+                q, k, v = self._turn(qkv, batch.positions)
         else:
             q, k, v = qkv.split(self.heads, 1)
             if self.q_norm is not None and self.k_norm is not None:
@@ -130,3 +127,22 @@ class SelfAttention(Layer):
             q, k = self.rope(q, k, batch.positions)
         out = self.attention(q, k, v, batch)
         return self.o_proj(out.reshape(-1, self.out_features))
+
+    def _bound(self, op: Callable[..., Any]) -> Callable[..., Any]:
+        """Of (qkv, positions, ...): one of the two operations for this layer."""
+        q_weight = None if self.q_norm is None else self.q_norm.kernel_weight
+        k_weight = None if self.k_norm is None else self.k_norm.kernel_weight
+        heads, eps, table, turned = self.heads, self.qk_norm_eps, self.rope.table, {}
+        if self.rope.interleaved:
+            turned = {"interleaved": True}
+
+        def plain(qkv: torch.Tensor, positions: torch.Tensor, *rows: torch.Tensor) -> Any:
+            return op(qkv, heads, q_weight, k_weight, eps, table, positions, *rows, **turned)
+
+        return bind(op, plain, heads=heads, q_weight=q_weight, k_weight=k_weight, eps=eps, cos_sin=table, **turned)
+
+
+def _other(ctx: BuildContext, name: str) -> Callable[..., Any] | None:
+    """The operation, if it is the device's own."""
+    op = ctx.ops[name]
+    return None if op is REFERENCES[name] else op

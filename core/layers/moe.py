@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -118,6 +119,7 @@ class Experts(WeightModule):
         self.method.create(self, self.shape, ctx.dtype, ctx.device)
         self.runner = ctx.moe
         self.weights: ExpertWeights | None = None
+        self.compute: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
     def expected(self) -> set[Slot]:
         return self.method.expected(self.shape)
@@ -130,11 +132,11 @@ class Experts(WeightModule):
 
     def finish(self) -> None:
         self.weights = self.method.finish(self, self.shape)
+        own = partial(self.method.apply, self)
+        self.__dict__["compute"] = own if self.weights is None else self.runner.bind(self.weights)
 
     def forward(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-        if self.weights is None:
-            return self.method.apply(self, x, topk_ids, topk_weights)
-        return self.runner.run(x, self.weights, topk_ids, topk_weights)
+        return self.compute(x, topk_ids, topk_weights)
 
 
 def _check_format(path: str, method: ExpertsMethod, ctx: BuildContext) -> None:

@@ -23,6 +23,7 @@ from core.interfaces.quant import (
 )
 from core.layers.module import NO_EXPERT, check_tensor, empty_parameter
 from core.ops import reference
+from core.ops.bind import bind
 
 STACKED = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
@@ -61,18 +62,22 @@ class UnquantizedLinear(LinearMethod):
         if packed is not weight:
             module.register_parameter("weight", None)
         # Plain attributes: a step must not go through nn.Module's parameter look-up.
-        module.__dict__["kernel"] = module.ops["linear"]
         module.__dict__["kernel_weight"] = packed
-        module.__dict__["kernel_bias"] = module.bias.data if shape.bias else None
+        module.__dict__["kernel_bias"] = bias = module.bias.data if shape.bias else None
+        op = module.ops["linear"]
+        kernel = bind(op, op, weight=packed, bias=bias)
+        module.__dict__["kernel"] = kernel
+        module.__dict__["kernel_rest"] = (packed, bias) if kernel is op else ()
 
     def apply(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        return module.kernel(x, module.kernel_weight, module.kernel_bias)
+        return module.kernel(x, *module.kernel_rest)
 
     def fused(self, module: Any, shape: LinearShape) -> FusedLinear | None:
         op = module.ops["fused_linear"]
         if op is reference.fused_linear:
             return None
-        return partial(op, weight=module.kernel_weight, bias=module.kernel_bias)
+        given = {"weight": module.kernel_weight, "bias": module.kernel_bias}
+        return bind(op, partial(op, **given), **given)
 
     def dense(self, module: Any, shape: LinearShape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         if module.weight is None:  # packed, so only its products are known

@@ -183,7 +183,8 @@ class CallStream(ParserStream):
             self._begin_call(attempt, out)
         following: list[_Way] = []
         if way.is_call and layout.separator is not None:
-            parts = (Literal((layout.separator,)), *layout.call) if layout.separator else layout.call
+            separator = Literal((layout.separator,), optional=layout.may_lack_separator)
+            parts = (separator, *layout.call) if layout.separator else layout.call
             following.append(_Way(parts, layout, True, layout.closes))
         for place, closer in enumerate(way.closers_left):
             following.append(_Way((Literal((closer,)),), layout, False, way.closers_left[place + 1 :]))

@@ -54,7 +54,8 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class CallObject:
-    """A JSON object that holds name and arguments. Arguments may also be a JSON string that holds an object.
+    """A JSON object that holds name and arguments. Arguments may also be a JSON string that holds an object, or null,
+    which is {}.
 
     name_keys, argument_keys: any of them, once. ignored_keys: may be there with any value; all other keys are wrong.
     needs_arguments: without their key it is no call; otherwise the arguments are {}.
@@ -78,7 +79,8 @@ class Layout:
     opens: any of these texts begins it. at_start: so does the beginning of the text, with no opener.
     call: the parts of one call, end marker included.
     before: parts between the opener and the first call.
-    separator: text between calls, may be empty; None if only one call follows an opener.
+    separator: text between calls, may be empty; None if only one call follows an opener. may_lack_separator: models
+        leave it out now and then.
     closes: closing texts in order, each of which may be missing.
     """
 
@@ -87,6 +89,7 @@ class Layout:
     at_start: bool = False
     before: tuple[Part, ...] = ()
     separator: str | None = None
+    may_lack_separator: bool = False
     closes: tuple[str, ...] = ()
 
 

@@ -233,7 +233,8 @@ class _ObjectMatcher:
         """The first character of a key or value."""
         self._as_written = self._state == _VALUE and self._role == "arguments" and character == "{"
         needs_string = self._state == _KEY or (bool(self._role) and not self._as_written)
-        if needs_string and character != '"':
+        none = self._state == _VALUE and self._role == "arguments" and character == "n"
+        if needs_string and not none and character != '"':
             self.failed = True  # an empty object, too, is no call
             return
         self._scanner = JsonScanner()
@@ -277,6 +278,7 @@ class _ObjectMatcher:
             self._found.end_arguments(end)
         elif self._role == "arguments":
             inner = json.loads("".join(self._value))
+            inner = "{}" if inner is None else inner
             self.failed = not (_is_text(inner) and _is_object(inner))
             if not self.failed:
                 self._found.arguments.append(inner)

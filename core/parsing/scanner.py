@@ -24,6 +24,10 @@ class Scanner:
         """What is held back now."""
         return self._held
 
+    def name_of(self, found: str) -> str:
+        """The pattern that was found, as it was asked for."""
+        return found
+
     def feed(self, text: str, *, armed: bool = True) -> tuple[str, str | None, str]:
         """Take a piece of text. Returns (text that is safe to show, pattern found or None, text after the pattern).
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,8 @@ class ParameterTags:
         says, or as "json", by the schema where it is none or of a type that the schema does not allow.
     value_open: a tag between key and value, "" if there is none.
     trim: one line break behind the opening and one before the closing tag belong to the format.
+    unclosed: models leave the closing tag out now and then. On a line of its own, the opening tag of another parameter
+        that the tool has, or the call's end, then closes a value too.
     """
 
     open: str
@@ -49,6 +51,7 @@ class ParameterTags:
     close: str
     value_open: str = ""
     trim: bool = False
+    unclosed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,9 @@ class TagStream(ParserStream):
         self._output = CallOutput(self._reader, hold)
         self._machine = Machine(self._reader, self._read())
         tags = form.parameter
-        self._value_end = Markers(*((f"\n{tags.close}",) if tags.trim else ()), tags.close)
+        self._others = {f"\n{tags.open}", f"\n{form.close[0]}"} if tags.unclosed else set()
+        self._value_end = Markers(*((f"\n{tags.close}",) if tags.trim else ()), tags.close, *self._others)
+        self._read_ahead = ""  # a tag behind a value that was not closed
         self._call_end = Markers(form.close[0])
 
     def feed(self, delta: str) -> ParsedDelta:
@@ -167,8 +172,11 @@ class TagStream(ParserStream):
         typings = self._typings_of(name)
         keys: set[str] = set()
         while True:
-            yield from reader.space()
-            found = yield from reader.literal(form.parameter.open, form.close[0])
+            found: str | None = self._read_ahead
+            self._read_ahead = ""
+            if not found:
+                yield from reader.space()
+                found = yield from reader.literal(form.parameter.open, form.close[0])
             if found is None:
                 return False
             if found == form.close[0]:
@@ -201,13 +209,34 @@ class TagStream(ParserStream):
         typing = TEXT if kind == "string" else typings.get(key, ANY)
         output.check()
         if kind != "json" and (typing.as_written or typing.as_written_but_null):
-            return (yield from self._string(head, nullable=not typing.as_written))
-        value = yield from self._whole_value()
+            return (yield from self._string(head, typings.keys() - keys, nullable=not typing.as_written))
+        value = yield from self._whole_value(typings.keys() - keys)
         if value is not None:
             output.write(head + typing.to_json(value, quoted=kind == "json"))
         return value is not None
 
-    def _string(self, head: str, *, nullable: bool) -> Reading[bool]:
+    def _until_end(self, left: Set[str], sink: Callable[[str], None]) -> Reading[str | None]:
+        """The text of a value and what ends it; None if nothing does. left: parameters that may still come."""
+        reader, form = self._reader, self._form
+        while True:
+            found = yield from reader.until(self._value_end, sink)
+            if found is None or found not in self._others:
+                return found
+            if found[1:] == form.parameter.open:
+                closes = [close for close, _ in form.parameter.key_closes]
+                following = [key + close for key in sorted(left) for close in closes]
+                ends = following and (yield from reader.literal(*following, read=False)) is not None
+            else:
+                rest = [space + tag for tag in (*form.close[1:], *(form.section or ())[1:]) for space in ("", "\n")]
+                ends = (yield from reader.peek()) == "" or (
+                    rest and (yield from reader.literal(*rest, read=False)) is not None
+                )
+            if ends:
+                self._read_ahead = found[1:]
+                return found
+            sink(found)
+
+    def _string(self, head: str, left: Set[str], *, nullable: bool) -> Reading[bool]:
         """A value that is a string, given out as it comes; or null if it may be and all of it says so."""
         output = self._output
         begun: list[str] = []  # pieces, while they may still be null
@@ -226,7 +255,7 @@ class TagStream(ParserStream):
             output.write(json_string(piece))
             output.check()
 
-        closed = yield from self._reader.until(self._value_end, give)
+        closed = yield from self._until_end(left, give)
         if closed is None:
             return False
         if out:
@@ -236,7 +265,7 @@ class TagStream(ParserStream):
             output.write(head + ("null" if text in _NULL else f'"{json_string(text)}"'))
         return True
 
-    def _whole_value(self) -> Reading[str | None]:
+    def _whole_value(self, left: Set[str]) -> Reading[str | None]:
         """The text of a value, to its closing tag; None if there is none. A closing tag inside of a string in JSON is
         part of the value, unless the call goes on behind it: then the JSON is broken."""
         reader, form = self._reader, self._form
@@ -249,9 +278,11 @@ class TagStream(ParserStream):
 
         while True:
             first = len(pieces)
-            closed = yield from reader.until(self._value_end, take)
+            closed = yield from self._until_end(left, take)
             if closed is None:
                 return None
+            if self._read_ahead:
+                return "".join(pieces)
             segment = "".join(pieces[first:])
             if first or segment.lstrip()[:1] in ("{", "[", '"'):
                 quoted ^= _ESCAPE.sub("", segment).count('"') % 2 == 1

@@ -14,6 +14,7 @@ from core.registry.records import PluginRecord
 from core.registry.resolution import Choice
 
 NO_PLUGIN = "none"
+AUTO = "auto"  # the same as not asking
 
 
 def choose_quant(asked: str | None, quant_config: Mapping[str, Any] | None, hardware: str, catalog: Catalog) -> Choice:
@@ -157,7 +158,7 @@ def choose_parser(kind: str, field: str, asked: str | None, wished: str | None, 
     """A tool-call or reasoning parser: the operator's, else the model's wish if installed, else none."""
     if asked == NO_PLUGIN:
         return Choice(kind, NO_PLUGIN, None, None, "turned off")
-    if asked is not None:
+    if asked is not None and (asked != AUTO or catalog.has(kind, AUTO)):
         try:
             return Choice(kind, asked, catalog.record(kind, asked), catalog.load(kind, asked), "asked for")
         except PluginError as exc:

@@ -19,7 +19,7 @@ from core.frontend.structured import with_grammar
 from core.frontend.tool_policy import ToolCallPiece
 from core.interfaces.errors import RequestError
 from core.interfaces.params import MAX_LOGPROBS
-from core.server import bodies
+from core.server import bodies, reading
 from core.server.asked import (
     all_vocabulary_refused,
     client_ids,
@@ -34,6 +34,7 @@ from core.server.openapi import described
 from core.server.replies import OpenAIStream, TextEvent, event, json_reply, while_connected
 from core.server.routing import RequestRoute
 from core.server.schemas import ChatBody, ChatFields
+from core.server.thinking import thinking_variables
 from core.server.usage import Source, UsagePolicy, begun, chat_logprobs, drained, usage_object
 from core.tracing.record import reply_id
 
@@ -86,9 +87,7 @@ def _num_logprobs(body: ChatFields) -> int | None:
 
 
 def _chat_request(body: ChatFields) -> ChatRequest:
-    variables = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    variables = {**_thinking(body), **(body.chat_template_kwargs or {})}
     return ChatRequest(
         messages=body.messages,
         tools=tuple(body.tools or ()),
@@ -99,6 +98,19 @@ def _chat_request(body: ChatFields) -> ChatRequest:
         parse_reasoning=body.separate_reasoning is not False,
         template_variables=variables,
     )
+
+
+def _thinking(body: ChatFields) -> dict[str, Any]:
+    """Template variables that `thinking` and `reasoning_effort` stand for. Raises RequestError."""
+    on = body.thinking
+    if isinstance(on, dict):
+        kind = reading.one_of("thinking.type", on.get("type"), ("enabled", "disabled", "adaptive"))
+        on = kind != "disabled"
+    if body.reasoning_effort is None:
+        return thinking_variables(on)
+    if body.reasoning_effort == "none":
+        return thinking_variables(bool(on))
+    return {**thinking_variables(on), "reasoning_effort": body.reasoning_effort}
 
 
 class _Reply:
@@ -150,7 +162,7 @@ class _Reply:
                     choice["logprobs"] = self._logprobs_object(delta.logprobs)
                 if delta.matched_stop is not None:
                     choice["matched_stop"] = delta.matched_stop
-                choice.update(self._of_tokens([delta]))
+                choice.update({**self._of_tokens([delta]), **_of_calls(delta)})
                 yield opening + event(policy.on({**envelope, "choices": [choice]}, answers.usage))
             last = policy.last(envelope, answers.usage)
             if last is not None:
@@ -180,7 +192,7 @@ class _Reply:
     def _of_prompt(self, deltas: Sequence[OutputDelta]) -> dict[str, Any]:
         """What was asked for of the prompt."""
         made: dict[str, Any] = {}
-        if self._body.return_token_ids:
+        if self._body.return_token_ids or self._body.return_prompt_token_ids:
             made["prompt_token_ids"] = self._prompt.token_ids
         if self._body.prompt_logprobs is not None:
             entries = prompt_logprobs_of(deltas)
@@ -213,10 +225,19 @@ class _Reply:
             "finish_reason": deltas[-1].finish_reason,
             "matched_stop": deltas[-1].matched_stop,
             **self._of_tokens(deltas),
+            **_of_calls(deltas[-1]),
         }
 
     def _logprobs_object(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         return chat_logprobs(self._service.tokenizer, entries, self._num_top)
+
+
+def _of_calls(last: OutputDelta) -> dict[str, Any]:
+    """What of an answer's calls does not fit the tools' schemas."""
+    if not last.call_problems:
+        return {}
+    told = [{"index": p.index, "path": p.path, "message": p.message} for p in last.call_problems]
+    return {"tool_call_problems": told}
 
 
 def _message_delta(delta: OutputDelta) -> dict[str, Any]:

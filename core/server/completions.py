@@ -221,8 +221,8 @@ class _Reply:
             choice["prompt_logprobs"] = shown_prompt_logprobs(tokenizer, of_prompt)
         if body.return_token_ids:
             choice["token_ids"] = [token for delta in answer for token in delta.token_ids]
-            if first:
-                choice["prompt_token_ids"] = prompt.token_ids
+        if first and (body.return_token_ids or body.return_prompt_token_ids):
+            choice["prompt_token_ids"] = prompt.token_ids
         if body.return_hidden_states:
             choice["hidden_states"] = hidden_of(deltas)
         return choice

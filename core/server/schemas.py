@@ -88,10 +88,16 @@ class ChatFields(OpenAiBody):
     top_logprobs: int | None = Field(None, ge=0, description="Alternatives per token; needs logprobs.")
     prompt_logprobs: int | None = Field(None, ge=-1, description="Log-probabilities of the prompt; alternatives each.")
     return_token_ids: bool | None = Field(None, description="Token ids of prompt and answer too.")
+    return_prompt_token_ids: bool | None = Field(None, description="The prompt's token ids too.")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = Field(None, description="Go on with the last message instead of answering.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extra names for the chat template.")
-    reasoning_effort: str | float | None = Field(None, description="Handed to the chat template under this name.")
+    reasoning_effort: str | float | None = Field(
+        None, description="Handed to the chat template under this name; none: its switches of thinking are off."
+    )
+    thinking: bool | dict[str, Any] | None = Field(
+        None, description="The template's switches of thinking: true or false, or as {type: enabled | disabled}."
+    )
     separate_reasoning: bool | None = Field(None, description="Give reasoning in reasoning_content (default).")
 
 
@@ -106,6 +112,7 @@ class CompletionFields(OpenAiBody):
     suffix: str | None = Field(None, description="Text after the gap that the answer fills, if the model can.")
     prompt_logprobs: int | None = Field(None, ge=-1, description="Log-probabilities of the prompt; alternatives each.")
     return_token_ids: bool | None = Field(None, description="Token ids of prompt and answer too.")
+    return_prompt_token_ids: bool | None = Field(None, description="The prompt's token ids too.")
     logprobs: int | None = Field(None, ge=0, description="Alternatives per token.")
     add_special_tokens: bool | None = Field(None, description="Begin-of-text and the like around a text prompt.")
 
@@ -118,7 +125,10 @@ class GenerateBody(Body):
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     return_logprob: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     logprob_start_len: int | None = Field(
-        None, ge=-1, description="With return_logprob: first prompt token whose log-probability is returned; -1: none."
+        None,
+        ge=-1,
+        lt=2**31,
+        description="With return_logprob: first prompt token whose log-probability is returned; -1: none.",
     )
     top_logprobs_num: int | None = Field(None, ge=0, description="Alternatives per token; needs return_logprob.")
     return_text_in_logprobs: bool | None = Field(None, description="Tokens as text beside their ids.")
@@ -133,11 +143,11 @@ class TokenizeBody(BaseModel):
     prompt: str | list[str] | None = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    return_token_strs: bool = False
+    return_token_strs: bool | None = None
 
 
 class DetokenizeBody(BaseModel):
@@ -146,7 +156,7 @@ class DetokenizeBody(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     model: str | None = None
     tokens: list[int] | list[list[int]]
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
 
 
 def given_fields(body: BaseModel) -> dict[str, Any]:

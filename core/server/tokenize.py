@@ -38,11 +38,12 @@ def routes(ctx: ServerContext) -> APIRouter:
         service = ctx.ready_service()
         body = await bodies.read(request, DetokenizeBody, ctx.settings.max_body_bytes)
         service.check_model(body.model)
+        skip = body.skip_special_tokens is not False
         lists = [ids if isinstance(ids, list) else [ids] for ids in body.tokens]
         if body.tokens and isinstance(body.tokens[0], list):
-            text: Any = [service.tokenizer.decode(ids, body.skip_special_tokens) for ids in lists]
+            text: Any = [service.tokenizer.decode(ids, skip) for ids in lists]
         else:
-            text = service.tokenizer.decode([ids[0] for ids in lists], body.skip_special_tokens)
+            text = service.tokenizer.decode([ids[0] for ids in lists], skip)
         return json_reply({"text": text, "prompt": text})
 
     return router
@@ -53,14 +54,14 @@ async def _tokenized(service: ModelService, body: TokenizeBody) -> dict[str, Any
         chat = ChatRequest(
             body.messages,
             tools=tuple(body.tools or ()),
-            add_generation_prompt=body.add_generation_prompt,
-            continue_final_message=body.continue_final_message,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
             template_variables=body.chat_template_kwargs or {},
         )
         lists = [(await service.renderer.prepare(chat)).token_ids]
     else:
         texts = [body.prompt] if isinstance(body.prompt, str) else list(body.prompt or ())
-        lists = [await service.tokenizer.encode_async(text, body.add_special_tokens) for text in texts]
+        lists = [await service.tokenizer.encode_async(text, body.add_special_tokens is not False) for text in texts]
     single = body.messages is not None or isinstance(body.prompt, str)
     counts = [len(ids) for ids in lists]
     made: dict[str, Any] = {

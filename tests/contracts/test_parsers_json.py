@@ -58,6 +58,7 @@ class TestHermes(JsonCalls):
             calls=(("f", {"city": "R"}),),
         ),
         ToolSample('<tool_call>{"name": "f"}</tool_call>', calls=(("f", {}),)),
+        ToolSample('<tool_call>{"name": "f", "arguments": null}</tool_call>', calls=(("f", {}),)),
         ToolSample(f"<tool_call>{obj('get_weather', CITY)}", calls=(MEANT,), composable=False),
         ToolSample(f"<tool_call>{obj('get_weather', CITY)}</tool_", calls=(MEANT,), composable=False),
         ToolSample(
@@ -139,6 +140,12 @@ class TestLlama3(JsonCalls):
             calls=(MEANT, HARD_MEANT),
             composable=False,
         ),
+        ToolSample(
+            f"{obj('get_weather', CITY, 'parameters')}\n{obj('get.time-2', HARD, 'parameters')} x",
+            content=" x",
+            calls=(MEANT, HARD_MEANT),
+            composable=False,
+        ),
         ToolSample(f"<|python_tag|>{obj('get_weather', CITY, 'parameters')}", calls=(MEANT,)),
         ToolSample(
             f'ok <|python_tag|>{{"type": "function", {obj("get_weather", CITY)[1:]} ; {obj("get.time-2", HARD)} end',
@@ -156,6 +163,10 @@ class TestLlama3(JsonCalls):
         f"Not at the start: {obj('f', CITY)}",
     )
     long = ToolSample(obj("get_weather", LONG, "parameters"), calls=(LONG_MEANT,))
+
+
+class TestLlama4Json(Short, TestLlama3):
+    name = "llama4_json"
 
 
 class TestLlama3Json(Short, TestLlama3):
@@ -325,6 +336,10 @@ class TestCohere(JsonCalls):
     long = ToolSample(f"<|START_ACTION|>[{cohere('get_weather', LONG)}]<|END_ACTION|>", calls=(LONG_MEANT,))
 
 
+class TestCohereCommand3(Short, TestCohere):
+    name = "cohere_command3"
+
+
 class TestCohereCommand4(Short, TestCohere):
     name = "cohere_command4"
 
@@ -431,6 +446,7 @@ class TestGptOss(JsonCalls):
         ToolSample(CALL.format("get_weather", CITY), calls=(MEANT,)),
         ToolSample(CALL.format("get_weather", CITY) + "<|call|>", calls=(MEANT,)),
         ToolSample(IN_ROLE.format("get_weather", CITY) + "<|call|>", calls=(MEANT,)),
+        ToolSample(f"<|channel|>commentary to=functions.get_weather code<|message|>{CITY}<|call|>", calls=(MEANT,)),
         ToolSample(f" to=functions.get_weather<|channel|>analysis<|message|>{CITY}", calls=(MEANT,), composable=False),
         ToolSample(
             f"One.{CALL.format('get_weather', CITY)}<|end|>"

@@ -100,6 +100,16 @@ class TestQwen3Coder(TagSuite, form=FORMS["qwen3_coder"]):
     name = "qwen3_coder"
 
 
+class TestQwen3Xml(TagSuite, form=FORMS["qwen3_coder"], again=True):
+    name = "qwen3_xml"
+    max_examples = 5
+
+
+class TestNanbeige(TagSuite, form=FORMS["qwen3_coder"], again=True):
+    name = "nanbeige"
+    max_examples = 5
+
+
 class TestQwen3CoderAtOnce(TagSuite, form=FORMS["qwen3_coder"]):
     """Nothing is held back, so malformed calls come out as far as they are well formed."""
 
@@ -325,6 +335,36 @@ class TestMistralReasoning(ThinkSuite):
 class TestNemotron3Reasoning(ThinkSuite, also="<tool_call>"):
     name = "nemotron_3"
     markers = ("<think>", "</think>")
+
+
+class TestNemotronV3Reasoning(ThinkSuite, also="<tool_call>"):
+    name = "nemotron_v3"
+    markers = ("<think>", "</think>")
+
+
+class TestGlm47Reasoning(ThinkSuite, also="<tool_call>"):
+    name = "glm47"
+    markers = ("<think>", "</think>")
+
+
+class TestNanbeigeReasoning(ThinkSuite, also="<tool_call>"):
+    name = "nanbeige"
+    markers = ("<think>", "</think>")
+
+
+class TestCohereReasoning(ThinkSuite, also="<|START_ACTION|>"):
+    name = "cohere"
+    markers = ("<|START_THINKING|>", "<|END_THINKING|>")
+
+
+class TestCohereCommand3Reasoning(ThinkSuite, also="<|START_RESPONSE|>"):
+    name = "cohere_command3"
+    markers = ("<|START_THINKING|>", "<|END_THINKING|>")
+
+
+class TestCohereCommand4Reasoning(ThinkSuite, also="<|START_TEXT|>"):
+    name = "cohere_command4"
+    markers = ("<|START_THINKING|>", "<|END_THINKING|>")
 
 
 class TestNanoV3Reasoning(ThinkSuite, also="<tool_call>"):

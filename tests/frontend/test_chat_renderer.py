@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,38 @@ def test_tool_call_arguments_are_opened(arguments: Any, expected: Any) -> None:
     (message,) = check_messages([{"role": "assistant", "content": None, "tool_calls": [call]}])
     assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": expected}
     assert message["content"] == ""
+
+
+PICKY = (
+    "{% for m in messages %}{% for c in m.tool_calls or () %}"
+    "{% if c.id is not defined or c.id|length != 9 %}{{ raise_exception('ids have nine letters') }}{% endif %}"
+    "{{ c.id }}={{ c.function.name }};{% endfor %}"
+    "{% if m.role == 'tool' %}{{ m.tool_call_id }}->{{ m.content }};{% endif %}{% endfor %}"
+)
+
+
+class Picky(CallParser):
+    def call_id(self, name: str, number: int) -> str:
+        return f"{name}-{number:07d}"
+
+
+@pytest.mark.parametrize("ids", [("call_0123456789abcdef01234567", "toolu_1"), ("x", "x"), (None, None)])
+def test_ids_are_written_as_the_template_wants_them(tmp_path: Path, ids: tuple[Any, Any]) -> None:
+    """Whatever ids a client has, calls and results agree, and the client's messages stay as they are."""
+    tokenizer = Tokenizer.load(byte_level_folder(tmp_path, chat_template=PICKY))
+    messages: list[dict[str, Any]] = [HI]
+    for number, call_id in enumerate(ids):
+        call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        call = {key: value for key, value in call.items() if value is not None}
+        messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        messages.append({"role": "tool", "tool_call_id": call_id, "content": f"r{number}"})
+    before = copy.deepcopy(messages)
+    chat = ChatRequest(messages, tools=[TOOL])
+    expected = "f-0000000=f;f-0000000->r0;f-0000001=f;f-0000001->r1;"
+    assert ChatRenderer(tokenizer, Picky()).render(chat) == expected
+    assert messages == before
+    with pytest.raises(RequestError, match="nine letters"):
+        ChatRenderer(tokenizer, CallParser()).render(chat)
 
 
 def test_the_callers_messages_are_left_alone(renderer: ChatRenderer) -> None:

@@ -108,6 +108,7 @@ CUTS = st.lists(st.integers(0, 120), max_size=12)
     text=st.one_of(TEXTS, FRAGMENTS),
     cuts=CUTS,
     stop=st.sampled_from([(), ("STOP",), ("🙂", "TO"), ("hello w", "</th")]),
+    expressions=st.sampled_from([(), (r"[A-Z]+\b",), (r"l+o\s", r"\n+"), ("🙂.*🙂",)]),
     keep=st.booleans(),
     parse=st.booleans(),
     opens=st.booleans(),
@@ -115,11 +116,13 @@ CUTS = st.lists(st.integers(0, 120), max_size=12)
     end=st.booleans(),
 )
 def test_whole_answer_is_the_stream_fed_once(
-    tokenizer: Tokenizer, text: str, cuts: list[int], stop: tuple, keep: bool, parse: bool, opens: bool,
-    min_tokens: int, end: bool,
+    tokenizer: Tokenizer, text: str, cuts: list[int], stop: tuple, expressions: tuple, keep: bool, parse: bool,
+    opens: bool, min_tokens: int, end: bool,
 ) -> None:  # fmt: skip
     ids = tokenizer.encode(text) + ([2] if end else [])
-    sampling = SamplingParams(stop=stop, include_stop_str_in_output=keep, min_tokens=min_tokens, logprobs=0)
+    sampling = SamplingParams(
+        stop=stop, stop_regex=expressions, include_stop_str_in_output=keep, min_tokens=min_tokens, logprobs=0
+    )
 
     def run(places: list[int]) -> Answer:
         stage = OutputStage(
@@ -166,6 +169,21 @@ def test_kept_stop_string(tokenizer: Tokenizer) -> None:
     sampling = SamplingParams(stop=("STOP",), include_stop_str_in_output=True)
     answer, _ = collect(OutputStage(tokenizer, sampling), chunked(tokenizer.encode("hello STOP world"), [1, 2, 3]))
     assert answer.text == "hello STOP"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_stop_expressions_beside_stop_strings(tokenizer: Tokenizer, keep: bool) -> None:
+    sampling = SamplingParams(
+        stop=("zzz",), stop_regex=(r"\d+ (?:am|pm)",), include_stop_str_in_output=keep, logprobs=0
+    )
+    answer, _ = collect(
+        OutputStage(tokenizer, sampling), chunked(tokenizer.encode("at 12 am."), list(range(20)), logprobs=True)
+    )
+    assert answer.text == ("at 12 am" if keep else "at ")
+    assert (answer.finish_reason, answer.matched_stop) == ("stop", r"\d+ (?:am|pm)")
+    assert all(entry.text_offset < len(answer.text) for entry in answer.logprobs)
+    answer, _ = collect(OutputStage(tokenizer, sampling), chunked(tokenizer.encode("12 zzz am"), []))
+    assert answer.matched_stop == "zzz"
 
 
 def test_stop_before_min_tokens_is_text(tokenizer: Tokenizer) -> None:

@@ -31,6 +31,7 @@ class Person(BaseModel):
         ({"json_schema": SCHEMA}, "json_schema", TEXT, "json_schema"),
         ({"guided_json": SCHEMA}, "json_schema", TEXT, "guided_json"),
         ({"guided_json": True}, "json_schema", "true", "guided_json"),
+        ({"json_schema": "$$ANY$$"}, "json_schema", "{}", "json_schema"),
         ({"regex": "a+"}, "regex", "a+", "regex"),
         ({"guided_regex": "a+"}, "regex", "a+", "guided_regex"),
         ({"ebnf": "root ::= x"}, "ebnf", "root ::= x", "ebnf"),
@@ -54,6 +55,7 @@ def test_pydantic_models_are_schemas() -> None:
 
 def test_nothing_asked() -> None:
     assert asked_grammar({"response_format": {"type": "text"}, "regex": None, "other": 1}) is None
+    assert asked_grammar(dict.fromkeys(FIELDS, "")) is None
     sampling = SamplingParams()
     assert with_grammar(sampling, {}) is sampling
     assert with_grammar(sampling, {"regex": "a"}).grammar is not None
@@ -89,6 +91,10 @@ def test_the_older_spelling_of_structures() -> None:
         "tags": [{"type": "tag", "begin": "<f>", "content": content, "end": "</f>"}],
     }  # fmt: skip
     assert made.schemas == ("response_format",)
+    made = asked_grammar({"structural_tag": {**given, "at_least_one": True, "stop_after_first": True}})
+    assert made is not None
+    read = json.loads(made.text)
+    assert (read["at_least_one"], read["stop_after_first"]) == (True, True)
 
 
 WRONG = [
@@ -100,7 +106,19 @@ WRONG = [
     ({"json_schema": "{"}, "json_schema", "is no JSON"),
     ({"json_schema": "[1]"}, "json_schema", "must be a JSON schema"),
     ({"guided_json": {"a": object()}}, "guided_json", "cannot be written"),
-    ({"regex": ""}, "regex", "not empty"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "not empty"),
+    (
+        {"structured_outputs": {"json": {}, "whitespace_pattern": " "}},
+        "structured_outputs.whitespace_pattern",
+        "not su",
+    ),
+    ({"response_format": {"type": "json_object", "schema": {"a": 1}}}, "response_format.schema", "not supported"),
+    ({"response_format": {"type": "text", "json_schema": {"a": 1}}}, "response_format.json_schema", "not supported"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "grammar": "x"}}},
+        "response_format.json_schema.grammar",
+        "not supported",
+    ),
     ({"ebnf": 3}, "ebnf", "must be a text"),
     ({"guided_choice": []}, "guided_choice", "list of texts"),
     ({"guided_choice": ["a", ""]}, "guided_choice", "list of texts"),
@@ -121,6 +139,11 @@ WRONG = [
         "text",
     ),
     ({"structural_tag": {"structures": [{"begin": "a"}]}}, "structural_tag.triggers", "list of texts"),
+    (
+        {"structural_tag": {"structures": [{"begin": "a", "end": "b"}], "triggers": ["a"], "at_least_one": 1}},
+        "structural_tag.at_least_one",
+        "true or false",
+    ),
 ]
 
 

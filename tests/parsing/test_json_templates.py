@@ -7,6 +7,7 @@ the token that stops it.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,9 @@ def test_harmony_turns_are_reasoning_calls_and_content() -> None:
         for pieces in all_cuts(text, num_random=5):
             result = through(pieces, reasoning.stream(False), tools.stream([]))
             assert (result.reasoning, result.content, meaning(result)) == (question, content, wanted)
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("kimi_k2", r"functions\.now:3"), ("mistral", "[a-zA-Z0-9]{9}")])
+def test_ids_have_the_form_that_the_templates_want(name: str, pattern: str) -> None:
+    """Mistral's templates refuse others, Kimi's write them as they are, and its models were trained on these."""
+    assert re.fullmatch(pattern, parser(name).call_id("now", 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ LINES = TagFormat(
     parameter=ParameterTags(open="<parameter=", key_closes=((">", "schema"),), close="</parameter>", trim=True),
     close=("</function>",),
 )
+UNCLOSED = replace(LINES, parameter=replace(LINES.parameter, unclosed=True))
 PROPERTIES = {
     "text": {"type": "string"},
     "perhaps": {"type": ["string", "null"]},
@@ -84,6 +86,35 @@ def test_values(parameter: str, meant: dict[str, Any]) -> None:
     assert json.loads(run(FORM, [text]).calls[0][1]) == meant
     for pieces in all_cuts(text, num_random=5):
         assert run(FORM, pieces) == run(FORM, [text])
+
+
+TEXT = "<calls>\n<function=f>\n<parameter=text>\na b"
+NUMBER = "<parameter=number>\n3"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (f"{TEXT}\n{NUMBER}\n</parameter>\n</function>\n</calls>", {"text": "a b", "number": 3}),
+        (f"{TEXT}\n{NUMBER}\n</function>\n</calls>", {"text": "a b", "number": 3}),
+        (f"{TEXT}\n</function>\n</calls>", {"text": "a b"}),
+        (f"{TEXT}\n</function></calls>", {"text": "a b"}),
+        (f"{TEXT}\n</function>", {"text": "a b"}),
+        (f"<calls><function=f><parameter=tree>\n{{}}\n{NUMBER}\n</function></calls>", {"tree": {}, "number": 3}),
+        # What stands in a line, is no parameter of the tool, was there already, or goes on: part of the value.
+        (f"{TEXT} {NUMBER}\n</parameter></function></calls>", {"text": f"a b {NUMBER}"}),
+        (f"{TEXT}\n<parameter=x>\n</parameter></function></calls>", {"text": "a b\n<parameter=x>"}),
+        (f"{TEXT}\n<parameter=text>\n</parameter></function></calls>", {"text": "a b\n<parameter=text>"}),
+        (f"{TEXT}\n</function> is\n</parameter></function></calls>", {"text": "a b\n</function> is"}),
+    ],
+)
+def test_values_that_are_not_closed(text: str, meant: dict[str, Any]) -> None:
+    whole = run(UNCLOSED, [text])
+    assert [json.loads(arguments) for _, arguments in whole.calls] == [meant]
+    assert whole.content == ""
+    for pieces in all_cuts(text, num_random=5):
+        assert run(UNCLOSED, pieces) == whole
+        assert run(UNCLOSED, pieces, 0) == run(UNCLOSED, [text], 0)
 
 
 @pytest.mark.parametrize("body", ["[1]", "{", "3", '{"a": NaN}', '{"a": 1} {}', "{" * 5000])

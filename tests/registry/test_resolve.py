@@ -587,6 +587,9 @@ class TestMoeOpsParsers:
         wish = records(None, ModelDefaults(tool_parser="t", reasoning_parser="r"))
         resolution = resolve(settings(folder), swap(wish, tools))
         assert (resolution.tool_parser.name, resolution.tool_parser.reason) == ("t", "preferred by the model")
+        assert (
+            resolve(settings(folder, tool_call_parser="auto"), swap(wish, tools)).tool_parser == resolution.tool_parser
+        )
         assert resolution.reasoning_parser.target is None
         assert "'r', which is not installed" in resolution.reasoning_parser.reason
         assert resolve(settings(folder, tool_call_parser="none"), swap(wish, tools)).tool_parser.target is None

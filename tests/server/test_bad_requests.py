@@ -38,13 +38,22 @@ CHAT_MISTAKES: list[tuple[dict[str, Any], str | None, str]] = [
     (chat(max_completion_tokens=-3), "max_completion_tokens", "-3"),
     (chat(max_tokens=1.5), "max_tokens", "1.5"),
     (chat(top_p=0), "top_p", "0.0"),
-    (chat(top_k=0), "top_k", "0"),
+    (chat(top_k=-2), "top_k", "-2"),
+    (chat(top_k=2**64), "top_k", "at most"),
+    (chat(min_tokens=2**64), "min_tokens", "at most"),
+    (chat(max_tokens=2**64), "max_tokens", "at most"),
     (chat(n=0), "n", "at least 1"),
     (chat(n=5), "n", "at most 4"),
     (chat(seed=2**70), "seed", "64-bit"),
     (chat(stop=["a", 1]), "stop[1]", "string"),
     (chat(stop=[""]), "stop", "non-empty"),
     (chat(stop=["x"] * 33), "stop", "at most 32"),
+    (chat(stop_regex=["a", "("]), "stop_regex[1]", "no regular expression"),
+    (chat(stop_regex="a*"), "stop_regex[0]", "every text"),
+    (chat(stop_regex=r"(a)\1"), "stop_regex[0]", "not supported"),
+    (chat(stop_regex=""), "stop_regex", "non-empty"),
+    (chat(stop_regex="a" * 257), "stop_regex", "at most 256"),
+    (chat(stop_regex=["a"] * 33), "stop_regex", "at most 32"),
     (chat(logit_bias={"x": 1}), "logit_bias.x", "integer"),
     (chat(logit_bias={"999999": 1}), "logit_bias", "vocabulary"),
     (chat(stop_token_ids=[400]), "stop_token_ids", "vocabulary"),
@@ -131,6 +140,10 @@ def test_completion_mistakes(shared: Running, body: dict, param: str, says: str)
         ({"text": "a", "input_ids": [1]}, "text", "either"),
         ({"text": "a", "sampling_params": {"max_new_tokens": 0}}, "max_new_tokens", "at least 1"),
         ({"text": "a", "sampling_params": {"temperature": "hot"}}, "temperature", "hot"),
+        ({"text": "a", "sampling_params": {"temperature": 10**400}}, "temperature", "larger"),
+        ({"text": "a", "sampling_params": {"logit_bias": {"5": 10**400}}}, "logit_bias", "numbers"),
+        ({"text": "a", "sampling_params": {"top_k": 10**30}}, "top_k", "at most"),
+        ({"text": "a", "return_logprob": True, "logprob_start_len": 2**63}, "logprob_start_len", "less than"),
         ({"text": "a", "sampling_params": {"json_schema": "{"}}, "json_schema", "no JSON"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params", "1 for 2"),
         ({"text": ["a", "b"], "rid": ["x"]}, "rid", "1 for 2"),
@@ -194,3 +207,30 @@ def test_template_refusal(launch, tokenizer, tmp_path) -> None:
         object.__setattr__(server.ctx.service, "renderer", ChatRenderer(strict))
         reply = httpx.post(f"{server.url}/v1/chat/completions", json=chat())
         check(reply, 400, "messages", "no system role")
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/chat/completions", chat()),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/generate", {"text": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": HI, "max_tokens": 3}),
+        ("/v1/messages/count_tokens", {"messages": HI}),
+        ("/api/chat", {"model": "tiny", "messages": HI}),
+        ("/api/generate", {"model": "tiny", "prompt": "x"}),
+        ("/tokenize", {"prompt": "x"}),
+        ("/detokenize", {"tokens": [5]}),
+    ],
+)
+def test_null_counts_as_not_given_in_every_optional_field(shared: Running, route: str, body: dict[str, Any]) -> None:
+    spec = httpx.get(f"{shared.url}/openapi.json").json()
+    fields = spec["paths"][route]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    reply = httpx.post(shared.url + route, json={**dict.fromkeys(fields), **body})
+    assert reply.status_code == 200, reply.text
+
+
+def test_zero_is_another_way_to_turn_top_k_off(shared: Running) -> None:
+    assert httpx.post(f"{shared.url}/v1/chat/completions", json=chat(top_k=0)).status_code == 200
+    assert shared.engine.requests[-1].sampling.top_k == -1

@@ -20,7 +20,7 @@ from core.server.fields import HEADER, INERT, MAX_LOGGED, REFUSED, FieldRule, ex
 from core.server.schemas import CompletionBody
 
 HI = [{"role": "user", "content": "Hi"}]
-KNOWN_NOWHERE = {**dict.fromkeys(INERT, "x"), "beam_width": 1, "stop_regex": None}
+KNOWN_NOWHERE = {**dict.fromkeys(INERT, "x"), "beam_width": 1, "watermark": None}
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,13 @@ class Text(BaseModel):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class StreamOptions(BaseModel):
+    """include_obfuscation: padding against listeners on the line; there is none."""
+
+    model_config = ConfigDict(extra="allow")
+    include_obfuscation: bool | None = None
+
+
 class ResponsesFields(ProtocolBody):
     """POST /v1/responses."""
 
@@ -54,7 +61,7 @@ class ResponsesFields(ProtocolBody):
     background: bool | None = Field(None, description="Answer at once, generate meanwhile; needs the store.")
     metadata: dict[str, str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     user: str | None = None
     safety_identifier: str | None = None
     service_tier: str | None = None

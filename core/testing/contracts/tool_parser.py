@@ -181,6 +181,12 @@ class ToolParserContract(Contract):
                 got = [name for name, _ in result.calls]
                 assert got == names[: len(got)], f"{text!r} gave calls {got}, the whole text has {names}"
 
+    # -- the conversation
+
+    def test_call_ids_tell_calls_apart(self) -> None:
+        ids = [self.parser().call_id("get_weather", number) for number in range(20)]
+        assert all(made is None for made in ids) or len({made for made in ids if made}) == len(ids), ids
+
     # -- laws of all texts
 
     def test_any_text_in_any_pieces(self) -> None:

@@ -18,7 +18,10 @@ from core.testing.mock_runner import build_mock_runner
 from plugin_nvidia.backend import NvidiaBackend
 from plugin_nvidia.settings import Settings
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 
 MODEL = MockConfig(vocab_size=97, windows=(None, 5), context_length=64)
 
@@ -41,11 +44,11 @@ def test_graphs_share_their_memory_and_keep_their_results_apart(make: Callable[.
     backend = make()
     graphs = CudaStepGraphs((256, 512, 1024))
     x = torch.zeros(1024, 4096, device="cuda")
+    reserved = []
     with torch.inference_mode(), backend.stream():
-        before = torch.cuda.memory_reserved()
         for size in (1024, 512, 256):
             graphs.capture(size, lambda size=size: (x[:size] * 2 + 1, (x[:size].sum(1) > 0).contiguous()))
-        grown = torch.cuda.memory_reserved() - before
+            reserved.append(torch.cuda.memory_reserved())
         for size in (256, 1024, 512):
             x.fill_(size)
             double, positive = graphs.replay(size)
@@ -53,7 +56,8 @@ def test_graphs_share_their_memory_and_keep_their_results_apart(make: Callable[.
             assert double.eq(2 * size + 1).all()
             assert positive.dtype is torch.bool
             assert positive.all()
-    assert grown < 4 * x.nbytes, "three sizes do not take three times the memory"
+    # The first and largest takes what it needs twice, launched and recorded; the others find it there.
+    assert reserved[-1] - reserved[0] < x.nbytes // 2
 
 
 def test_pieces_run_what_is_between_them(make: Callable[..., NvidiaBackend]) -> None:
@@ -173,9 +177,10 @@ def test_no_step_waits_for_the_device(make: Callable[..., NvidiaBackend], params
 
 def test_the_largest_step_fits_beside_the_cache(make: Callable[..., NvidiaBackend]) -> None:
     backend = make()
+    backend.measure_step(lambda: torch.empty(64 << 20, dtype=torch.uint8, device="cuda").zero_())
+    assert 64 << 20 <= backend._step_bytes < 128 << 20
     runner = build_mock_runner(MODEL, hardware=backend, max_running=6, attention=TorchNativeAttention)
-    runner.measure()
-    assert backend._step_bytes > 0
+    runner.measure()  # so small that it may find room in what torch holds already
     budget = backend.kv_budget_bytes(1.0, None)
     assert budget <= backend.memory().free_bytes - backend._step_bytes
 

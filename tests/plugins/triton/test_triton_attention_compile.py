@@ -57,6 +57,7 @@ class Compiled:
 
     def __init__(self, kernel: Any, target: str) -> None:
         self.kernel, self.target = kernel, target
+        self.arg_names = kernel.arg_names
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         assert all(size >= 1 for size in grid)
@@ -64,7 +65,9 @@ class Compiled:
 
     def compile(self, *args: Any, **keywords: Any) -> None:
         kernel = self.kernel
-        options = {name: keywords.pop(name) for name in ("num_warps", "launch_pdl") if name in keywords}
+        options = {
+            name: keywords.pop(name) for name in ("num_warps", "launch_pdl", "enable_fp_fusion") if name in keywords
+        }
         given = dict(zip(kernel.arg_names, args, strict=False)) | keywords
         constants = {kernel.arg_names[index] for index in kernel.constexprs}
         open_ = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
@@ -129,7 +132,8 @@ def test_kernels_compile(name: str, target: str, monkeypatch: pytest.MonkeyPatch
     numbers = torch.zeros(ROWS * 8, dtype=torch.int32)
     shared = SharedRows(ROWS, launcher.prefix_rows, torch.device("cpu")) if launcher.splits(ROWS).shared else None
     assert (shared is None) == (case.window is not None)
-    step = Step(ROWS + 4, ROWS, 1, ROWS, ROWS + 400, 8, True, shared, numbers, numbers.view(ROWS, 8), numbers, numbers)
+    table = numbers.view(ROWS, 8)
+    step = Step(ROWS + 4, ROWS, 1, ROWS, ROWS + 400, 8, True, shared, numbers, table, 8, numbers, numbers)
     keys = empty(64, shape.num_kv_heads, shape.dim + shape.tail, dtype=kv_dtype)
     values = keys if case.latent else empty(64, shape.num_kv_heads, shape.v_dim, dtype=kv_dtype)
     cached, work = (

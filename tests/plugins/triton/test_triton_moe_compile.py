@@ -25,7 +25,7 @@ def grouped_arguments(config: MoeConfig, kernel: int, format_: str, overlap: boo
     given: dict[str, Any] = {
         "x": stored, "STRIDE_X": 2048, "x_scale": "*fp32", "weight": stored,
         "described": f"tensordesc<{kind}[{tile.block_n},{block_k}]>" if overlap and tile.tma else None,
-        "w_scale": "*fp32", "y": "*bf16", "factors": "*fp32", "order": "*i32", "blocks": "*i32", "num_blocks": "i32",
+        "w_scale": "*fp32", "y": "*bf16", "factors": "*fp32", "numbers": "*i32", "num_blocks": "i32",
         "N": (768, 2048)[kernel], "K": (2048, 768)[kernel], "SHARE": (8, 1)[kernel], "ACT": (0, -1)[kernel],
         "FORMAT": CODES[format_], "BLOCK_M": config.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": block_k,
         "GROUP_M": tile.group_m, "EVEN_K": True, "TMA": overlap and tile.tma, "SWAP": tile.swap,
@@ -58,13 +58,11 @@ def test_a_few_tokens(target: str) -> None:
 def test_sorting_and_the_sum(target: str) -> None:
     overlap = target.startswith("sm")
     sizes = {"BINS": 128, "CHUNK": 1024, "PDL": overlap}
-    numbers = {"num_pairs": "i32", "num_chunks": "i32", "num_blocks": "i32"}
-    lists = dict.fromkeys(("counts", "ranks", "order", "blocks"), "*i32")
-    for alone in (True, False):
-        given = {"ids": "*i64", **lists, **numbers, **sizes, "BLOCK_M": 16, "ROWS": 32, "ALONE": alone}
-        cross_compile(sorting._place, given, target, num_warps=8, launch_pdl=True)
-    given = {"ids": "*i64", "counts": "*i32", "ranks": "*i32", "num_pairs": "i32", **sizes}
+    given = {"ids": "*i64", "numbers": "*i32", "num_pairs": "i32", "num_blocks": "i32", **sizes}
     cross_compile(sorting._count, given, target, num_warps=8, launch_pdl=True)
+    for alone in (True, False):
+        given = {**given, "num_chunks": "i32", "BLOCK_M": 16, "ROWS": 32, "ALONE": alone}
+        cross_compile(sorting._place, given, target, num_warps=8, launch_pdl=True)
     given = {"y": "*bf16", "out": "*bf16", "HIDDEN": 2048, "TOP_K": 8, "BLOCK": 1024, "PDL": overlap}
     cross_compile(grouped._combine, given, target, num_warps=4, launch_pdl=True)
 

@@ -27,7 +27,7 @@ from plugin_fa3.backend import Fa3Attention
 from plugin_fa3.providers.base import Provider, Rows, Rule
 from plugin_fa3.providers.choose import choose
 from plugin_fa3.settings import Settings
-from plugin_fa3.store import store_kv
+from plugin_fa3.store import store_for
 
 HEAD_DIM, DEVICE, DTYPE = 128, torch.device("cuda"), torch.bfloat16
 CONTEXT = 8192  # tokens that a row of the page table has room for, in recorded steps
@@ -185,7 +185,7 @@ def store_table(pool: Pool) -> None:
         qkv = torch.randn(tokens, 48, HEAD_DIM, dtype=DTYPE, device=DEVICE)
         new = qkv[:, 32:40], qkv[:, 40:]
         slots = torch.randperm(len(pool.k), device=DEVICE)[:tokens]
-        one = partial(store_kv, *new, *pool.pages(16), slots)
+        one = partial(store_for(slots.device), *new, *pool.pages(16), slots)
         two = [partial(x.index_copy_, 0, slots, y) for x, y in zip((pool.k, pool.v), new, strict=True)]
         fused = timed(record(lambda _, one=one: one(), 50), 50)  # type: ignore[misc]
         plain = timed(record(lambda _, two=two: [copy() for copy in two], 50), 50)  # type: ignore[misc]

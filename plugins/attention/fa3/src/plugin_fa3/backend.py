@@ -17,10 +17,11 @@ from plugin_fa3.merge import merge_into
 from plugin_fa3.plan import Piece, Step, plan_step
 from plugin_fa3.prefix import CommonKeys, CommonPrefixes, Sharing
 from plugin_fa3.providers.base import Provider, Rows, Rule
+from plugin_fa3.providers.binding import Partial
 from plugin_fa3.providers.choose import choose, how_to_install, installed
 from plugin_fa3.schedule import Schedules
 from plugin_fa3.splits import Splits
-from plugin_fa3.store import read_kv, store_kv
+from plugin_fa3.store import read_kv, store_for
 
 
 class Fa3Attention(AttentionBackend):
@@ -50,7 +51,10 @@ class Fa3Attention(AttentionBackend):
             raise ConfigError(f"attention backend fa3 cannot be used: {problem}", field="engine.attention_backend")
         self._provider = self._choose_provider()
         self._group = config.num_heads // config.num_kv_heads
+        self._store = store_for(config.device)
         self._rules = {layer: _rule(spec) for layer, spec in config.layers.items()}
+        kinds = list(dict.fromkeys(config.layers.values()))
+        self._kinds = {layer: kinds.index(spec) for layer, spec in config.layers.items()}  # alike: the same calls
         self._splits = Splits(ctx.settings.num_splits, config)
         self._schedules = Schedules(self._provider, config)
         self._common_schedules = Schedules(self._provider, config)
@@ -63,6 +67,9 @@ class Fa3Attention(AttentionBackend):
         self._common: CommonKeys | None = None
         self._decode_rows: Rows | None = None
         self._step: Step | None = None
+        # Of this step: (kind of layer, whether its keys are at hand) -> calls and whether each reads pages.
+        self._calls: dict[tuple[int, bool], list[tuple[Partial, bool]]] = {}
+        self._decode_calls: dict[int, Partial] = {}
         ctx.logger.info("FlashAttention-3 of %s", self._provider.install)
 
     @classmethod
@@ -113,6 +120,7 @@ class Fa3Attention(AttentionBackend):
 
     def plan(self, layout: BatchLayout) -> None:
         self._step = step = plan_step(layout, self._group, self.config.device)
+        self._calls, self._decode_calls = {}, {}
         sharing, self._sharing, self._common = self._sharing, None, None
         if step.decodes is None:
             return
@@ -139,30 +147,52 @@ class Fa3Attention(AttentionBackend):
     ) -> torch.Tensor:
         step = self._step
         assert step is not None, "plan() comes before run()"
-        spec, rule, (k_pages, v_pages) = self.config.layers[layer], self._rules[layer], kv
+        k_pages, v_pages = kv
+        given = k is not None and v is not None
         if k is not None and v is not None:
-            store_kv(k, v, k_pages, v_pages, step.slots)
-        out = torch.empty(q.shape[0], q.shape[1], spec.v_head_dim, dtype=q.dtype, device=q.device)
-        if step.num_tokens < len(out):
+            self._store(k, v, k_pages, v_pages, step.slots)
+        num_rows, num_heads, _ = q.shape
+        out = torch.empty(
+            (num_rows, num_heads, self.config.layers[layer].v_head_dim), dtype=q.dtype, device=q.device
+        )  # fmt: skip
+        rows_out = out
+        if step.num_tokens < num_rows:
+            # What the kernels see ends with the last sequence: they may read a tile past a sequence, never past a
+            # tensor.
+            tokens = slice(0, step.num_tokens)
             out[step.num_tokens :].zero_()
-        # What the kernels see ends with the last sequence: they may read a tile past a sequence, never past a tensor.
-        tokens = slice(0, step.num_tokens)
-        q, rows_out = q[tokens], out[tokens]
-        if k is not None and v is not None:
-            k, v = k[tokens], v[tokens]
-        elif any(piece.long for piece in step.prefills):
-            k, v = read_kv(k_pages, v_pages, step.slots[tokens])
+            q, rows_out = q[tokens], out[tokens]
+            if k is not None and v is not None:
+                k, v = k[tokens], v[tokens]
+        if not given and any(piece.long for piece in step.prefills):
+            k, v = read_kv(k_pages, v_pages, step.slots[: step.num_tokens])
         if step.decodes is not None:
             self._decode(q, k_pages, v_pages, rows_out, step.decodes, layer, sinks)
-        for piece in step.prefills:
-            if piece.fresh is not None and k is not None and v is not None:
-                self._provider.attend(q, k, v, rows_out, piece.fresh, rule, sinks=sinks)
-            else:
-                self._provider.attend(
-                    q, k_pages, v_pages, rows_out, piece.paged, rule,
-                    sinks=sinks, num_splits=self._splits.of_prefills(piece),
-                )  # fmt: skip
+        if step.prefills:
+            for call, paged in self._prefill_calls(step, layer, k is not None, sinks):
+                if paged:
+                    call(q, k_pages, v_pages, rows_out)
+                else:
+                    call(q, k, v, rows_out)
         return out
+
+    def _prefill_calls(
+        self, step: Step, layer: int, at_hand: bool, sinks: torch.Tensor | None
+    ) -> list[tuple[Partial, bool]]:
+        """(a call, whether it reads pages) for each piece of the step. at_hand: there are keys outside of pages."""
+        key = self._kinds[layer], at_hand
+        calls = None if sinks is not None else self._calls.get(key)  # a layer has sinks of its own
+        if calls is None:
+            rule, calls = self._rules[layer], []
+            for piece in step.prefills:
+                if piece.fresh is not None and at_hand:
+                    calls.append((self._provider.call(piece.fresh, rule, sinks=sinks), False))
+                else:
+                    splits = self._splits.of_prefills(piece)
+                    calls.append((self._provider.call(piece.paged, rule, sinks=sinks, num_splits=splits), True))
+            if sinks is None:
+                self._calls[key] = calls
+        return calls
 
     def token_rows(self, kv: tuple[torch.Tensor, ...]) -> TokenRows | None:
         """Prompts that start in this step attend to their keys before they lie in pages, which is faster."""
@@ -186,7 +216,7 @@ class Fa3Attention(AttentionBackend):
         step = self._step
         assert step is not None, "plan() comes before run_mla()"
         latents, ropes = kv
-        store_kv(latent[:, None], k_rope[:, None], latents, ropes, step.slots)
+        self._store(latent[:, None], k_rope[:, None], latents, ropes, step.slots)
         schedule = self._schedules.of(layer)
         return self._latent.run(q_nope, q_rope, latent, k_rope, weights, layer, kv, step, schedule)
 
@@ -205,9 +235,12 @@ class Fa3Attention(AttentionBackend):
         splits, schedule = self._splits.of_decodes(decodes), self._schedules.of(layer)
         q, out = q[: decodes.num_rows], out[: decodes.num_rows]
         if common is None:
-            self._provider.attend(
-                q, k_pages, v_pages, out, rows, rule, sinks=sinks, num_splits=splits, metadata=schedule
-            )
+            call = None if sinks is not None else self._decode_calls.get(self._kinds[layer])
+            if call is None:
+                call = self._provider.call(rows, rule, sinks=sinks, num_splits=splits, metadata=schedule)
+                if sinks is None:
+                    self._decode_calls[self._kinds[layer]] = call
+            call(q, k_pages, v_pages, out)
             return
         shared = torch.empty_like(out)
         shared_lse = self._provider.attend(

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 
 import torch
+
+Store = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+def store_for(device: torch.device) -> Store:
+    """What is called as `store_kv`, on `device`."""
+    if device.type == "cuda" and has_triton():
+        from plugin_fa3.store_triton import store
+
+        return store
+    return store_kv
 
 
 def store_kv(
@@ -13,11 +25,6 @@ def store_kv(
 ) -> None:
     """k [T, Hkv, D] and v [T, Hkv, Dv], possibly slices of a wider matrix, into pages [P, page_size, Hkv, D or Dv] at
     slots [T] (page * page_size + offset). Rows with the same slot overwrite each other in any order."""
-    if k.device.type == "cuda" and has_triton():
-        from plugin_fa3.store_triton import store
-
-        store(k, v, k_pages, v_pages, slots)
-        return
     for new, pages in ((k, k_pages), (v, v_pages)):
         pages.view(-1, *pages.shape[2:]).index_copy_(0, slots.long(), new)
 

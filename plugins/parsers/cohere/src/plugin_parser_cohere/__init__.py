@@ -1,1 +1,1 @@
-"""Tool calls of Cohere's Command models, for core."""
+"""Tool calls and reasoning of Cohere's Command models, for core."""

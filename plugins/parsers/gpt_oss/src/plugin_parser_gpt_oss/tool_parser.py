@@ -12,7 +12,8 @@ from core.parsing.structures import NAME, Writing, calls_structure, written_tags
 from plugin_parser_gpt_oss.markers import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, TO
 
 _CHANNEL = Literal(("commentary", "analysis"))
-_TYPE = Literal((MESSAGE, f"{CONSTRAIN}json{MESSAGE}", f"json{MESSAGE}"))
+_TYPES = ("json", "code")  # what the models call the arguments, with the token for it or without
+_TYPE = Literal((MESSAGE, *(f"{mark}{name}{MESSAGE}" for mark in (CONSTRAIN, "") for name in _TYPES)))
 _IN_CHANNEL = (_CHANNEL, Literal((TO,)), Name(), _TYPE, Arguments())
 _IN_ROLE = (Literal((TO,)), Name(), Literal((CHANNEL,)), _CHANNEL, _TYPE, Arguments())
 _CLOSES = (CALL, END, RETURN)

@@ -34,3 +34,7 @@ class KimiK2ToolParser(JsonToolParser):
             section_end=CALLS_END,
         ),
     )
+
+    def call_id(self, name: str, number: int) -> str:
+        """See the interface. The template writes the id as it is, and the model counts on."""
+        return f"functions.{name}:{number}"

@@ -11,15 +11,15 @@ BEGIN = f'{{"name": "{NAME}", "parameters": '
 
 
 class Llama3ToolParser(JsonToolParser):
-    """{"name": ..., "parameters": {...}}, several with ";" between them.
+    """{"name": ..., "parameters": {...}}, several with ";" or nothing but white space between them.
 
     Without the marker, calls are read only where the answer begins with them.
     """
 
     calls = JsonCalls(
         layouts=(
-            Layout(opens=(MARKER,), call=CALL, separator=";"),
-            Layout(at_start=True, call=CALL, separator=";"),
+            Layout(opens=(MARKER,), call=CALL, separator=";", may_lack_separator=True),
+            Layout(at_start=True, call=CALL, separator=";", may_lack_separator=True),
         ),
         writing=Writing(begin=BEGIN, end="}", separator="; ", quoted=True),
         writing_auto=Writing(begin=MARKER + BEGIN, end="}", quoted=True),

@@ -51,3 +51,7 @@ class MistralToolParser(JsonToolParser):
         if choice.mode == "required":
             return {"type": "or", "elements": [*arrays, apart]}
         return calls_structure([*arrays, *written_tags(APART, tools)], choice, [MARKER])
+
+    def call_id(self, name: str, number: int) -> str:
+        """See the interface. Templates refuse ids that are not nine letters and digits."""
+        return f"{number:09d}"

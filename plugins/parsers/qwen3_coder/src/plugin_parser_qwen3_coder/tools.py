@@ -10,7 +10,9 @@ FORMAT = TagFormat(
     bare=True,  # the models leave the outer tag out now and then
     open=("<function=",),
     name_close=">",
-    parameter=ParameterTags(open="<parameter=", key_closes=((">", "schema"),), close="</parameter>", trim=True),
+    parameter=ParameterTags(
+        open="<parameter=", key_closes=((">", "schema"),), close="</parameter>", trim=True, unclosed=True
+    ),
     close=("</function>",),
 )
 

@@ -21,7 +21,9 @@ STEP3P5 = TagFormat(
     bare=True,
     open=("<function=",),
     name_close=">",
-    parameter=ParameterTags(open="<parameter=", key_closes=((">", "schema"),), close="</parameter>", trim=True),
+    parameter=ParameterTags(
+        open="<parameter=", key_closes=((">", "schema"),), close="</parameter>", trim=True, unclosed=True
+    ),
     close=("</function>",),
 )
 

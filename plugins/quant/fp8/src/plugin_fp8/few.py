@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from plugin_fp8.launch import Launch
+
 # ruff: noqa: N803
 
 _ROWS = 64
@@ -54,16 +56,27 @@ def run(
     group of columns (group 0: G = 1, all of them). scratch: as large as `needs` says where the tile is split, its
     counters zero; they are zero again afterwards."""
     tokens, columns = x.shape
-    rows = stored.shape[0]
-    block_t, blocks = max(16, triton.next_power_of_2(tokens)), triton.cdiv(rows, tile.rows)
+    rows, groups = scale.shape
     assert tile.split == 1 or scratch is not None
     parts, arrived = scratch or (y, y)
-    extra = {"launch_pdl": True} if pdl else {}
-    _few[(blocks, tile.split)](
-        x, scale_x, stored, scale, bias, y, parts, arrived, tokens, N=rows, K=columns, GROUPS=scale.shape[1],
-        GROUP=group, BLOCK_T=block_t, BLOCK_N=tile.rows, BLOCK_K=tile.columns, SPLIT=tile.split,
-        BIAS=bias is not None, PDL=pdl, AHEAD=tile.ahead, num_warps=tile.warps, num_stages=tile.stages, **extra,
+    device = x.get_device()
+    kinds = (y.dtype, None if bias is None else bias.dtype, parts.dtype)
+    launch = _plan(device, kinds, tile, rows, columns, groups, group, max(16, triton.next_power_of_2(tokens)), pdl)
+    blocks = -(-rows // tile.rows)
+    launch.start(device, blocks, tile.split, 1, x, scale_x, stored, scale, bias, y, parts, arrived, tokens)
+
+
+@functools.cache
+def _plan(
+    device: int, kinds: tuple[torch.dtype | None, ...], tile: Tile, rows: int, columns: int, groups: int, group: int,
+    block_t: int, pdl: bool,
+) -> Launch:  # fmt: skip
+    """kinds: types of what differs between calls; no bias has none."""
+    constants = (
+        rows, columns, groups, group, block_t, tile.rows, tile.columns, tile.split, kinds[1] is not None, pdl,
+        tile.ahead,
     )  # fmt: skip
+    return Launch(_few, constants, num_warps=tile.warps, num_stages=tile.stages, pdl=pdl)
 
 
 def needs(rows: int, columns: int, group: int, most: int) -> tuple[int, int]:

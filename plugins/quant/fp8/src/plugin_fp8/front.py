@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -10,12 +11,12 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from plugin_fp8 import scales
+from plugin_fp8.launch import Launch
 
 # ruff: noqa: N803
 
 
-@dataclass(frozen=True, slots=True)
-class Front:
+class Front(NamedTuple):
     """stored [T, K] e4m3 with scale [T, G] float32; total [T, K]: the sum, x itself without a residual; normed [T, K]
     if it was asked for."""
 
@@ -32,22 +33,35 @@ def norm_quantize(
     """rms_norm(x + residual) * weight, quantized with a scale for each token (group 0) or `group` of its columns. x and
     residual [T, K], T > 0; a program takes a row. What the norm gives is rounded to x's dtype first, as where it stands
     alone."""
-    x = x.contiguous()
+    if not x.is_contiguous():
+        x = x.contiguous()
+    if residual is not None and not residual.is_contiguous():
+        residual = residual.contiguous()
     tokens, width = x.shape
-    groups = -(-width // group) if group else 1
-    stored = torch.empty(tokens, width, dtype=scales.E4M3, device=x.device)
-    scale = torch.empty(tokens, groups, dtype=torch.float32, device=x.device)
+    device = x.get_device()
+    kinds = (x.dtype, weight.dtype, None if residual is None else residual.dtype)
+    launch, groups = _plan(device, kinds, width, group, keep_normed, pdl)
+    stored = torch.empty_like(x, dtype=scales.E4M3)
+    scale = torch.empty((tokens, groups), dtype=torch.float32, device=x.device)
     total = x if residual is None else torch.empty_like(x)
     normed = torch.empty_like(x) if keep_normed else None
-    block = triton.next_power_of_2(width)
-    extra = {"launch_pdl": True} if pdl else {}
-    _front[(tokens,)](
-        x, x if residual is None else residual.contiguous(), weight, stored, scale, total,
-        x if normed is None else normed, eps, K=width, GROUPS=groups, GROUP=group, BLOCK=block,
-        ADD=residual is not None, KEEP=keep_normed, PDL=pdl, SMALLEST=scales.SMALLEST_SCALE, LARGEST=scales.LARGEST,
-        num_warps=max(1, min(16, block // 512)), **extra,
+    launch.start(
+        device, tokens, 1, 1, x, x if residual is None else residual, weight, stored, scale, total,
+        x if normed is None else normed, eps,
     )  # fmt: skip
     return Front(stored, scale, total, normed)
+
+
+@functools.cache
+def _plan(
+    device: int, kinds: tuple[torch.dtype | None, ...], width: int, group: int, keep: bool, pdl: bool
+) -> tuple[Launch, int]:
+    """(the launch, groups of a row). kinds: types of x, the norm's weight and the residual, None without one."""
+    block, groups = triton.next_power_of_2(width), -(-width // group) if group else 1
+    constants = (
+        width, groups, group, block, kinds[2] is not None, keep, pdl, scales.SMALLEST_SCALE, scales.LARGEST
+    )  # fmt: skip
+    return Launch(_front, constants, num_warps=max(1, min(16, block // 512)), pdl=pdl), groups
 
 
 @triton.jit

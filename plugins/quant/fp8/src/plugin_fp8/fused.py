@@ -19,6 +19,11 @@ class Fused:
         self.silu, self.gelu = ops["silu_and_mul"], ops["gelu_and_mul"]
         columns = product.weight.stored.shape[1]
         self.in_one = product.weight.input_scale is None and kernels.norms(columns)
+        self.dependent = kernels.dependent(product.weight.stored.device)
+        if self.in_one:
+            from plugin_fp8.front import norm_quantize
+
+            self.norm_quantize = norm_quantize
 
     def __call__(
         self,
@@ -32,9 +37,10 @@ class Fused:
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         product, total, normed = self.product, None, None
         if norm_weight is not None and self.in_one and x.shape[0]:
-            front = kernels.norm_quantize(x, residual, norm_weight, eps, product.group, keep_normed)
-            total, normed = front.total, front.normed
-            y = product.multiply(front.stored, front.scale, x.dtype)
+            stored, scale, total, normed = self.norm_quantize(
+                x, residual, norm_weight, eps, product.group, keep_normed=keep_normed, pdl=self.dependent
+            )
+            y = product.multiply(stored, scale, x.dtype)
         else:
             if norm_weight is not None and residual is not None:
                 x, total = self.add_rms_norm(x, residual, norm_weight, eps)

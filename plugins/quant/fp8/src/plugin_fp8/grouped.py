@@ -5,9 +5,13 @@ A step of the loop is one group, so that its sum is scaled once, in float32 (Dee
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
+
+from plugin_fp8.launch import Launch
 
 # ruff: noqa: N803
 
@@ -29,12 +33,21 @@ def run(
     tokens, columns = x.shape
     block_t, block_n, warps, stages = tile or tile_for(tokens)
     rows = weight.shape[0]
-    grid = (triton.cdiv(tokens, block_t) * triton.cdiv(rows, block_n),)
-    _grouped[grid](
-        x, scale_x, weight, scale, bias, y, tokens, scale_x.stride(0), scale_x.stride(1), N=rows, K=columns,
-        GROUPS=scale.shape[1], GROUP=group, BLOCK_T=block_t, BLOCK_N=block_n, BAND=_BAND, BIAS=bias is not None,
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    programs = -(-tokens // block_t) * -(-rows // block_n)
+    device, strides = x.get_device(), scale_x.stride()
+    kinds = (y.dtype, None if bias is None else bias.dtype)
+    launch = _plan(device, kinds, strides, rows, columns, scale.shape[1], group, block_t, block_n, warps, stages)
+    launch.start(device, programs, 1, 1, x, scale_x, weight, scale, bias, y, tokens, *strides)
+
+
+@functools.cache
+def _plan(
+    device: int, kinds: tuple[torch.dtype | None, ...], strides: tuple[int, ...], rows: int, columns: int, groups: int,
+    group: int, block_t: int, block_n: int, warps: int, stages: int,
+) -> Launch:  # fmt: skip
+    """kinds: types of what differs between calls; no bias has none."""
+    constants = (rows, columns, groups, group, block_t, block_n, _BAND, kinds[1] is not None)
+    return Launch(_grouped, constants, num_warps=warps, num_stages=stages)
 
 
 @triton.jit(do_not_specialize=["tokens"])

@@ -29,7 +29,7 @@ def takes_groups(group: int, columns: int) -> bool:
 
 
 def norms(columns: int) -> bool:
-    """Whether `norm_quantize` takes rows of so many columns."""
+    """Whether `front.norm_quantize` takes rows of so many columns."""
     return HAS_TRITON and columns <= 16384
 
 
@@ -84,9 +84,7 @@ def norm_quantize(
     """See `front.norm_quantize`."""
     from plugin_fp8 import front
 
-    return front.norm_quantize(
-        x, residual, weight, eps, group, keep_normed=keep_normed, pdl=dependent(x.device)
-    )  # fmt: skip
+    return front.norm_quantize(x, residual, weight, eps, group, keep_normed=keep_normed, pdl=dependent(x.device))
 
 
 @functools.cache

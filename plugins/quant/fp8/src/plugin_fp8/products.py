@@ -142,7 +142,9 @@ class Scaled(Quantized):
         # Products of rows with a scale each come in bfloat16 only, and so does the bias that they add.
         y = torch._scaled_mm(
             x, self.right, scale, self.right_scale, self.narrow_bias, out_dtype=torch.bfloat16, use_fast_accum=True
-        ).to(dtype)
+        )
+        if dtype is not torch.bfloat16:
+            y = y.to(dtype)
         return y if self.bias is self.narrow_bias or self.bias is None else y + self.bias
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from plugin_fa3.providers.binding import Binding
+from plugin_fa3.providers.binding import Binding, Partial
 
 _ATTEND = (
     "q", "k", "v", "q_v", "out", "cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k",
@@ -121,10 +121,25 @@ class Provider(ABC):
         parts of a sequence's keys, 0 lets the kernels choose. metadata: of `schedule` for the same rows, window,
         softcap and num_splits.
         """
+        call = self.call(rows, rule, num_splits=num_splits, metadata=metadata, sinks=sinks, q_v=q_v)
+        lse: torch.Tensor = call(q, k, v, out)[1]
+        return lse
+
+    def call(
+        self,
+        rows: Rows,
+        rule: Rule,
+        *,
+        q_v: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
+        num_splits: int = 1,
+        metadata: torch.Tensor | None = None,
+    ) -> Partial:
+        """As `attend`, to be called with (q, k, v, out) by all layers that have the rest in common."""
         extra = {} if sinks is None else {str(self.sinks_argument): sinks.to(torch.bfloat16)}
-        results = self._fwd(
-            q=q, k=k, v=v, q_v=q_v, out=out, cu_seqlens_q=rows.cu_q,
-            cu_seqlens_k=rows.cu_q if rows.page_table is None else None,
+        return self._fwd.partial(
+            "q", "k", "v", "out",
+            q_v=q_v, cu_seqlens_q=rows.cu_q, cu_seqlens_k=rows.cu_q if rows.page_table is None else None,
             seqused_k=rows.lengths, max_seqlen_q=rows.max_q,
             max_seqlen_k=rows.max_k, page_table=rows.page_table,
             leftpad_k=rows.skipped, softmax_scale=rule.scale,
@@ -132,8 +147,6 @@ class Provider(ABC):
             softcap=rule.softcap or 0.0, scheduler_metadata=metadata, num_splits=num_splits, pack_gqa=None,
             **extra,
         )  # fmt: skip
-        lse: torch.Tensor = results[1]
-        return lse
 
     def schedule(
         self,

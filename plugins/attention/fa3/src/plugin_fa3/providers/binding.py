@@ -40,9 +40,31 @@ class Binding:
         self._template = [None if a.name in used else _unused(a, schema.name) for a in schema.arguments]
 
     def __call__(self, **values: Any) -> Any:
+        return self._op(*self._filled(values))
+
+    def partial(self, *open_: str, **values: Any) -> Partial:
+        """The call with `values` given, to be called with those of the names in `open_`, in their order."""
+        return Partial(self._op, self._filled(values), [self._index[name] for name in open_])
+
+    def _filled(self, values: dict[str, Any]) -> list[Any]:
         arguments = self._template.copy()
         for name, value in values.items():
             arguments[self._index[name]] = value
+        return arguments
+
+
+class Partial:
+    """A call that is made several times with most of its arguments the same."""
+
+    __slots__ = ("_arguments", "_op", "_places")
+
+    def __init__(self, op: Callable[..., Any], arguments: list[Any], places: list[int]) -> None:
+        self._op, self._arguments, self._places = op, arguments, places
+
+    def __call__(self, *values: Any) -> Any:
+        arguments = self._arguments.copy()
+        for place, value in zip(self._places, values, strict=True):
+            arguments[place] = value
         return self._op(*arguments)
 
 

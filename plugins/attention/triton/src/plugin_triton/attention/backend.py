@@ -58,6 +58,7 @@ class TritonAttention(AttentionBackend):
         self._work = self._workspace()
         self._shared: dict[int, SharedRows] = {}
         self._step: Step | None = None
+        self._cached: dict[int, Cached] = {}
 
     def _launcher(self, spec: AttentionSpec, scales: tuple[float, float]) -> Launcher:
         config = self.config
@@ -136,8 +137,11 @@ class TritonAttention(AttentionBackend):
     ) -> torch.Tensor:
         step, launcher = self._step, self._launchers[layer]
         assert step is not None, "plan() comes before run()"
-        cached = Cached(*kv)
-        out = q.new_empty(q.shape[0], q.shape[1], self.config.layers[layer].v_head_dim)
+        cached = self._cached.get(layer)
+        if cached is None or cached.keys is not kv[0] or cached.values is not kv[1]:
+            cached = self._cached[layer] = Cached(*kv)
+        num_rows, num_heads, _ = q.shape
+        out = q.new_empty(num_rows, num_heads, self.config.layers[layer].v_head_dim)
         new = None
         if k is not None and v is not None:
             fused = step.queries == 1
@@ -147,7 +151,7 @@ class TritonAttention(AttentionBackend):
             launcher.decode(q, out, cached, step, self._work, new=new, sinks=sinks)
         if step.few < step.num_seqs:
             launcher.prefill(q, out, cached, step, sinks=sinks)
-        if step.num_tokens < q.shape[0]:
+        if step.num_tokens < num_rows:
             out[step.num_tokens :] = 0  # padding rows: defined, and never read
         return out
 

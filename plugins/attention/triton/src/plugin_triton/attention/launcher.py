@@ -25,26 +25,20 @@ from plugin_triton.attention.tiles import (
     power_of_two,
     prefill_tile,
 )
+from plugin_triton.launch import Launch
 
 _LOG2_E = 1.4426950408889634
 
 
-@dataclass(frozen=True, slots=True)
 class Cached:
     """One layer's cache: keys [slots, heads, dim + tail], values [slots, heads, v_dim] (of latents the keys again)."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    __slots__ = ("arguments", "keys", "values")
 
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "keys": self.keys,
-            "key_stride": self.keys.stride(0),
-            "key_head_stride": self.keys.stride(1),
-            "values": self.values,
-            "value_stride": self.values.stride(0),
-            "value_head_stride": self.values.stride(1),
-        }
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values = keys, values
+        # As all kernels take them: each buffer with the strides of its slots and heads.
+        self.arguments = (keys, *keys.stride()[:2], values, *values.stride()[:2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +84,7 @@ class Launcher:
         self.prefill_tile = prefill_tile(shape, self.itemsize, self.cache_itemsize, device, page_size)
         self.decode_tiles: dict[int, Tile] = {}
         self._splits: dict[int, Splits] = {}
+        self._made: dict[tuple[object, ...], Launch] = {}
 
     @property
     def most_queries(self) -> int:
@@ -120,26 +115,27 @@ class Launcher:
         """Floats that all parts of a step take at most, for each element of a value."""
         return max(rows * self.splits(rows).parts for rows in range(1, max_rows + 1)) * self.shape.num_heads
 
-    def _rule(self, sinks: torch.Tensor | None) -> dict[str, Any]:
-        return {
-            "scale": self.scale,
-            "cap": self.cap,
-            "WINDOW": self.spec.window or 0,
-            "SOFTCAP": self.spec.softcap is not None,
-            "SINKS": sinks is not None,
-        }
+    def _launch(self, kernel: Any, tile: Tile | None, **constants: Any) -> Launch:
+        """A launch of `kernel`, which is told the layer's sizes and what is given; tile None: 4 warps."""
+        values = {
+            **self.shape.blocks, "NUM_HEADS": self.shape.num_heads, "PAGE_SIZE": self.page_size, "PDL": self.pdl,
+            "WINDOW": self.spec.window or 0, "SOFTCAP": self.spec.softcap is not None, "LIMIT": self.limit, **constants,
+        }  # fmt: skip
+        if tile is not None:
+            values |= {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "STAGES": tile.stages}
+        names = [name for name in kernel.arg_names if name.isupper()]
+        warps = 4 if tile is None else tile.warps
+        return Launch(kernel, tuple(values[name] for name in names), num_warps=warps, pdl=self.pdl)
 
-    def _queries(self, q: torch.Tensor, q_tail: torch.Tensor | None) -> dict[str, Any]:
+    def _queries(self, q: torch.Tensor, q_tail: torch.Tensor | None) -> tuple[Any, ...]:
+        """Queries and their tails, each with the strides of tokens and heads."""
+        q_strides = q.stride()
         if q_tail is None:
-            q_tail = q[..., self.shape.dim :] if self.shape.tail else q
-        return {
-            "q": q,
-            "q_token_stride": q.stride(0),
-            "q_head_stride": q.stride(1),
-            "q_tail": q_tail,
-            "tail_token_stride": q_tail.stride(0),
-            "tail_head_stride": q_tail.stride(1),
-        }
+            if not self.shape.tail:
+                return (q, q_strides[0], q_strides[1], q, q_strides[0], q_strides[1])
+            q_tail = q[..., self.shape.dim :]
+        tail_strides = q_tail.stride()
+        return (q, q_strides[0], q_strides[1], q_tail, tail_strides[0], tail_strides[1])
 
     def store(
         self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, cached: Cached, first: int, last: int
@@ -147,18 +143,24 @@ class Launcher:
         """Write tokens first .. last-1. k [T, H, D], v [T, H, Dv]; of latents the latent and the rotated key."""
         if last <= first:
             return
-        heads = k.shape[1]
-        keys, values = cached.keys, cached.values
-        if self.shape.latent:
-            values = keys[..., self.shape.dim :]
-        dim, v_dim = k.shape[2], v.shape[2]
+        _, heads, dim = k.shape
+        v_dim = v.shape[2]
+        if self.shape.latent:  # there, values are the keys' tails
+            values = cached.keys[..., self.shape.dim :]
+            targets = (*cached.arguments[:3], values, *values.stride()[:2])
+        else:
+            targets = cached.arguments
         block = max(1, 4096 // max(power_of_two(dim), power_of_two(v_dim)))
-        store_kernel[(-(-(last - first) * heads // block),)](
-            k, k.stride(0), k.stride(1), v, v.stride(0), v.stride(1), slots, first, last,
-            keys, keys.stride(0), keys.stride(1), values, values.stride(0), values.stride(1),
-            self.k_scale, self.k_scale if self.shape.latent else self.v_scale,
-            HEADS=heads, DIM=dim, DIM_BLOCK=power_of_two(dim), V_DIM=v_dim, V_BLOCK=power_of_two(v_dim), BLOCK=block,
-            LIMIT=self.limit, num_warps=4, **_options(self.pdl),
+        key = "store", k.dtype, v.dtype, slots.dtype, heads, dim, v_dim
+        launch = self._made.get(key)
+        if launch is None:
+            launch = self._made[key] = self._launch(
+                store_kernel, None, HEADS=heads, DIM=dim, DIM_BLOCK=power_of_two(dim), V_DIM=v_dim,
+                V_BLOCK=power_of_two(v_dim), BLOCK=block,
+            )  # fmt: skip
+        launch.start(
+            k.get_device(), -(-(last - first) * heads // block), 1, 1, k, *k.stride()[:2], v, *v.stride()[:2], slots,
+            first, last, *targets, self.k_scale, self.k_scale if self.shape.latent else self.v_scale,
         )  # fmt: skip
 
     def decode(
@@ -186,22 +188,24 @@ class Launcher:
         if shared is not None:
             self._prefix(q, cached, step, work, shared, splits, q_tail)
         k, v = new if new is not None else (q, q)
-        decode_kernel[(rows, shape.num_kv_heads * packs, splits.own)](
-            **self._queries(q, q_tail),
-            out=out, out_token_stride=out.stride(0), out_head_stride=out.stride(1),
-            k=k, k_token_stride=k.stride(0), k_head_stride=k.stride(1),
-            v=v, v_token_stride=v.stride(0), v_head_stride=v.stride(1), slots=step.slots,
-            **cached.arguments(), k_scale=self.k_scale, v_scale=self.out_scale,
-            table=step.table, table_stride=step.table.stride(0), seq_lens=step.seq_lens, cu_q_lens=step.cu_q_lens,
-            sinks=q if sinks is None else sinks, **self._rule(sinks),
-            parts=work.parts, logs=work.logs, arrivals=work.arrivals,
-            shared_lens=step.seq_lens if shared is None else shared.shared_lens,
-            QUERIES=step.queries, NUM_HEADS=shape.num_heads, PACK=pack, PACKS=packs, **shape.blocks,
-            PAGE_SIZE=self.page_size, BLOCK_M=tile.m, BLOCK_N=tile.n, STAGES=tile.stages,
-            least=splits.least, shared_splits=0 if shared is None else splits.shared,
-            SHARED=shared is not None, SHARED_LEAST=PREFIX_BLOCK, PLACES=MAX_PLACES,
-            AT_ONCE=max(1, min(4, 256 * tile.warps * 32 // (tile.m * power_of_two(shape.v_dim)))),
-            STORE=new is not None, LIMIT=self.limit, num_warps=tile.warps, **_options(self.pdl),
+        key = (
+            "decode", q.dtype, step.slots.dtype, step.queries, shared is not None, new is not None,
+            None if sinks is None else sinks.dtype,
+        )  # fmt: skip
+        launch = self._made.get(key)
+        if launch is None:
+            launch = self._made[key] = self._launch(
+                decode_kernel, tile, QUERIES=step.queries, PACK=pack, PACKS=packs, SHARED=shared is not None,
+                SHARED_LEAST=PREFIX_BLOCK, PLACES=MAX_PLACES, SINKS=sinks is not None, STORE=new is not None,
+                AT_ONCE=max(1, min(4, 256 * tile.warps * 32 // (tile.m * power_of_two(shape.v_dim)))),
+            )  # fmt: skip
+        launch.start(
+            q.get_device(), rows, shape.num_kv_heads * packs, splits.own, *self._queries(q, q_tail),
+            out, *out.stride()[:2], k, *k.stride()[:2], v, *v.stride()[:2], step.slots, *cached.arguments,
+            self.k_scale, self.out_scale, step.table, step.table_stride, step.seq_lens, step.cu_q_lens,
+            q if sinks is None else sinks, self.scale, self.cap, work.parts, work.logs, work.arrivals,
+            step.seq_lens if shared is None else shared.shared_lens, splits.least,
+            0 if shared is None else splits.shared,
         )  # fmt: skip
 
     def _prefix(
@@ -217,15 +221,16 @@ class Launcher:
         shape, tile = self.shape, self.prefill_tile
         pack = min(shape.group, tile.m)
         packs = _packs(shape.group, pack)
-        prefix_kernel[(shared.tiles, shape.num_kv_heads * packs, splits.shared)](
-            **self._queries(q, q_tail), **cached.arguments(),
-            table=step.table, table_stride=step.table.stride(0), scale=self.scale, cap=self.cap,
-            parts=work.parts, logs=work.logs,
-            shared_lens=shared.shared_lens, order=shared.order, tile_ends=shared.tile_ends,
-            NUM_HEADS=shape.num_heads, PACK=pack, PACKS=packs, ROWS=shared.tile_rows, **shape.blocks,
-            PAGE_SIZE=self.page_size, BLOCK_M=tile.m, BLOCK_N=tile.n, STAGES=tile.stages,
-            own_splits=splits.own, SHARED_LEAST=PREFIX_BLOCK,
-            SOFTCAP=self.spec.softcap is not None, num_warps=tile.warps, **_options(self.pdl),
+        key = "prefix", q.dtype, shared.tile_rows
+        launch = self._made.get(key)
+        if launch is None:
+            launch = self._made[key] = self._launch(
+                prefix_kernel, tile, PACK=pack, PACKS=packs, ROWS=shared.tile_rows, SHARED_LEAST=PREFIX_BLOCK
+            )
+        launch.start(
+            q.get_device(), shared.tiles, shape.num_kv_heads * packs, splits.shared, *self._queries(q, q_tail),
+            *cached.arguments, step.table, step.table_stride, self.scale, self.cap, work.parts, work.logs,
+            shared.shared_lens, shared.order, shared.tile_ends, splits.own,
         )  # fmt: skip
 
     def prefill(
@@ -245,21 +250,17 @@ class Launcher:
         packs, tokens = _packs(shape.group, pack), tile.m // pack
         num_seqs = step.num_seqs - step.few
         num_tiles = (step.num_tokens - step.few_tokens) // tokens + num_seqs
-        prefill_kernel[(num_tiles * shape.num_kv_heads * packs,)](
-            **self._queries(q, q_tail),
-            out=out, out_token_stride=out.stride(0), out_head_stride=out.stride(1),
-            **cached.arguments(), v_scale=self.out_scale,
-            table=step.table, table_stride=step.table.stride(0), seq_lens=step.seq_lens, cu_q_lens=step.cu_q_lens,
-            first_seq=step.few, num_seqs=num_seqs, num_tiles=num_tiles,
-            sinks=q if sinks is None else sinks, **self._rule(sinks),
-            PACK=pack, PACKS=packs, TOKENS=tokens, **shape.blocks,
-            PAGE_SIZE=self.page_size, BLOCK_M=tile.m, BLOCK_N=tile.n, STAGES=tile.stages,
-            HISTORY=history, num_warps=tile.warps, **_options(self.pdl),
+        key = "prefill", q.dtype, history, None if sinks is None else sinks.dtype
+        launch = self._made.get(key)
+        if launch is None:
+            launch = self._made[key] = self._launch(
+                prefill_kernel, tile, PACK=pack, PACKS=packs, TOKENS=tokens, SINKS=sinks is not None, HISTORY=history
+            )
+        launch.start(
+            q.get_device(), num_tiles * shape.num_kv_heads * packs, 1, 1, *self._queries(q, q_tail),
+            out, *out.stride()[:2], *cached.arguments, self.out_scale, step.table, step.table_stride, step.seq_lens,
+            step.cu_q_lens, step.few, num_seqs, num_tiles, q if sinks is None else sinks, self.scale, self.cap,
         )  # fmt: skip
-
-
-def _options(pdl: bool) -> dict[str, Any]:
-    return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
 
 
 def _packs(group: int, pack: int) -> int:

@@ -29,6 +29,7 @@ class Step:
     shared: SharedRows | None
     slots: torch.Tensor
     table: torch.Tensor
+    table_stride: int
     seq_lens: torch.Tensor
     cu_q_lens: torch.Tensor
 
@@ -52,6 +53,7 @@ class Step:
             shared=shared,
             slots=layout.slot_mapping,
             table=layout.device_page_table,
+            table_stride=layout.device_page_table.stride(0),
             seq_lens=layout.device_seq_lens,
             cu_q_lens=layout.device_cu_q_lens,
         )

@@ -34,8 +34,9 @@ def run_gate_up(x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, tile
         tile,
         _keep(tokens),
     )
-    grid = (pairs * triton.cdiv(inter, tile.block_n), 1, 1)
-    launch(x.get_device(), grid, x, weights.gate_up, weights.scales.get("gate_up", h), h, ids, pairs)
+    programs = pairs * triton.cdiv(inter, tile.block_n)
+    scale = weights.scales.get("gate_up", h)
+    launch.start(x.get_device(), programs, 1, 1, x, weights.gate_up, scale, h, ids, pairs)
     return h
 
 
@@ -60,8 +61,9 @@ def run_down(
         tile,
         _keep(tokens),
     )
-    grid = (tokens * triton.cdiv(hidden, tile.block_n), 1, 1)
-    launch(h.get_device(), grid, h, weights.down, weights.scales.get("down", h), out, ids, factors, tokens)
+    programs = tokens * triton.cdiv(hidden, tile.block_n)
+    scale = weights.scales.get("down", h)
+    launch.start(h.get_device(), programs, 1, 1, h, weights.down, scale, out, ids, factors, tokens)
     return out
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import triton
@@ -18,77 +19,90 @@ from plugin_triton.moe import chain, fp8
 from plugin_triton.moe.activation import code, gated
 from plugin_triton.moe.chain import begin
 from plugin_triton.moe.configs import MoeConfig, Tile
-from plugin_triton.moe.sorting import Sorted, sort_by_expert
+from plugin_triton.moe.sorting import Sorting
 from plugin_triton.ops.quantize import quantize_fp8_group, quantize_fp8_token
 
 # ruff: noqa: N803
 
 
-def run_grouped(
-    x: torch.Tensor, weights: ExpertWeights, ids: torch.Tensor, factors: torch.Tensor, config: MoeConfig
-) -> torch.Tensor:
-    """As `MoeRunner.run`. What lies between the kernels is in x's dtype, or quantized from it; sums are in float32."""
-    tokens, hidden = x.shape
-    inter, top_k = weights.down.shape[2], ids.shape[1]
-    order = sort_by_expert(ids, weights.down.shape[0], config.block_m)
-    h = torch.empty(tokens * top_k, inter, dtype=x.dtype, device=x.device)
-    y = torch.empty(tokens * top_k, hidden, dtype=x.dtype, device=x.device)
-    act = code(weights.activation)
-    multiply(x, weights, "gate_up", h, factors, order, top_k, act, config.block_m, config.gate_up)
-    multiply(h, weights, "down", y, factors, order, 1, -1, config.block_m, config.down)
-    return combine(y.view(tokens, top_k, hidden))
+class Grouped:
+    """One layer's experts with the tiles of `config`, for inputs of one type and row stride. What lies between the
+    kernels is in x's dtype, or quantized from it; sums are in float32."""
+
+    def __init__(self, weights: ExpertWeights, config: MoeConfig, dtype: torch.dtype, stride: int, top_k: int) -> None:
+        _, hidden, inter = weights.down.shape
+        self.dtype, self.top_k, self.hidden, self.inter = dtype, top_k, hidden, inter
+        act, block_m = code(weights.activation), config.block_m
+        self.gate_up = Product(weights, "gate_up", dtype, stride, top_k, act, block_m, config.gate_up)
+        self.down = Product(weights, "down", dtype, inter, 1, -1, block_m, config.down)
+        self.sum, self.blocks = _plan_combine(dtype, weights.down.device, hidden, top_k)
+
+    def __call__(self, x: torch.Tensor, ids: torch.Tensor, factors: torch.Tensor, sorting: Sorting) -> torch.Tensor:
+        """As `MoeRunner.run`. sorting: for as many pairs as there are, and the block_m of the config."""
+        num_pairs, num_blocks, device = sorting.num_pairs, sorting.max_blocks, x.device
+        numbers = sorting(ids)
+        h = torch.empty((num_pairs, self.inter), dtype=self.dtype, device=device)
+        y = torch.empty((num_pairs, self.hidden), dtype=self.dtype, device=device)
+        self.gate_up(x, h, factors, numbers, num_blocks)
+        self.down(h, y, factors, numbers, num_blocks)
+        tokens = x.shape[0]
+        out = torch.empty((tokens, self.hidden), dtype=self.dtype, device=device)
+        self.sum.start(x.get_device(), tokens, self.blocks, 1, y, out)
+        return out
 
 
-def multiply(
-    x: torch.Tensor, weights: ExpertWeights, name: str, y: torch.Tensor, factors: torch.Tensor, order: Sorted,
-    share: int, act: int, block_m: int, tile: Tile,
-) -> None:  # fmt: skip
-    """y[pair] = weight[its expert] x[pair // share]. name: "gate_up", "down". act >= 0: of gate and up, gated;
-    -1: times the pair's factor."""
-    n, k = y.shape[1], x.shape[1]
-    weight: torch.Tensor = getattr(weights, name)
-    format_ = fp8.CODES[weights.format]
-    x_scale = w_scale = weight  # not read
-    block_k = tile.block_k
-    if format_:
-        x, x_scale = quantize_fp8_group(x, fp8.GROUP) if weights.format == fp8.BLOCK else quantize_fp8_token(x)
-        w_scale = weights.scales[name]
-        block_k = fp8.GROUP if weights.format == fp8.BLOCK else block_k
-    described = None
-    if tile.tma and chain.can_describe(weight):
-        described = TensorDescriptor.from_tensor(weight.view(-1, k), [tile.block_n, block_k])
-    launch = _plan(
-        (x.dtype, weight.dtype, y.dtype, x.device, described is not None),
-        (x.stride(0), n, k, share, format_, act, block_m, block_k),
-        tile,
-    )
-    launch(
-        x.get_device(), (order.max_blocks * triton.cdiv(n, tile.block_n), 1, 1), x, x_scale, weight, described, w_scale,
-        y, factors, order.order, order.blocks, order.max_blocks,
-    )  # fmt: skip
+class Product:
+    """y[pair] = weight[its expert] x[pair // share], for x of `dtype` whose rows are `stride` apart and y of the same
+    type. name: of the weight, "gate_up" or "down". act >= 0: of gate and up, gated; -1: times the pair's factor."""
 
+    def __init__(
+        self, weights: ExpertWeights, name: str, dtype: torch.dtype, stride: int, share: int, act: int, block_m: int,
+        tile: Tile,
+    ) -> None:  # fmt: skip
+        self.weight: torch.Tensor = getattr(weights, name)
+        _, rows, k = self.weight.shape
+        n = rows // 2 if act >= 0 else rows
+        format_, block_k = fp8.CODES[weights.format], tile.block_k
+        self.scale = self.weight  # not read
+        self.quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+        if format_:
+            self.scale, stride = weights.scales[name], k
+            self.quantize = quantize_fp8_token
+        if weights.format == fp8.BLOCK:
+            self.quantize, block_k = partial(quantize_fp8_group, group=fp8.GROUP), fp8.GROUP
+        self.described: TensorDescriptor | None = None
+        if tile.tma and chain.can_describe(self.weight):
+            self.described = TensorDescriptor.from_tensor(self.weight.view(-1, k), [tile.block_n, block_k])
+        overlap = dependent(self.weight.device)
+        constants = (
+            stride, n, k, share, format_, act, block_m, block_k, tile.block_n, tile.group_m, k % block_k == 0,
+            self.described is not None, tile.swap, "evict_first" if block_m == 16 else "", overlap,
+        )  # fmt: skip
+        self.across = triton.cdiv(n, tile.block_n)
+        self.launch = Launch(_grouped, constants, num_warps=tile.warps, num_stages=tile.stages, pdl=overlap)
 
-@functools.cache
-def _plan(kinds: tuple[Any, ...], sizes: tuple[int, ...], tile: Tile) -> Launch:
-    """kinds: types of what differs between calls, the device, and whether weights are described."""
-    *_, device, described = kinds
-    k, block_m, block_k = sizes[2], *sizes[-2:]
-    overlap = dependent(device)
-    constants = (
-        *sizes, tile.block_n, tile.group_m, k % block_k == 0, described, tile.swap,
-        "evict_first" if block_m == 16 else "", overlap,
-    )  # fmt: skip
-    return Launch(_grouped, constants, num_warps=tile.warps, num_stages=tile.stages, pdl=overlap)
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor, factors: torch.Tensor, numbers: torch.Tensor, num_blocks: int
+    ) -> None:
+        """factors [P]; numbers, num_blocks: of Sorting."""
+        x_scale = self.weight  # not read
+        if self.quantize is not None:
+            x, x_scale = self.quantize(x)
+        self.launch.start(
+            x.get_device(), num_blocks * self.across, 1, 1, x, x_scale, self.weight, self.described, self.scale, y,
+            factors, numbers, num_blocks,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
 def _grouped(  # type: ignore[no-untyped-def]
-    x, x_scale, weight, described, w_scale, y, factors, order, blocks, num_blocks,
+    x, x_scale, weight, described, w_scale, y, factors, numbers, num_blocks,
     STRIDE_X: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SHARE: tl.constexpr, FORMAT: tl.constexpr,
     ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr, TMA: tl.constexpr, SWAP: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of one expert's product. Rows behind the expert's last one repeat pair 0 and are not stored.
+    numbers: of Sorting.
 
     described: `weight` as [E * rows, K], for the tensor memory accelerator to fetch, if TMA. A tile may go on into the
     next expert's rows, which give columns that are not stored. KEEP: how weights stay in the L2 cache; where each is
@@ -101,6 +115,7 @@ def _grouped(  # type: ignore[no-untyped-def]
     block = group * GROUP_M + program % (GROUP_M * num_n) % size
     n = program % (GROUP_M * num_n) // size * BLOCK_N + tl.arange(0, BLOCK_N)
     begin(PDL)
+    blocks, order = numbers, numbers + 3 * num_blocks
     expert = tl.load(blocks + block).to(tl.int64)
     if expert < 0:
         return
@@ -215,17 +230,17 @@ def combine(y: torch.Tensor) -> torch.Tensor:
     """y [T, K, H] -> its sum over K, [T, H], in float32 and in order."""
     tokens, top_k, hidden = y.shape
     out = torch.empty(tokens, hidden, dtype=y.dtype, device=y.device)
-    block = min(1024, triton.next_power_of_2(hidden))
-    _plan_combine(y.dtype, y.device, (hidden, top_k, block))(
-        y.get_device(), (tokens, triton.cdiv(hidden, block), 1), y, out
-    )
+    launch, blocks = _plan_combine(y.dtype, y.device, hidden, top_k)
+    launch.start(y.get_device(), tokens, blocks, 1, y, out)
     return out
 
 
 @functools.cache
-def _plan_combine(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...]) -> Launch:
+def _plan_combine(dtype: torch.dtype, device: torch.device, hidden: int, top_k: int) -> tuple[Launch, int]:
+    """(the launch, programs of a token)"""
     overlap = dependent(device)
-    return Launch(_combine, (*sizes, overlap), num_warps=4, pdl=overlap)
+    block = min(1024, triton.next_power_of_2(hidden))
+    return Launch(_combine, (hidden, top_k, block, overlap), num_warps=4, pdl=overlap), triton.cdiv(hidden, block)
 
 
 @triton.jit

@@ -24,12 +24,23 @@ CHUNK = 1024  # pairs of one program
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """order [P] int32: pairs by expert. blocks [3, max_blocks] int32: of each block of rows its expert (-1: not used),
-    its first row in `order`, and the row behind the last one of its expert."""
+    """numbers: `blocks`, `order` and what sorting works with, one after the other."""
 
-    order: torch.Tensor
-    blocks: torch.Tensor
+    numbers: torch.Tensor
+    num_pairs: int
     max_blocks: int
+
+    @property
+    def order(self) -> torch.Tensor:
+        """[P] int32: pairs by expert."""
+        first = 3 * self.max_blocks
+        return self.numbers[first : first + self.num_pairs]
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        """[3, max_blocks] int32: of each block of rows its expert (-1: not used), its first row in `order`, and the row
+        behind the last one of its expert."""
+        return self.numbers[: 3 * self.max_blocks].view(3, -1)
 
 
 def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
@@ -38,24 +49,39 @@ def max_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
     return used + (num_pairs - used) // block_m
 
 
+class Sorting:
+    """For one number of pairs: what is launched, found once.
+
+    Calling it: ids [T, K] of `dtype`, int64 or int32, contiguous, T * K = num_pairs > 0 -> the numbers of Sorted, 3 *
+    max_blocks for the blocks, num_pairs for the order, and the rest.
+    """
+
+    __slots__ = ("_chunks", "_count", "_place", "_size", "max_blocks", "num_pairs")
+
+    def __init__(
+        self, num_pairs: int, num_experts: int, block_m: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_pairs = num_pairs
+        self.max_blocks = max_blocks(num_pairs, num_experts, block_m)
+        self._chunks = triton.cdiv(num_pairs, CHUNK)
+        bins = max(16, triton.next_power_of_2(num_experts))
+        chunk = min(CHUNK, triton.next_power_of_2(num_pairs))
+        self._size = 3 * self.max_blocks + 2 * num_pairs + 2 * self._chunks * bins
+        self._count, self._place = _plan(dtype, device, bins, chunk, block_m, self._chunks == 1)
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        device, chunks, num_pairs, num_blocks = ids.get_device(), self._chunks, self.num_pairs, self.max_blocks
+        numbers = torch.empty(self._size, dtype=torch.int32, device=ids.device)
+        if chunks > 1:
+            self._count.start(device, chunks, 1, 1, ids, numbers, num_pairs, num_blocks)
+        self._place.start(device, chunks, 1, 1, ids, numbers, num_pairs, chunks, num_blocks)
+        return numbers
+
+
 def sort_by_expert(ids: torch.Tensor, num_experts: int, block_m: int) -> Sorted:
-    """ids [T, K] int64 or int32, contiguous, T * K > 0."""
-    num_pairs = ids.numel()
-    num_blocks = max_blocks(num_pairs, num_experts, block_m)
-    chunks = triton.cdiv(num_pairs, CHUNK)
-    bins = max(16, triton.next_power_of_2(num_experts))
-    chunk = min(CHUNK, triton.next_power_of_2(num_pairs))
-    device = ids.get_device()
-    order = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
-    blocks = torch.empty(3, num_blocks, dtype=torch.int32, device=ids.device)
-    counts = torch.empty(2, chunks, bins, dtype=torch.int32, device=ids.device)
-    count, place = _plan(ids.dtype, ids.device, bins, chunk, block_m, chunks == 1)
-    ranks = order  # not read
-    if chunks > 1:
-        ranks = torch.empty(num_pairs, dtype=torch.int32, device=ids.device)
-        count(device, (chunks, 1, 1), ids, counts, ranks, num_pairs)
-    place(device, (chunks, 1, 1), ids, counts, ranks, order, blocks, num_pairs, chunks, num_blocks)
-    return Sorted(order, blocks, num_blocks)
+    """ids as in Sorting."""
+    sorting = Sorting(ids.numel(), num_experts, block_m, ids.dtype, ids.device)
+    return Sorted(sorting(ids), sorting.num_pairs, sorting.max_blocks)
 
 
 @functools.cache
@@ -81,12 +107,20 @@ def _ranks(ids, count, num_pairs, chunk, BINS: tl.constexpr, CHUNK: tl.constexpr
     return expert, rank
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
+@triton.jit
+def _parts(numbers, num_pairs, num_blocks):  # type: ignore[no-untyped-def]
+    """(order [P], ranks [P], counts [2, chunks, BINS]); before them lie the blocks."""
+    order = numbers + 3 * num_blocks
+    return order, order + num_pairs, order + 2 * num_pairs
+
+
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def _count(  # type: ignore[no-untyped-def]
-    ids, counts, ranks, num_pairs, BINS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr
+    ids, numbers, num_pairs, num_blocks, BINS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr
 ):
-    """Grid (chunks,): counts [chunks, BINS], ranks [P] as in `_ranks`."""
+    """Grid (chunks,): counts and ranks as in `_ranks`, of each chunk."""
     begin(PDL)
+    _, ranks, counts = _parts(numbers, num_pairs, num_blocks)
     chunk = tl.program_id(0)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)
     _, rank = _ranks(ids, counts + chunk * BINS, num_pairs, chunk, BINS, CHUNK)
@@ -95,13 +129,15 @@ def _count(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["num_pairs", "num_chunks", "num_blocks"])
 def _place(  # type: ignore[no-untyped-def]
-    ids, counts, ranks, order, blocks, num_pairs, num_chunks, num_blocks,
+    ids, numbers, num_pairs, num_chunks, num_blocks,
     BINS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, ALONE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks,): each program writes the places of its chunk's pairs, the first one also the blocks.
-    ALONE: the only one, which counts by itself. counts [2, chunks, BINS]: the second half is for looking up."""
+    ALONE: the only one, which counts by itself. The second half of the counts is for looking up."""
     begin(PDL)
+    blocks = numbers
+    order, ranks, counts = _parts(numbers, num_pairs, num_blocks)
     chunk = tl.program_id(0)
     bins = tl.arange(0, BINS)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)

@@ -21,7 +21,7 @@ from plugin_triton.moe import fp8
 from plugin_triton.moe.activation import code
 from plugin_triton.moe.configs import MoeConfig, Shape, Tile
 from plugin_triton.moe.gemv import run_down, run_gate_up
-from plugin_triton.moe.grouped import combine, multiply
+from plugin_triton.moe.grouped import Product, combine
 from plugin_triton.moe.runner import compute
 from plugin_triton.moe.sorting import Sorted, sort_by_expert
 
@@ -161,10 +161,12 @@ class Bench:
             return lambda i: run_gate_up(self.x, self.weights[i], self.ids[i], tile)
         orders = self._orders(block_m)
         h = self._pairs(self.shape.intermediate)
-        return lambda i: multiply(
-            self.x, self.weights[i], "gate_up", h, self.factors[i], orders[i], self.shape.top_k, self.act, block_m,
-            tile,
-        )  # fmt: skip
+        top_k, act = self.shape.top_k, self.act
+        products = [
+            Product(weights, "gate_up", self.dtype, self.x.stride(0), top_k, act, block_m, tile)
+            for weights in self.weights
+        ]
+        return lambda i: products[i](self.x, h, self.factors[i], orders[i].numbers, orders[i].max_blocks)
 
     def _second(self, block_m: int, tile: Tile) -> Callable[[int], object]:
         if block_m == 1:
@@ -172,7 +174,8 @@ class Bench:
             return lambda i: run_down(h, self.weights[i], self.ids[i], self.factors[i], self.dtype, tile)
         orders = self._orders(block_m)
         h, y = self._pairs(self.shape.intermediate), self._pairs(self.shape.hidden)
-        return lambda i: multiply(h, self.weights[i], "down", y, self.factors[i], orders[i], 1, -1, block_m, tile)
+        products = [Product(weights, "down", self.dtype, h.stride(0), 1, -1, block_m, tile) for weights in self.weights]
+        return lambda i: products[i](h, y, self.factors[i], orders[i].numbers, orders[i].max_blocks)
 
     def _orders(self, block_m: int) -> list[Sorted]:
         return [sort_by_expert(ids, self.shape.experts, block_m) for ids in self.ids]

@@ -46,37 +46,47 @@ def gate_kernel(  # type: ignore[no-untyped-def]
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up [T, 2I] -> [T, I]."""
-    if not _takes(gate_up):
-        return reference.silu_and_mul(gate_up)
-    return activate(gate_up, "silu")
+    y = _activated(gate_up, "silu")
+    return reference.silu_and_mul(gate_up) if y is None else y
 
 
 def gelu_and_mul(gate_up: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """gate_up [T, 2I] -> [T, I]. approximate: "none" or "tanh"."""
-    if not _takes(gate_up):
-        return reference.gelu_and_mul(gate_up, approximate)
-    return activate(gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
-
-
-def _takes(gate_up: torch.Tensor) -> bool:
-    return gate_up.dim() == 2 and gate_up.stride(1) == 1 and gate_up.shape[1] % 2 == 0 and gate_up.dtype in FLOATS
+    y = _activated(gate_up, "gelu_tanh" if approximate == "tanh" else "gelu")
+    return reference.gelu_and_mul(gate_up, approximate) if y is None else y
 
 
 def activate(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    """gate_up [T, 2I] -> act(gate) * up [T, I]; activation: "silu", "gelu" or "gelu_tanh"."""
-    num_rows, width = gate_up.shape
-    size = width // 2
+    """gate_up [T, 2I] of a type in FLOATS, contiguous -> act(gate) * up [T, I]; activation: "silu", "gelu" or
+    "gelu_tanh"."""
+    y = _activated(gate_up, activation)
+    assert y is not None
+    return y
+
+
+def _activated(gate_up: torch.Tensor, activation: str) -> torch.Tensor | None:
+    """None if the kernel does not take it."""
+    shape = gate_up.shape
+    plan = _plan(gate_up.dtype, gate_up.device, shape[1:], gate_up.stride(), activation)
+    if plan is None:
+        return None
+    launch, blocks, size, number = plan
+    num_rows = shape[0]
     y = torch.empty((num_rows, size), dtype=gate_up.dtype, device=gate_up.device)
     if num_rows and size:
-        launch, blocks = _plan(gate_up.dtype, gate_up.device, size, gate_up.stride(0), activation)
-        launch(gate_up.get_device(), (num_rows, blocks, 1), gate_up, y)
+        launch.start(number, num_rows, blocks, 1, gate_up, y)
     return y
 
 
 @functools.cache
-def _plan(dtype: torch.dtype, device: torch.device, size: int, stride: int, activation: str) -> tuple[Launch, int]:
-    """(the launch, programs of a row)"""
+def _plan(
+    dtype: torch.dtype, device: torch.device, width: tuple[int, ...], strides: tuple[int, ...], activation: str
+) -> tuple[Launch, int, int, int] | None:
+    """(the launch, programs of a row, columns of the result, the device's number)"""
+    if len(width) != 1 or strides[1] != 1 or width[0] % 2 or dtype not in FLOATS:
+        return None
+    size = width[0] // 2
     block = min(1024, triton.next_power_of_2(size))
     pdl = dependent(device)
-    launch = Launch(gate_kernel, (stride, size, block, activation, pdl), num_warps=max(1, block // 256), pdl=pdl)
-    return launch, -(-size // block)
+    launch = Launch(gate_kernel, (strides[0], size, block, activation, pdl), num_warps=max(1, block // 256), pdl=pdl)
+    return launch, -(-size // block), size, device.index or 0

@@ -104,12 +104,12 @@ def _best(x: torch.Tensor, spread: torch.Tensor | None, keys: torch.Tensor | Non
     search, pick = _plan(x.dtype, device, size, x.stride(0), spread_stride, splits, spread is not None)
     number = x.get_device()
     if splits == 1:
-        search(number, (num_rows, 1, 1), x, spread, keys, best, columns)
+        search.start(number, num_rows, 1, 1, x, spread, keys, best, columns)
         return best, columns
     part_best = torch.empty((num_rows, splits), dtype=torch.float32, device=device)
     part_columns = torch.empty((num_rows, splits), dtype=torch.int64, device=device)
-    search(number, (num_rows, splits, 1), x, spread, keys, part_best, part_columns)
-    pick(number, (num_rows, 1, 1), part_best, part_columns, best, columns)
+    search.start(number, num_rows, splits, 1, x, spread, keys, part_best, part_columns)
+    pick.start(number, num_rows, 1, 1, part_best, part_columns, best, columns)
     return best, columns
 
 

@@ -7,10 +7,13 @@ A weight must have been complete before the kernel that was launched last: its t
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from core.ops.bind import bound_by
 from plugin_triton.dependent import dependent
 from plugin_triton.launch import FLOATS, Launch
 from plugin_triton.ops.activation import activate
@@ -29,15 +32,84 @@ def pack_linear_weight(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
+class BoundLinear:
+    """Products with one weight [N, K] and bias [N] or None: what the weight decides is found once."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+        self.dtype, self.device = weight.dtype, weight.device
+        self.num_out, self.size = weight.shape
+        self.right = weight.t()  # torch.nn.functional.linear makes it in each call
+        self.known = (
+            self.dtype in FLOATS and weight.is_contiguous() and (bias is None or bias.dtype is self.dtype)
+        )  # fmt: skip
+        self._plans: dict[tuple[int, str | None], Gemv | Skinny | None] = {}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, K] -> [T, N]."""
+        if x.dim() != 2:
+            return F.linear(x, self.weight, self.bias)
+        if 0 < x.shape[0] <= MAX_ROWS:
+            plan = self.plan(x, None)
+            if plan is not None:
+                return plan(x, self.weight, self.bias)
+        if self.bias is None:
+            return torch.mm(x, self.right)
+        return torch.addmm(self.bias, x, self.right)
+
+    def plan(self, x: torch.Tensor, activation: str | None) -> Gemv | Skinny | None:
+        """How x with few rows is multiplied; None leaves it to the library."""
+        if not self.known or x.dtype is not self.dtype or x.dim() != 2 or x.stride(1) != 1:
+            return None
+        key = x.shape[0], activation
+        if key not in self._plans:
+            rows = 1 << (key[0] - 1).bit_length()
+            self._plans[key] = _plan(
+                self.device, self.dtype, self.num_out, self.size, rows, activation, self.bias is not None
+            )
+        return self._plans[key]
+
+    def fused(
+        self,
+        x: torch.Tensor,
+        *,
+        residual: torch.Tensor | None = None,
+        norm_weight: torch.Tensor | None = None,
+        eps: float = 0.0,
+        activation: str | None = None,
+        keep_normed: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """One kernel for one row; for more, norm, product and activation, the latter two in one where that pays."""
+        num_rows = x.shape[0]
+        if num_rows == 1 and norm_weight is not None and norm_weight.dtype is x.dtype:
+            plan = self.plan(x, activation)
+            if isinstance(plan, Gemv) and (residual is None or _beside(x, residual)):
+                return plan.fused(x, self.weight, self.bias, residual, norm_weight, eps, keep_normed)
+        total, normed = None, x
+        if norm_weight is not None:
+            if residual is None:
+                total, normed = x, rms_norm(x, norm_weight, eps)
+            else:
+                normed, total = add_rms_norm(x, residual, norm_weight, eps)
+        if activation is not None and 0 < num_rows <= MAX_ROWS:
+            plan = self.plan(normed, activation)
+            if plan is not None:
+                return plan(normed, self.weight, self.bias), total, normed if keep_normed else None
+        y = self(normed)
+        return (y if activation is None else activate(y, activation)), total, normed if keep_normed else None
+
+
+def _bind_fused(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[..., Any]:
+    return BoundLinear(weight, bias).fused
+
+
+@bound_by(BoundLinear)
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [T, K], weight [N, K], bias [N] or None -> [T, N]."""
-    if 0 < x.shape[0] <= MAX_ROWS:
-        plan = _plan_for(x, weight, bias, None)
-        if plan is not None:
-            return plan(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return BoundLinear(weight, bias)(x)
 
 
+@bound_by(_bind_fused)
 def fused_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -49,47 +121,14 @@ def fused_linear(
     activation: str | None = None,
     keep_normed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """One kernel for one row; for more, norm, product and activation, the latter two in one where that pays."""
-    num_rows = x.shape[0]
-    if num_rows == 1 and norm_weight is not None and norm_weight.dtype is x.dtype:
-        plan = _plan_for(x, weight, bias, activation)
-        if isinstance(plan, Gemv) and (residual is None or _beside(x, residual)):
-            return plan.fused(x, weight, bias, residual, norm_weight, eps, keep_normed)
-    total, normed = None, x
-    if norm_weight is not None:
-        if residual is None:
-            total, normed = x, rms_norm(x, norm_weight, eps)
-        else:
-            normed, total = add_rms_norm(x, residual, norm_weight, eps)
-    if activation is not None and 0 < num_rows <= MAX_ROWS:
-        plan = _plan_for(normed, weight, bias, activation)
-        if plan is not None:
-            return plan(normed, weight, bias), total, normed if keep_normed else None
-    y = linear(normed, weight, bias)
-    return (y if activation is None else activate(y, activation)), total, normed if keep_normed else None
+    """See BoundLinear."""
+    return BoundLinear(weight, bias).fused(
+        x, residual=residual, norm_weight=norm_weight, eps=eps, activation=activation, keep_normed=keep_normed
+    )
 
 
 def _beside(x: torch.Tensor, residual: torch.Tensor) -> bool:
     return residual.dtype is x.dtype and residual.shape == x.shape and residual.stride(1) == 1
-
-
-def _plan_for(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
-) -> Gemv | Skinny | None:
-    """How this call is computed; None leaves it to the library."""
-    dtype = x.dtype
-    if (
-        dtype not in FLOATS
-        or weight.dtype is not dtype
-        or x.dim() != 2
-        or x.stride(1) != 1
-        or not weight.is_contiguous()
-        or (bias is not None and bias.dtype is not dtype)
-    ):
-        return None
-    num_rows, (num_out, size) = x.shape[0], weight.shape
-    rows = 1 if num_rows == 1 else 1 << (num_rows - 1).bit_length()
-    return _plan(x.device, dtype, num_out, size, rows, activation, bias is not None)
 
 
 @functools.cache
@@ -137,7 +176,7 @@ class Gemv:
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         y = torch.empty((1, self.n), dtype=self.dtype, device=self.device)
         launch = self.launches[False, False, False]
-        launch(self.number, (self.blocks, 1, 1), x, weight, bias, y, None, None, None, None, 0.0)
+        launch.start(self.number, self.blocks, 1, 1, x, weight, bias, y, None, None, None, None, 0.0)
         return y
 
     def fused(
@@ -154,8 +193,9 @@ class Gemv:
         add = residual is not None
         total = torch.empty(x.shape, dtype=self.dtype, device=self.device) if add else None
         normed = torch.empty(x.shape, dtype=self.dtype, device=self.device) if keep else None
-        grid = (self.blocks + (1 if add or keep else 0), 1, 1)
-        self.launches[True, add, keep](self.number, grid, x, weight, bias, y, residual, norm_weight, total, normed, eps)
+        programs = self.blocks + (1 if add or keep else 0)
+        launch = self.launches[True, add, keep]
+        launch.start(self.number, programs, 1, 1, x, weight, bias, y, residual, norm_weight, total, normed, eps)
         return y, total if add else x, normed
 
 
@@ -184,7 +224,7 @@ class Skinny:
         if self.parts is not None:
             parts = torch.empty(self.parts, dtype=torch.float32, device=x.device)
             arrived = arrivals(x.device)
-        self.launch(self.number, self.grid, x, weight, bias, y, parts, arrived, num_rows)
+        self.launch.start(self.number, *self.grid, x, weight, bias, y, parts, arrived, num_rows)
         return y
 
 

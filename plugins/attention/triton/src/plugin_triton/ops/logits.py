@@ -95,8 +95,8 @@ def penalize(
         strides = (logits.stride(0), counts.stride(0), in_prompt.stride(0))
         types = (counts.dtype, repetition.dtype, frequency.dtype, presence.dtype)
         launch = _plan(penalize_kernel, logits.device, types, strides, size)
-        launch(logits.get_device(), (num_rows, -(-size // _BLOCK), 1), logits, counts, in_prompt.view(torch.int8),
-               repetition, frequency, presence)  # fmt: skip
+        launch.start(logits.get_device(), num_rows, -(-size // _BLOCK), 1, logits, counts, in_prompt.view(torch.int8),
+                     repetition, frequency, presence)  # fmt: skip
     return logits
 
 
@@ -107,7 +107,7 @@ def mask_tokens(logits: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     num_rows, size = logits.shape
     if num_rows and size:
         launch = _plan(mask_kernel, logits.device, (words.dtype,), (logits.stride(0), words.stride(0)), size)
-        launch(logits.get_device(), (num_rows, -(-size // _BLOCK), 1), logits, words)
+        launch.start(logits.get_device(), num_rows, -(-size // _BLOCK), 1, logits, words)
     return logits
 
 
@@ -118,10 +118,12 @@ def token_logprobs(
     if logits.dtype not in FLOATS or logits.stride(1) != 1:
         return reference.token_logprobs(logits, tokens, num_top)
     num_rows, size = logits.shape
-    totals, chosen = torch.empty((2, num_rows), dtype=torch.float32, device=logits.device)
+    # Each begins at a multiple of 16 bytes, for which the kernel is compiled.
+    both = torch.empty((2, -(-num_rows // 4) * 4), dtype=torch.float32, device=logits.device)
+    totals, chosen = both[:, :num_rows]
     if num_rows:
         launch = _plan(logprob_kernel, logits.device, (logits.dtype, tokens.dtype), (logits.stride(0),), size)
-        launch(logits.get_device(), (num_rows, 1, 1), logits, tokens, totals, chosen)
+        launch.start(logits.get_device(), num_rows, 1, 1, logits, tokens, totals, chosen)
     top, ids = torch.topk(logits, min(num_top, size), dim=-1)
     return chosen, ids, top.float() - totals[:, None]
 

@@ -24,6 +24,15 @@ def log(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def exp(x):  # type: ignore[no-untyped-def]
+    """float32 exponential to the last place or two, the bits of torch's on CUDA; Triton's own is a fast approximation
+    whose error grows with the amount of x."""
+    if INTERPRETED:
+        return tl.exp(x)
+    return libdevice.exp(x)
+
+
+@triton.jit
 def _minus_log1p(v):  # type: ignore[no-untyped-def]
     """-log(1 - v) for 0 < v < 1, precise for small v too."""
     if INTERPRETED:

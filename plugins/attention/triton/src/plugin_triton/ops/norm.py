@@ -76,14 +76,18 @@ def long_norm_kernel(  # type: ignore[no-untyped-def]
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [..., H], weight [H]; also `qk_norm`, x [T, heads, D]."""
-    shape, strides = x.shape, x.stride()
-    plan = _plan(x.device, (x.dtype, weight.dtype), shape[1:], strides, None)
+    shape = x.shape
+    plan = _plan(x.device, x.dtype, weight.dtype, None, shape[1:], x.stride(), None)
     if plan is None:
         return reference.rms_norm(x, weight, eps)
     y = empty_as(x)
     num_rows = shape[0] if len(shape) == 2 else shape[0] * shape[1]
     if num_rows:
-        plan(num_rows, x, None, weight, y, None, eps)
+        launch, number, rows = plan
+        if rows:
+            launch.start(number, -(-num_rows // rows), 1, 1, x, None, weight, y, None, eps, num_rows)
+        else:
+            launch.start(number, num_rows, 1, 1, x, None, weight, y, None, eps)
     return y
 
 
@@ -92,42 +96,38 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x, residual [T, H] -> (rms_norm(x + residual), x + residual)."""
     shape = x.shape
-    types = (x.dtype, weight.dtype, residual.dtype)
-    plan = _plan(x.device, types, shape[1:], x.stride(), residual.stride())
+    plan = _plan(x.device, x.dtype, weight.dtype, residual.dtype, shape[1:], x.stride(), residual.stride())
     if plan is None or residual.shape != shape:
         return reference.add_rms_norm(x, residual, weight, eps)
-    y, total = empty_as(x), empty_as(x)
-    if shape[0]:
-        plan(shape[0], x, residual, weight, y, total, eps)
-    return y, total
-
-
-class _Plan:
-    """How rows of one width and type are normed. rows: of a program; 0 for the kernel of long rows."""
-
-    def __init__(self, launch: Launch, device: torch.device, rows: int) -> None:
-        self.launch, self.number, self.rows = launch, device.index or 0, rows
-
-    def __call__(self, num_rows: int, *args: torch.Tensor | float | None) -> None:
-        if self.rows:
-            self.launch(self.number, (-(-num_rows // self.rows), 1, 1), *args, num_rows)
+    y = empty_as(x)
+    total = empty_as(x)
+    num_rows = shape[0]
+    if num_rows:
+        launch, number, rows = plan
+        if rows:
+            launch.start(number, -(-num_rows // rows), 1, 1, x, residual, weight, y, total, eps, num_rows)
         else:
-            self.launch(self.number, (num_rows, 1, 1), *args)
+            launch.start(number, num_rows, 1, 1, x, residual, weight, y, total, eps)
+    return y, total
 
 
 @functools.cache
 def _plan(
     device: torch.device,
-    types: tuple[torch.dtype, ...],
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
     inner: tuple[int, ...],
     strides: tuple[int, ...],
     residual_strides: tuple[int, ...] | None,
-) -> _Plan | None:
-    """For rows [size], or heads and their size, as `inner` says; None if the kernels do not take such arguments."""
+) -> tuple[Launch, int, int] | None:
+    """(the launch, the device's number, rows of a program: 0 for the kernel of long rows). For rows [size], or heads
+    and their size, as `inner` says; None if the kernels do not take such arguments."""
     add = residual_strides is not None
     if (
-        types[0] not in FLOATS
-        or len(set(types)) > 1
+        dtype not in FLOATS
+        or weight_dtype is not dtype
+        or (residual_dtype is not None and residual_dtype is not dtype)
         or not 1 <= len(inner) <= (1 if add else 2)
         or strides[-1] != 1
         or (residual_strides is not None and (len(residual_strides) != 2 or residual_strides[-1] != 1))
@@ -138,8 +138,9 @@ def _plan(
     heads = (1, strides[0], 0) if len(inner) == 1 else (inner[0], strides[0], strides[1])
     constants = (size, *heads, 0 if residual_strides is None else residual_strides[0])
     if size > _ONE_PASS:
-        return _Plan(Launch(long_norm_kernel, (*constants, 4096, add, pdl), num_warps=8, pdl=pdl), device, 0)
+        return Launch(long_norm_kernel, (*constants, 4096, add, pdl), num_warps=8, pdl=pdl), device.index or 0, 0
     block = triton.next_power_of_2(size)
     rows = max(1, min(8, _TILE // block)) if block <= 512 else 1
     warps = max(1, min(16, rows * block // 512))
-    return _Plan(Launch(norm_kernel, (*constants, rows, block, add, pdl), num_warps=warps, pdl=pdl), device, rows)
+    launch = Launch(norm_kernel, (*constants, rows, block, add, pdl), num_warps=warps, pdl=pdl)
+    return launch, device.index or 0, rows

@@ -101,24 +101,25 @@ def scaled_kernel(  # type: ignore[no-untyped-def]
 
 def quantize_fp8_token(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, K] -> (q [T, K], scale [T, 1] float32)."""
+    found = _grouped(x, 0)
+    if found is not None:
+        return found
     if not _takes(x):
         return reference.quantize_fp8_token(x)
     size = x.shape[1]
-    if size <= _ONE_PASS:
-        return _grouped(x, size)
-    q, scale = _outputs(x, 1)
+    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty((x.shape[0], 1), dtype=torch.float32, device=x.device)
     if x.shape[0]:
-        _plan(long_token_kernel, x.dtype, x.device, (size, x.stride(0), 4096))(
-            x.get_device(), (x.shape[0], 1, 1), x, q, scale
+        _plan(long_token_kernel, x.dtype, x.device, (size, x.stride(0), 4096)).start(
+            x.get_device(), x.shape[0], 1, 1, x, q, scale
         )
     return q, scale
 
 
 def quantize_fp8_group(x: torch.Tensor, group: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, K] -> (q [T, K], scale [T, ceil(K / group)] float32)."""
-    if not _takes(x) or group > _ONE_PASS:
-        return reference.quantize_fp8_group(x, group)
-    return _grouped(x, group)
+    found = _grouped(x, group)
+    return reference.quantize_fp8_group(x, group) if found is None else found
 
 
 def quantize_fp8_tensor(x: torch.Tensor, scale: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,12 +130,12 @@ def quantize_fp8_tensor(x: torch.Tensor, scale: torch.Tensor | None = None) -> t
     if scale is None:
         largest = torch.empty(num_rows, dtype=torch.float32, device=x.device)
         shape = (size, x.stride(0), min(4096, triton.next_power_of_2(size)))
-        _plan(largest_kernel, x.dtype, x.device, shape)(x.get_device(), (num_rows, 1, 1), x, largest)
-        scale = (largest.amax() / reference.FP8_MAX).clamp_min(reference.MIN_SCALE).view(1)
+        _plan(largest_kernel, x.dtype, x.device, shape).start(x.get_device(), num_rows, 1, 1, x, largest)
+        scale = reference.scale_of(largest.amax()).view(1)
     q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     block = min(2048, triton.next_power_of_2(size))
-    _plan(scaled_kernel, x.dtype, x.device, (size, x.stride(0), block))(
-        x.get_device(), (num_rows, -(-size // block), 1), x, q, scale
+    _plan(scaled_kernel, x.dtype, x.device, (size, x.stride(0), block)).start(
+        x.get_device(), num_rows, -(-size // block), 1, x, q, scale
     )
     return q, scale
 
@@ -153,21 +154,36 @@ def _has_format(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def _outputs(x: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    return q, torch.empty((x.shape[0], num_groups), dtype=torch.float32, device=x.device)
-
-
-def _grouped(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    num_rows, size = x.shape
-    num_groups = -(-size // group)
-    q, scales = _outputs(x, num_groups)
+def _grouped(x: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Of `group` columns each, 0 for all; None if the kernel does not take it."""
+    shape = x.shape
+    num_rows = shape[0]
+    plan = _group_plan(x.dtype, x.device, shape[1:], x.stride(), group, num_rows >= 16)
+    if plan is None:
+        return None
+    launch, rows, num_groups, number = plan
+    q = torch.empty(shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((num_rows, num_groups), dtype=torch.float32, device=x.device)
     if num_rows:
-        block = triton.next_power_of_2(group)
-        rows = max(1, 2048 // block) if num_rows >= 16 else 1
-        launch = _plan(group_kernel, x.dtype, x.device, (size, x.stride(0), group, num_groups, rows, block))
-        launch(x.get_device(), (-(-num_rows // rows), num_groups, 1), x, q, scales, num_rows)
+        launch.start(number, -(-num_rows // rows), num_groups, 1, x, q, scales, num_rows)
     return q, scales
+
+
+@functools.cache
+def _group_plan(
+    dtype: torch.dtype, device: torch.device, width: tuple[int, ...], strides: tuple[int, ...], group: int, many: bool
+) -> tuple[Launch, int, int, int] | None:
+    """(the launch, rows of a program, groups of a row, the device's number). many: rows, 16 or more."""
+    if len(width) != 1 or strides[1] != 1 or not width[0] or dtype not in FLOATS or not _has_format(device):
+        return None
+    (size,) = width
+    group = group or size
+    if group > _ONE_PASS:
+        return None
+    block = triton.next_power_of_2(group)
+    rows, num_groups = max(1, 2048 // block) if many else 1, -(-size // group)
+    launch = _plan(group_kernel, dtype, device, (size, strides[0], group, num_groups, rows, block))
+    return launch, rows, num_groups, device.index or 0
 
 
 @functools.cache

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from core.ops import reference
+from core.ops.bind import bound_by
 from plugin_triton.dependent import dependent, release, wait
 from plugin_triton.launch import FLOATS, Launch, empty_as
 
@@ -101,10 +104,108 @@ def rope(
     if not (_turns(q, cos_sin, positions) and _turns(k, cos_sin, positions) and q.shape[2] == k.shape[2]):
         return reference.rope(q, k, cos_sin, positions, interleaved=interleaved)
     q_out, k_out = empty_as(q), empty_as(k)
-    _launch(q, k, None, q_out, k_out, None, None, None, cos_sin, positions, None, 0.0, interleaved)
+    launch, groups = _plan_for(
+        q, k, None, q_out, k_out, None, None, None, cos_sin, positions, None, interleaved
+    )  # fmt: skip
+    if q.shape[0]:
+        launch.start(q.get_device(), q.shape[0], groups, 1, q, k, None, q_out, k_out, None, None, None, cos_sin,
+                     positions, None, 0.0)  # fmt: skip
     return q_out, k_out
 
 
+class BoundRope:
+    """`qk_norm_rope` and `qk_norm_rope_store` with what one layer always gives."""
+
+    def __init__(
+        self,
+        heads: tuple[int, int, int],
+        q_weight: torch.Tensor | None,
+        k_weight: torch.Tensor | None,
+        eps: float,
+        cos_sin: torch.Tensor,
+        interleaved: bool = False,
+    ) -> None:
+        self.heads, self.q_weight, self.k_weight, self.eps, self.cos_sin = heads, q_weight, k_weight, eps, cos_sin
+        self.interleaved = interleaved
+        # By what may change between calls; None where the kernel does not take it.
+        self._plans: dict[tuple[object, ...], tuple[Launch, int, int] | None] = {}
+
+    def __call__(self, qkv: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """In place: the results are views of qkv."""
+        shape = qkv.shape
+        key = qkv.dtype, shape[1:], qkv.stride(), positions.dtype, positions.is_contiguous()
+        if key not in self._plans:
+            self._plans[key] = self._plan(qkv, positions, None, None, None)
+        plan = self._plans[key]
+        if plan is None:
+            return reference.qk_norm_rope(
+                qkv, self.heads, self.q_weight, self.k_weight, self.eps, self.cos_sin, positions,
+                interleaved=self.interleaved,
+            )  # fmt: skip
+        q, k, v = qkv.split_with_sizes(self.heads, 1)
+        launch, groups, number = plan
+        if shape[0]:
+            launch.start(number, shape[0], groups, 1, q, k, None, q, k, None, self.q_weight, self.k_weight,
+                         self.cos_sin, positions, None, self.eps)  # fmt: skip
+        return q, k, v
+
+    def store(
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:
+        """The queries, in place; keys and values go to the caches."""
+        shape = qkv.shape
+        key = (
+            qkv.dtype, shape[1:], qkv.stride(), positions.dtype, positions.is_contiguous(), k_cache.dtype,
+            k_cache.stride(), v_cache.dtype, v_cache.stride(), slots.dtype,
+        )  # fmt: skip
+        if key not in self._plans:
+            self._plans[key] = self._plan(qkv, positions, k_cache, v_cache, slots)
+        plan = self._plans[key]
+        if plan is None:
+            return reference.qk_norm_rope_store(
+                qkv, self.heads, self.q_weight, self.k_weight, self.eps, self.cos_sin, positions, k_cache, v_cache,
+                slots, interleaved=self.interleaved,
+            )  # fmt: skip
+        q, k, v = qkv.split_with_sizes(self.heads, 1)
+        launch, groups, number = plan
+        if shape[0]:
+            launch.start(number, shape[0], groups, 1, q, k, v, q, k_cache, v_cache, self.q_weight, self.k_weight,
+                         self.cos_sin, positions, slots, self.eps)  # fmt: skip
+        return q
+
+    def _plan(
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        k_cache: torch.Tensor | None,
+        v_cache: torch.Tensor | None,
+        slots: torch.Tensor | None,
+    ) -> tuple[Launch, int, int] | None:
+        """(the launch, groups of heads, the device's number)"""
+        if not _takes(qkv, self.q_weight, self.k_weight, self.cos_sin, positions):
+            return None
+        q, k, v = qkv.split_with_sizes(self.heads, 1)
+        if k_cache is None or v_cache is None:
+            found = _plan_for(q, k, None, q, k, None, self.q_weight, self.k_weight, self.cos_sin, positions, None,
+                              self.interleaved)  # fmt: skip
+        elif not (_rows(k_cache) and _rows(v_cache)):
+            return None
+        else:
+            found = _plan_for(q, k, v, q, k_cache, v_cache, self.q_weight, self.k_weight, self.cos_sin, positions,
+                              slots, self.interleaved)  # fmt: skip
+        return (*found, qkv.get_device())
+
+
+def _bind_store(**constants: Any) -> Callable[..., torch.Tensor]:
+    return BoundRope(**constants).store
+
+
+@bound_by(BoundRope)
 def qk_norm_rope(
     qkv: torch.Tensor,
     heads: tuple[int, int, int],
@@ -117,13 +218,10 @@ def qk_norm_rope(
     interleaved: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """In place: the results are views of qkv."""
-    if not _takes(qkv, q_weight, k_weight, cos_sin, positions):
-        return reference.qk_norm_rope(qkv, heads, q_weight, k_weight, eps, cos_sin, positions, interleaved=interleaved)
-    q, k, v = qkv.split_with_sizes(heads, 1)
-    _launch(q, k, None, q, k, None, q_weight, k_weight, cos_sin, positions, None, eps, interleaved)
-    return q, k, v
+    return BoundRope(heads, q_weight, k_weight, eps, cos_sin, interleaved)(qkv, positions)
 
 
+@bound_by(_bind_store)
 def qk_norm_rope_store(
     qkv: torch.Tensor,
     heads: tuple[int, int, int],
@@ -139,13 +237,8 @@ def qk_norm_rope_store(
     interleaved: bool = False,
 ) -> torch.Tensor:
     """The queries, in place; keys and values go to the caches."""
-    if not _takes(qkv, q_weight, k_weight, cos_sin, positions) or not (_rows(k_cache) and _rows(v_cache)):
-        return reference.qk_norm_rope_store(
-            qkv, heads, q_weight, k_weight, eps, cos_sin, positions, k_cache, v_cache, slots, interleaved=interleaved
-        )
-    q, k, v = qkv.split_with_sizes(heads, 1)
-    _launch(q, k, v, q, k_cache, v_cache, q_weight, k_weight, cos_sin, positions, slots, eps, interleaved)
-    return q
+    bound = BoundRope(heads, q_weight, k_weight, eps, cos_sin, interleaved)
+    return bound.store(qkv, positions, k_cache, v_cache, slots)
 
 
 def _turns(x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> bool:
@@ -178,7 +271,7 @@ def _rows(cache: torch.Tensor) -> bool:
     return cache.stride(2) == 1 and cache.stride(1) == cache.shape[2]
 
 
-def _launch(
+def _plan_for(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor | None,
@@ -190,25 +283,19 @@ def _launch(
     cos_sin: torch.Tensor,
     positions: torch.Tensor,
     slots: torch.Tensor | None,
-    eps: float,
     interleaved: bool,
-) -> None:
-    shape = q.shape
-    if not shape[0]:
-        return
+) -> tuple[Launch, int]:
     types = (
         q.dtype, k.dtype, k_out.dtype, positions.dtype, None if v_out is None else v_out.dtype,
         None if slots is None else slots.dtype,
     )  # fmt: skip
-    heads = (shape[1], k.shape[1], 0 if v is None else v.shape[1], shape[2])
+    heads = (q.shape[1], k.shape[1], 0 if v is None else v.shape[1], q.shape[2])
     strides = (
         q.stride(), k.stride(), None if v is None else v.stride(), q_out.stride(), k_out.stride(),
         None if v_out is None else v_out.stride(), cos_sin.stride(),
     )  # fmt: skip
     flags = (interleaved, q_weight is not None, k_weight is not None, q_out is not q)
-    launch, groups = _plan(q.device, types, heads, strides, cos_sin.shape[1] // 2, flags)
-    launch(q.get_device(), (shape[0], groups, 1), q, k, v, q_out, k_out, v_out, q_weight, k_weight, cos_sin,
-           positions, slots, eps)  # fmt: skip
+    return _plan(q.device, types, heads, strides, cos_sin.shape[1] // 2, flags)
 
 
 @functools.cache

@@ -82,9 +82,8 @@ def route_kernel(  # type: ignore[no-untyped-def]
 
 def topk_softmax(router_logits: torch.Tensor, k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """router_logits [T, E] -> (weights [T, k] float32, ids [T, k] int64), heaviest first."""
-    if not _takes(router_logits):
-        return reference.topk_softmax(router_logits, k, renormalize)
-    return _route(router_logits, None, k, (False, renormalize, 1, 1, True, 1.0))
+    found = _route(router_logits, None, k, (False, renormalize, 1, 1, True, 1.0))
+    return reference.topk_softmax(router_logits, k, renormalize) if found is None else found
 
 
 def route_topk(
@@ -100,46 +99,54 @@ def route_topk(
     scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """router_logits [T, E], bias [E] float32 or None -> (weights [T, k] float32, ids [T, k] int64)."""
-    if not _takes(router_logits):
-        return reference.route_topk(
-            router_logits, bias, k, scoring=scoring, renormalize=renormalize, num_groups=num_groups,
-            topk_groups=topk_groups, group_score=group_score, scale=scale,
-        )  # fmt: skip
     how = (scoring == "sigmoid", renormalize, num_groups, topk_groups, group_score == "top2", scale)
-    return _route(router_logits, bias, k, how)
-
-
-def _takes(logits: torch.Tensor) -> bool:
-    return logits.dim() == 2 and logits.stride(1) == 1 and logits.shape[1] <= _MAX_EXPERTS and logits.dtype in FLOATS
+    found = _route(router_logits, bias, k, how)
+    if found is not None:
+        return found
+    return reference.route_topk(
+        router_logits, bias, k, scoring=scoring, renormalize=renormalize, num_groups=num_groups,
+        topk_groups=topk_groups, group_score=group_score, scale=scale,
+    )  # fmt: skip
 
 
 def _route(
     logits: torch.Tensor, bias: torch.Tensor | None, k: int, how: tuple[bool, bool, int, int, bool, float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    num_tokens = logits.shape[0]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """None if the kernel does not take it."""
+    shape = logits.shape
+    bias_type = None if bias is None else bias.dtype
+    plan = _plan(logits.device, logits.dtype, bias_type, shape[1:], logits.stride(), k, how)
+    if plan is None:
+        return None
+    launch, number = plan
+    num_tokens = shape[0]
     weights = torch.empty((num_tokens, k), dtype=torch.float32, device=logits.device)
     ids = torch.empty((num_tokens, k), dtype=torch.int64, device=logits.device)
     if num_tokens:
-        types = (logits.dtype, None if bias is None else bias.dtype)
-        launch = _plan(logits.device, types, logits.stride(0), logits.shape[1], k, how)
-        launch(logits.get_device(), (num_tokens, 1, 1), logits, bias, weights, ids)
+        launch.start(number, num_tokens, 1, 1, logits, bias, weights, ids)
     return weights, ids
 
 
 @functools.cache
 def _plan(
     device: torch.device,
-    types: tuple[torch.dtype | None, ...],
-    stride: int,
-    num_experts: int,
+    dtype: torch.dtype,
+    bias_dtype: torch.dtype | None,
+    width: tuple[int, ...],
+    strides: tuple[int, ...],
     k: int,
     how: tuple[bool, bool, int, int, bool, float],
-) -> Launch:
+) -> tuple[Launch, int] | None:
+    """(the launch, the device's number)"""
+    if len(width) != 1 or strides[1] != 1 or width[0] > _MAX_EXPERTS or dtype not in FLOATS:
+        return None
+    (num_experts,) = width
     sigmoid, renormalize, groups, kept, top2, scale = how
     block_g, block_s = triton.next_power_of_2(groups), triton.next_power_of_2(num_experts // groups)
     pdl = dependent(device)
     constants = (
-        stride, num_experts, groups, kept, k, block_g, block_s, triton.next_power_of_2(k), sigmoid, renormalize, top2,
-        scale, pdl,
+        strides[0], num_experts, groups, kept, k, block_g, block_s, triton.next_power_of_2(k), sigmoid, renormalize,
+        top2, scale, pdl,
     )  # fmt: skip
-    return Launch(route_kernel, constants, num_warps=max(1, min(4, block_g * block_s // 512)), pdl=pdl)
+    launch = Launch(route_kernel, constants, num_warps=max(1, min(4, block_g * block_s // 512)), pdl=pdl)
+    return launch, device.index or 0

@@ -59,7 +59,7 @@ def store_kv(
     sizes = (k.stride(0), v.stride(0), k_cache.stride(0), v_cache.stride(0), k[0].numel(), v[0].numel())
     types = (k.dtype, v.dtype, k_cache.dtype, v_cache.dtype, slots.dtype)
     launch, blocks = _store_plan(k.device, types, sizes)
-    launch(k.get_device(), (k.shape[0], blocks, 1), k, v, k_cache, v_cache, slots)
+    launch.start(k.get_device(), k.shape[0], blocks, 1, k, v, k_cache, v_cache, slots)
 
 
 def _dense(x: torch.Tensor) -> bool:
@@ -84,7 +84,7 @@ def embedding(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     y = torch.empty((ids.shape[0], size), dtype=weight.dtype, device=weight.device)
     if ids.shape[0]:
         launch, blocks = _embedding_plan(weight.device, (ids.dtype, weight.dtype), size, weight.stride(0))
-        launch(weight.get_device(), (ids.shape[0], blocks, 1), ids, weight, y)
+        launch.start(weight.get_device(), ids.shape[0], blocks, 1, ids, weight, y)
     return y
 
 

@@ -87,7 +87,7 @@ class _Plan:
         with_p: bool,
     ) -> torch.Tensor:
         num_rows, splits, number = scaled.shape[0], self.splits, self.number
-        grid, passes = (num_rows, splits, 1), _PASSES * (with_k + with_p)
+        passes = _PASSES * (with_k + with_p)
         words, wide = {"dtype": torch.int64, "device": self.device}, {"dtype": torch.float64, "device": self.device}
         extremes = torch.empty((num_rows, splits, 2), dtype=torch.int32, device=self.device)
         bounds, parts = torch.empty((passes, num_rows, 2), **words), torch.empty((passes, num_rows, splits, 16), **wide)
@@ -95,19 +95,22 @@ class _Plan:
         looks = (_EDGES if with_p else 0, num_rows, splits, 4)
         edge_parts, edges = torch.empty(looks, **wide), torch.empty(looks, **words)
         limits = torch.empty(num_rows, dtype=torch.float32, device=self.device)
-        self.extremes(number, grid, scaled, extremes)
+        self.extremes.start(number, num_rows, splits, 1, scaled, extremes)
         for index in range(passes):
             mass = with_p and index >= passes - _PASSES
             step = min(2, index % _PASSES)
             search = self.searches[mass, step, mass and with_k]
-            search(number, grid, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, index, num_rows)
-        for look in range(looks[0]):
-            self.edges[look == 0](
-                number, grid, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, edge_parts, edges,
-                passes - 1, look, num_rows,
+            search.start(
+                number, num_rows, splits, 1, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, index,
+                num_rows,
             )  # fmt: skip
-        self.limits[with_k, with_p](
-            number, (num_rows, 1, 1), top_k, top_p, min_p, extremes, bounds, parts, floors, edge_parts, edges, limits,
+        for look in range(looks[0]):
+            self.edges[look == 0].start(
+                number, num_rows, splits, 1, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, edge_parts,
+                edges, passes - 1, look, num_rows,
+            )  # fmt: skip
+        self.limits[with_k, with_p].start(
+            number, num_rows, 1, 1, top_k, top_p, min_p, extremes, bounds, parts, floors, edge_parts, edges, limits,
             passes - 1, looks[0] - 1, num_rows,
         )  # fmt: skip
         return limits

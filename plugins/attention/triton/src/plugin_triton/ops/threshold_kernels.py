@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from plugin_triton.dependent import release, wait
-from plugin_triton.ops.noise import log
+from plugin_triton.ops.noise import exp, log
 
 # ruff: noqa: N803
 _LANES = tl.constexpr(16)
@@ -189,8 +189,9 @@ def edge_kernel(  # type: ignore[no-untyped-def]
         kept = ok & (order >= floor)
         if tl.max(kept.to(tl.int32), axis=0) > 0:
             fine = tl.exp((x - best).to(tl.float64))
-            # A row without top-k is measured by the sum that the reference takes, of float32 exponentials.
-            whole = tl.where(with_k, fine, tl.exp(x - best).to(tl.float64))
+            # A row without top-k is measured by the sum that the reference takes, of float32 exponentials: the same
+            # ones, or where the share ends within their errors the edge would be another token.
+            whole = tl.where(with_k, fine, exp(x - best).to(tl.float64))
             over += tl.where(kept & (order > found), fine, 0.0)
             equal += tl.where(kept & (order == found), fine, 0.0)
             mass += tl.where(kept, whole, 0.0)
