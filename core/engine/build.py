@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from core.runner.weights import LoadReport
 
 Progress = Callable[[str, float], None]
+_INT32, _UINT32 = np.dtype("<i4"), np.dtype("<u4")
 _GIB = 1 << 30
 logger = logging.getLogger("core.engine")
 
@@ -191,8 +192,9 @@ def to_request(
     built for, and for logit processors that are not enabled or refuse their arguments. plan: what the model was built
     for; None is text alone."""
     (plan or PoolingPlan()).check(message.pooling, vocab_size)
-    tokens = np.frombuffer(message.token_ids, np.dtype("<i4"))
-    if len(tokens) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size):
+    tokens = np.frombuffer(message.token_ids, _INT32)
+    # Negative ones are the largest without a sign.
+    if len(tokens) and int(tokens.view(_UINT32).max()) >= vocab_size:
         raise RequestError(
             f"the prompt holds token id {int(tokens.max() if tokens.min() >= 0 else tokens.min())}; "
             f"it must be between 0 and {vocab_size - 1}",

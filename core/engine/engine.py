@@ -1,4 +1,4 @@
-"""The loop: receive → admit → schedule → launch → complete → send. One code path with and without overlap.
+"""The loop: receive → admit → schedule → launch → complete → send → settle. One code path with and without overlap.
 
 The engine knows neither processes nor sockets: `submit` and `cancel` put work in, `step` returns messages. The
 same object runs in a child process, on a thread, and under the offline `LLM`.
@@ -47,6 +47,18 @@ class _InFlight:
     handle: StepHandle
     ids: npt.NDArray[np.int64]
     schedule_s: float
+
+
+@dataclass(slots=True)
+class _Complete:
+    """A step whose tokens are taken, not counted yet. complete_s: what taking them cost. step_s: as in StepRecord."""
+
+    flight: _InFlight
+    result: StepResult
+    events: StepEventsLike
+    complete_s: float
+    step_s: float
+    failed: bool
 
 
 @dataclass(slots=True)
@@ -104,6 +116,7 @@ class Engine:
         self._log = StepLog(log_interval_s, clock())
         self._inbox: deque[AddRequest | int] = deque()
         self._in_flight: deque[_InFlight] = deque()
+        self._complete_steps: list[_Complete] = []
         self._slot_ids = np.full(max_slots, -1, np.int64)
         self._arrival_s: dict[int, float] = {}
         self._outputs = OutputBuilder()
@@ -154,10 +167,12 @@ class Engine:
     @property
     def steps(self) -> int:
         """Finished steps."""
+        self.settle()
         return self._log.totals.steps
 
     def stats(self) -> dict[str, float]:
         """Metric values now."""
+        self.settle()
         self._gauges(self._log.last, deltas=False)
         return self._log.values(self._clock()) | self._constraints.stats()
 
@@ -176,11 +191,16 @@ class Engine:
 
     def tell_steps(self, *, at_once: bool = False) -> None:
         """Tell hooks of complete steps if it is time, or `at_once`; for callers that have no more work for now."""
+        self.settle()
         if self._listeners is not None:
             self._listeners.tell_steps(self._clock(), at_once=at_once)
 
     def tell_stopping(self, reason: str, *, failed: bool) -> None:
         """Tell hooks that this engine ends, once."""
+        try:
+            self.settle()
+        except Exception:  # what is wrong with this engine is told in any case
+            self._logger.warning("the last steps could not be counted", exc_info=True)
         if self._listeners is not None:
             waiting = [item for item in self._inbox if isinstance(item, AddRequest)] + self._constraints.waiting
             self._listeners.stopping(reason, waiting, self._clock(), failed=failed)
@@ -208,7 +228,22 @@ class Engine:
             self.tell_stopping(describe(error)[0], failed=True)
             raise
 
+    def settle(self) -> None:
+        """Count the steps that are complete, write the log line, tell hooks. For callers that have sent what `step`
+        gave, so that nobody's tokens wait for it; else the next `step` does it."""
+        if not self._complete_steps:
+            return
+        complete, self._complete_steps = self._complete_steps, []
+        for step in complete:
+            self._record(step)
+        now_s = self._clock()
+        if (line := self._log.line(now_s)) is not None:
+            self._logger.info(line)
+        if self._listeners is not None:
+            self._listeners.tell_steps(now_s)
+
     def _turn(self) -> list[StepOutputs] | None:
+        self.settle()
         outputs = self._admit()
         launched = not self.paused and self._launch()
         if launched and self._in_flight[-1].plan.masked:
@@ -220,11 +255,6 @@ class Engine:
             outputs.append(self._to_outputs(events, None))
         if not self.has_work:
             self._last_end_s = None
-        now_s = self._clock()
-        if (line := self._log.line(now_s)) is not None:
-            self._logger.info(line)
-        if self._listeners is not None:
-            self._listeners.tell_steps(now_s)
         return outputs or None
 
     def _admit(self) -> list[StepOutputs]:
@@ -338,10 +368,12 @@ class Engine:
             self._failing_steps = 0
         if result.extras:
             self._outputs.took(result, dict(zip(flight.plan.slots.tolist(), flight.ids.tolist(), strict=True)))
-        # After complete: the record sees what this step freed.
         outputs = [self._to_outputs(events, result)] if len(events.ids) else []
         self._end(self._constraints.accept(events))
-        self._record(flight, result, events, self._clock() - start_s, failed)
+        now_s = self._clock()
+        step_s = now_s - (now_s if self._last_end_s is None else self._last_end_s)
+        self._last_end_s = now_s
+        self._complete_steps.append(_Complete(flight, result, events, now_s - start_s, step_s, failed))
         return outputs
 
     def _blame(self, flight: _InFlight, result: StepResult) -> None:
@@ -381,36 +413,32 @@ class Engine:
         outputs = self._outputs.build(events, result)
         if self._listeners is not None:
             self._listeners.completed(events, outputs, result)
-        self._outputs.told(events)
-        if events.finish.any():
-            for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
-                self._live.discard(request_id)
-                self._constraints.drop(request_id)
-                self._arrival_s.pop(request_id, None)
+        ended = events.ids[np.flatnonzero(events.finish)].tolist() if np.count_nonzero(events.finish) else []
+        self._outputs.told(events, ended)
+        for request_id in ended:
+            self._live.discard(request_id)
+            self._constraints.drop(request_id)
+            self._arrival_s.pop(request_id, None)
         return outputs
 
-    def _record(
-        self, flight: _InFlight, result: StepResult, events: StepEventsLike, complete_s: float, failed: bool
-    ) -> None:
-        now_s = self._clock()
-        plan = flight.plan
-        prefill_tokens = int(plan.q_lens[plan.num_decodes :].sum())
+    def _record(self, step: _Complete) -> None:
+        flight, result, events, plan = step.flight, step.result, step.events, step.flight.plan
+        prefill_tokens = int(plan.q_lens[plan.num_decodes :].sum()) if len(plan.slots) > plan.num_decodes else 0
         record = StepRecord(
             prefill_tokens=prefill_tokens,
             decode_tokens=plan.num_tokens - prefill_tokens,
-            sampled_tokens=int((events.tokens >= 0).sum()),
+            sampled_tokens=int(np.count_nonzero(events.tokens >= 0)),
             finished=int(np.count_nonzero(events.finish)),
-            failed=failed,
-            schedule_s=flight.schedule_s + complete_s,
+            failed=step.failed,
+            schedule_s=flight.schedule_s + step.complete_s,
             build_s=result.times.build_s,
             launch_s=result.times.launch_s,
             wait_s=result.times.wait_s,
             output_s=result.times.output_s,
             device_s=result.device_time_s,
-            step_s=now_s - (now_s if self._last_end_s is None else self._last_end_s),
+            step_s=step.step_s,
         )
-        self._last_end_s = now_s
-        if now_s - self._gauges_s >= GAUGES_INTERVAL_S or not self._scheduler.has_work:
+        if self._clock() - self._gauges_s >= GAUGES_INTERVAL_S or not self._scheduler.has_work:
             self._gauges(record)
         else:
             record.keep_gauges(self._log.last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -145,17 +145,16 @@ class OutputBuilder:
                 finish[index] = STOP if finish[index] == LENGTH else finish[index]
         return finish, tokens, extras
 
-    def told(self, events: StepEventsLike) -> None:
-        """What was built of `events` is told: forget what is over."""
+    def told(self, events: StepEventsLike, ended: Sequence[int]) -> None:
+        """What was built of `events` is told: forget what is over. ended: requests that it ends."""
         for index in events.first:
             self.queue_s.pop(int(events.ids[index]), None)
-        if events.finish.any():
-            for request_id in events.ids[np.flatnonzero(events.finish)].tolist():
-                self.failed.pop(request_id, None)
-                self.stopped.discard(request_id)
-                self.queue_s.pop(request_id, None)
-                self._num_logprobs.pop(request_id, None)
-                self._gathered.pop(request_id, None)
+        for request_id in ended:
+            self.failed.pop(request_id, None)
+            self.stopped.discard(request_id)
+            self.queue_s.pop(request_id, None)
+            self._num_logprobs.pop(request_id, None)
+            self._gathered.pop(request_id, None)
 
     @property
     def empty(self) -> bool:

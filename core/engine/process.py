@@ -40,18 +40,17 @@ class SocketChannel:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
+        self._readable = [(socket, zmq.POLLIN)]
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._logger = logging.getLogger("core.engine")
 
     def receive(self, timeout_s: float) -> list[ToEngine]:
         messages: list[ToEngine] = []
-        waiting = self._socket.poll(math.ceil(timeout_s * 1e3))
+        waiting = zmq.zmq_poll(self._readable, math.ceil(timeout_s * 1e3))
         while waiting:
-            try:
-                raw = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
+            raw = self._socket.recv(zmq.NOBLOCK)
+            waiting = zmq.zmq_poll(self._readable, 0)  # many times cheaper than an exception that says there is none
             try:
                 messages.append(self._decoder.decode(raw))
             except Exception as error:  # RequestError too: SamplingParams checks itself while it is decoded

@@ -86,6 +86,7 @@ def serve(
                         _forget(labels, outputs)
                     channel.send(outputs)
                     progressed = True
+                engine.settle()
                 progressed = progressed or engine.busy or engine.steps != before
                 control.turned()
             if clock() >= next_beat_s:

@@ -13,6 +13,7 @@ from core.memory.lease import Lease
 from core.memory.pages import PagePool, PageState
 
 Int32 = npt.NDArray[np.int32]
+_LEASED = int(PageState.LEASED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class MemoryManager:
         self.pool = PagePool(num_pages, num_groups)
         self.page_table = np.zeros((num_groups, num_slots, max_pages), np.int32)
         self.row_pages = np.zeros(num_slots, np.int32)
+        self._row_tokens = np.zeros(num_slots, np.int32)  # that fit into them
+        self._columns = np.arange(max_pages, dtype=np.int32)
         self._leases: list[Lease | None] = [None] * num_slots
         self._passed = -1
         self._held: dict[int, list[tuple[CacheLock, int]]] = {}
@@ -108,9 +111,12 @@ class MemoryManager:
         if total - num_cached + reserve > self.available:
             lock.release()
             return None
-        self.page_table[:, slot, :num_cached] = found.pages
-        self.page_table[:, slot, num_cached:total] = self._allocate(total - num_cached)
+        row = self.page_table[:, slot]
+        if num_cached:
+            row[:, :num_cached] = found.pages
+        row[:, num_cached:total] = self._allocate(total - num_cached)
         self.row_pages[slot] = total
+        self._row_tokens[slot] = total * self.page_size
         lease = Lease(self, slot, key.namespace, priority, found.num_tokens, lock)
         self._leases[slot] = lease
         return lease
@@ -127,9 +133,13 @@ class MemoryManager:
     def row(self, slot: int) -> TableUpdate:
         """The whole row of a slot, as a table update."""
         num = int(self.row_pages[slot])
-        return TableUpdate(
-            np.full(num, slot, np.int32), np.arange(num, dtype=np.int32), self.page_table[:, slot, :num].copy()
-        )
+        slots = np.empty(num, np.int32)
+        slots.fill(slot)
+        return TableUpdate(slots, self._columns[:num], self.page_table[:, slot, :num].copy())
+
+    def fits(self, slots: Int32, lens: Int32) -> bool:
+        """Whether rows `slots` [n] hold `lens` [n] tokens: none is short."""
+        return not np.count_nonzero(lens > self._row_tokens[slots])
 
     def shortage(self, slots: Int32, lens: Int32) -> Int32:
         """Pages [n] that rows `slots` [n] lack to hold `lens` [n] tokens."""
@@ -149,6 +159,7 @@ class MemoryManager:
         pages = self._allocate(int(ends[-1]))
         self.page_table[:, row_slots, index] = pages
         self.row_pages[short] += num
+        self._row_tokens[short] += num * self.page_size
         return TableUpdate(row_slots, index, pages)
 
     def publish(self, lease: Lease, tokens: Int32) -> None:
@@ -182,11 +193,11 @@ class MemoryManager:
             raise AssertionError(f"slot {slot} is not held by this lease")
         self._leases[slot] = None
         num = int(self.row_pages[slot])
-        self.row_pages[slot] = 0
+        self.row_pages[slot] = self._row_tokens[slot] = 0
         held = fence > self._passed
         for group in range(self.pool.num_groups):
             row = self.page_table[group, slot, :num]
-            own = row[self.pool.state[group, row] == PageState.LEASED]
+            own = row[self.pool.state[group, row] == _LEASED]
             self.pool.release(group, own, fence if held else None)
         if held:
             # The lock is held back like the pages: what a step in flight reads must not be evicted and reused.
@@ -199,6 +210,8 @@ class MemoryManager:
         """Steps up to `step` have completed."""
         self._passed = max(self._passed, step)
         self.pool.fence_passed(step)
+        if not self._held:
+            return
         for fence in [fence for fence in self._held if fence <= step]:
             for lock, num in self._held.pop(fence):
                 lock.release()

@@ -93,6 +93,8 @@ class RadixCache(PrefixCache):
         on = settings.get("events", False) if isinstance(settings, Mapping) else getattr(settings, "events", False)
         self._events: list[CacheEvent] | None = [] if on else None
         self.order = make_order(geometry.eviction)
+        self._nothing = MatchResult(0, np.empty((geometry.num_groups, 0), np.int32))
+        self._nowhere = self._new_root(None)
         self._clear()
 
     def _clear(self) -> None:
@@ -107,7 +109,7 @@ class RadixCache(PrefixCache):
         limit = max(min(params.max_tokens, len(key.tokens)), 0) // size
         node, end = self._walk(key, limit)
         if not end:
-            return MatchResult(0, np.empty((self.geometry.num_groups, 0), np.int32))
+            return self._nothing
         if params.touch:
             node = self._cut(node, end)
             step: Node | None = node
@@ -204,7 +206,7 @@ class RadixCache(PrefixCache):
         size, tokens = self.geometry.page_size, key.tokens
         node = self._roots.get(key.namespace)
         if node is None:
-            return self._new_root(None), 0
+            return self._nowhere, 0
         end = 0
         while end < limit:
             first = end * size

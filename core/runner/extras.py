@@ -99,6 +99,9 @@ class RowWishes:
         if admission.pooling is not None:
             self.flags[slot] = POOLED
             return
+        if sampling.prompt_logprobs is None and sampling.hidden_states is None:
+            self.flags[slot] = 0
+            return
         # Back after a preemption with tokens of its own: what its prompt gave was told with the first of them.
         told = len(admission.token_ids) > admission.num_prompt
         self._num_prompt[slot] = admission.num_prompt
@@ -113,7 +116,7 @@ class RowWishes:
     def generating(self, slots: Int32) -> Int64 | None:
         """Which of the sampled rows [S] get a token; None if all do."""
         flags = self.flags[slots]
-        if not flags.any():  # most steps
+        if not np.count_nonzero(flags):  # most steps
             return None
         pooled = flags & POOLED != 0
         return np.flatnonzero(~pooled) if pooled.any() else None
@@ -124,7 +127,7 @@ class RowWishes:
         """What the rows of `plan` give; None if no row asks. hidden [T, D]: of all of its tokens, in order; rows past
         them are padding. tokens: what each slot was admitted with."""
         flags = self.flags[plan.slots]
-        if not flags.any():
+        if not np.count_nonzero(flags):
             return None
         ends = np.cumsum(plan.q_lens, dtype=np.int64)
         # A token at position p of row r is at `offsets[r] + p` of the step.

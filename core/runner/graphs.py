@@ -128,6 +128,7 @@ class CapturedSteps:
         # The page tables of all groups, and what they hold as the host knows it.
         self._table = torch.zeros(groups, most, max_pages, dtype=torch.int32, device=device)
         self._mirror = np.zeros((groups, most, max_pages), np.int32)
+        self._rows = np.arange(most)
         slot_dtypes = [np.dtype(backend.capabilities.slot_dtype) for backend in attention]
         room = _regions(most, slot_dtypes)[-1].end + _CHANGES * _CHANGE_BYTES + ALIGNMENT
         self._buffer = torch.zeros(room, dtype=torch.uint8, device=device)
@@ -136,7 +137,9 @@ class CapturedSteps:
     def size_for(self, plan: StepPlan) -> int:
         """Rows to pad this step to; 0 if it is none that is replayed."""
         num_rows = len(plan.slots)
-        if not num_rows or plan.num_decodes != num_rows or int(plan.q_lens.max()) != 1 or not plan.samples.all():
+        if not num_rows or plan.num_decodes != num_rows or np.count_nonzero(plan.samples) != num_rows:
+            return 0
+        if np.count_nonzero(plan.q_lens != 1):
             return 0
         at = bisect_left(self.sizes, num_rows)
         if at == len(self.sizes):
@@ -219,11 +222,14 @@ class CapturedSteps:
     def _fill(self, slots: Int32, seq_lens: Int32, page_table: Int32, size: int) -> torch.Tensor:
         """Rows of these slots, then padding; returns their slots on the device [N]."""
         entry, num_rows, transfer = self._sizes[size], len(slots), self._transfer
-        lens = np.ones(size, np.int32)
-        lens[:num_rows] = seq_lens
+        lens, padding = seq_lens, size - num_rows
+        if padding:
+            lens = np.concatenate([lens, np.ones(padding, np.int32)])
         num_pages = -(-int(lens.max()) // self._page_size)
-        tables = np.zeros((len(page_table), size, num_pages), np.int32)
-        tables[:, :num_rows] = page_table[:, slots, :num_pages]
+        tables = page_table[:, slots, :num_pages]
+        if padding:
+            nothing = np.zeros((len(page_table), padding, num_pages), np.int32)
+            tables = np.concatenate([tables, nothing], axis=1)
         index, pages = self._changes(tables)
         fits = not transfer.direct and entry.num_bytes + len(index) * _CHANGE_BYTES <= len(self._buffer)
         num_bytes = entry.num_bytes + (len(index) * _CHANGE_BYTES if fits else 0)
@@ -231,15 +237,19 @@ class CapturedSteps:
 
         view = staged.numpy()
         positions = lens - 1
-        page_of_row, offset = np.divmod(positions, self._page_size)
-        rows = np.arange(size)
+        page_of_row = positions // self._page_size
         host_slots = entry.slots.of(view)
         host_slots[:num_rows] = slots
-        host_slots[num_rows:] = len(self._last_tokens) - 1
+        if padding:
+            host_slots[num_rows:] = len(self._last_tokens) - 1
         entry.positions.of(view)[:] = positions
         entry.seq_lens.of(view)[:] = lens
-        for table, region in zip(tables, entry.mappings, strict=True):
-            region.of(view)[:] = table[rows, page_of_row].astype(np.int64) * self._page_size + offset
+        for pages_of_rows, region in zip(tables[:, self._rows[:size], page_of_row], entry.mappings, strict=True):
+            # page * page_size + (position - page_of_row * page_size), in the width of the KV slots.
+            mapping = region.of(view)
+            np.subtract(pages_of_rows, page_of_row, out=mapping)
+            mapping *= self._page_size
+            mapping += positions
         if fits and len(index):
             changed_index, changed_pages = _change_regions(entry.num_bytes, len(index))
             changed_index.of(view)[:] = index
@@ -263,9 +273,10 @@ class CapturedSteps:
         taken for done."""
         _, size, num_pages = tables.shape
         known = self._mirror[:, :size, :num_pages]
-        at = np.flatnonzero(tables != known)
-        if not len(at):
-            return at, np.empty(0, np.int32)
+        differ = tables != known
+        if not np.count_nonzero(differ):  # most steps of few rows
+            return np.empty(0, np.int64), np.empty(0, np.int32)
+        at = differ.ravel().nonzero()[0]
         row, column = np.divmod(at, num_pages)
         group, row = np.divmod(row, size)
         _, most, columns = self._mirror.shape

@@ -18,8 +18,6 @@ from core.interfaces.step import Int32, StepPlan
 from core.runner.state import RunnerState
 from core.runner.transfer import Transfer, starts_of
 
-Int64 = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
@@ -36,77 +34,119 @@ class StepInputs:
     every_row: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Where the tokens stand. q_lens, seq_lens [N] int32; cu_q_lens [N+1] int32; positions [T] int64;
-    rows [T]: each token's row of the plan."""
+class InputBuilder:
+    """Builds the batches of one engine. page_size: tokens of a page."""
 
-    q_lens: Int32
-    seq_lens: Int32
-    cu_q_lens: Int32
-    positions: Int64
-    rows: Int64
+    def __init__(
+        self,
+        transfer: Transfer,
+        attention: tuple[AttentionBackend, ...],
+        kv: tuple[tuple[torch.Tensor, ...], ...],
+        *,
+        page_size: int,
+    ) -> None:
+        self._transfer = transfer
+        self._attention = attention
+        self._kv = kv
+        self._page_size = page_size
+        self._numbers = np.arange(1024, dtype=np.int32)
+        self._slot_dtypes = [np.dtype(backend.capabilities.slot_dtype) for backend in attention]
 
+    def build(
+        self, plan: StepPlan, state: RunnerState, buffer: torch.Tensor | None = None, pad_to: int = 0
+    ) -> StepInputs:
+        """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror.
 
-def build(
-    plan: StepPlan,
-    state: RunnerState,
-    transfer: Transfer,
-    page_size: int,
-    attention: tuple[AttentionBackend, ...],
-    kv: tuple[tuple[torch.Tensor, ...], ...],
-    buffer: torch.Tensor | None = None,
-    pad_to: int = 0,
-) -> StepInputs:
-    """The batch of a plan that `state` has applied. Raises EngineError if the plan does not fit the mirror.
+        buffer: where on the device to build it, else in new memory. pad_to: number of tokens; what is missing is
+        filled with token 0 at position 0, stored in the null page, which is none of the layouts' tokens.
+        """
+        num_rows, num_decodes, groups = len(plan.slots), plan.num_decodes, len(self._attention)
+        if num_decodes == num_rows:
+            num_tokens, cu_q_lens = num_rows, self._count(num_rows + 1)
+            token_slots, positions = plan.slots, plan.seq_lens - 1
+        else:
+            cu_q_lens = np.zeros(num_rows + 1, np.int32)
+            plan.q_lens.cumsum(out=cu_q_lens[1:])
+            num_tokens = int(cu_q_lens[-1])
+            # A row's first position less the place of its first token among all, and then each token's place.
+            positions = (plan.seq_lens - cu_q_lens[1:]).repeat(plan.q_lens) + self._count(num_tokens)
+            token_slots = plan.slots.repeat(plan.q_lens)
+        slots, sampled_lens, ends = plan.slots, plan.seq_lens, cu_q_lens[1:]
+        every_row_samples = np.count_nonzero(plan.samples) == num_rows
+        if not every_row_samples:
+            slots, sampled_lens, ends = slots[plan.samples], sampled_lens[plan.samples], ends[plan.samples]
 
-    buffer: where on the device to build it, else in new memory. pad_to: number of tokens; what is missing is filled
-    with token 0 at position 0, stored in the null page, which is none of the layouts' tokens.
-    """
-    shape = _shape(plan)
-    if plan.samples.all():
-        slots, positions = plan.slots, plan.seq_lens
-        logits_rows = shape.cu_q_lens[1 : len(plan.slots) + 1].astype(np.int64) - 1
-    else:
-        slots, positions = plan.slots[plan.samples], plan.seq_lens[plan.samples]
-        logits_rows = shape.cu_q_lens[1:][plan.samples].astype(np.int64) - 1
+        num_pages = -(-int(plan.seq_lens.max()) // self._page_size)
+        page_of_token = positions // self._page_size
+        tables, mappings = [], []
+        for table, dtype in zip(state.page_table, self._slot_dtypes, strict=True):
+            tables.append(table[plan.slots, :num_pages])
+            # page * page_size + (position - page_of_token * page_size), in the width of the KV slots.
+            mapping = np.subtract(table[token_slots, page_of_token], page_of_token, dtype=dtype)
+            mapping *= self._page_size
+            mapping += positions
+            mappings.append(_padded(mapping, pad_to))
 
-    num_pages = -(-int(plan.seq_lens.max()) // page_size)
-    page_of_token, offset = np.divmod(shape.positions, page_size)
-    tables, mappings = [], []
-    for table, backend in zip(state.page_table, attention, strict=True):
-        rows = table[plan.slots, :num_pages]
-        tables.append(rows)
-        mapping = rows[shape.rows, page_of_token].astype(np.int64) * page_size + offset
-        mappings.append(_padded(mapping.astype(backend.capabilities.slot_dtype, copy=False), pad_to))
-
-    upload = transfer.upload if buffer is None else partial(transfer.upload_into, buffer)
-    # Tokens first: recorded steps read them where `token_views` says.
-    token_ids, device_positions, *rest = upload(
-        _padded(_host_tokens(plan, state, shape), pad_to), _padded(shape.positions, pad_to), *mappings, *tables,
-        logits_rows, plan.slots.astype(np.int64), slots.astype(np.int64), shape.seq_lens, shape.cu_q_lens,
-    )  # fmt: skip
-    groups = len(tables)
-    rows_device, all_slots, sampled_slots, seq_lens, cu_q_lens = rest[2 * groups :]
-    if decodes := plan.num_decodes:
-        torch.index_select(state.last_tokens, 0, all_slots[:decodes], out=token_ids[:decodes])
-    layouts = tuple(
-        BatchLayout(
-            page_size=page_size,
-            num_decodes=plan.num_decodes,
-            q_lens=shape.q_lens,
-            seq_lens=shape.seq_lens,
-            cu_q_lens=shape.cu_q_lens,
-            page_table=table,
-            slot_mapping=mapping,
-            device_page_table=device_table,
-            device_seq_lens=seq_lens,
-            device_cu_q_lens=cu_q_lens,
+        upload = self._transfer.upload if buffer is None else partial(self._transfer.upload_into, buffer)
+        arrays = [
+            *mappings, *tables, np.subtract(ends, 1, dtype=np.int64), plan.slots.astype(np.int64), plan.seq_lens,
+            cu_q_lens,
+        ]  # fmt: skip
+        if not every_row_samples:
+            arrays.append(slots.astype(np.int64))
+        # Tokens first: recorded steps read them where `token_views` says.
+        token_ids, device_positions, *rest = upload(
+            _padded(_host_tokens(plan, state, num_tokens), pad_to), _padded(positions.astype(np.int64), pad_to), *arrays
         )
-        for table, mapping, device_table in zip(tables, rest[:groups], rest[groups : 2 * groups], strict=True)
-    )
-    batch = ForwardBatch(token_ids, device_positions, rows_device, layouts, attention, kv)
-    return StepInputs(batch, slots, positions, sampled_slots, len(logits_rows) == len(shape.positions))
+        device_mappings, device_tables = rest[:groups], rest[groups : 2 * groups]
+        logits_rows, all_slots, seq_lens, starts, *sampled = rest[2 * groups :]
+        if num_decodes:
+            torch.index_select(state.last_tokens, 0, all_slots[:num_decodes], out=token_ids[:num_decodes])
+        layouts = tuple(
+            BatchLayout(
+                page_size=self._page_size,
+                num_decodes=num_decodes,
+                q_lens=plan.q_lens,
+                seq_lens=plan.seq_lens,
+                cu_q_lens=cu_q_lens,
+                page_table=table,
+                slot_mapping=mapping,
+                device_page_table=device_table,
+                device_seq_lens=seq_lens,
+                device_cu_q_lens=starts,
+            )
+            for table, mapping, device_table in zip(tables, device_mappings, device_tables, strict=True)
+        )
+        batch = ForwardBatch(token_ids, device_positions, logits_rows, layouts, self._attention, self._kv)
+        device_slots = all_slots if every_row_samples else sampled[0]
+        return StepInputs(batch, slots, sampled_lens, device_slots, len(slots) == num_tokens)
+
+    def _count(self, end: int) -> Int32:
+        """0 .. end - 1, not to be changed."""
+        if end > len(self._numbers):
+            self._numbers = np.arange(2 * end, dtype=np.int32)
+        return self._numbers[:end]
+
+
+def _host_tokens(plan: StepPlan, state: RunnerState, num_tokens: int) -> npt.NDArray[np.int64]:
+    """[T]: prompt tokens of the prefill rows; the decodes, first, are left for the device to fill."""
+    ids, at = np.zeros(num_tokens, np.int64), plan.num_decodes
+    rows = (plan.slots[at:].tolist(), plan.q_lens[at:].tolist(), plan.seq_lens[at:].tolist())
+    for slot, q_len, end in zip(*rows, strict=True):
+        chunk = state.tokens[slot][end - q_len : end]
+        if len(chunk) != q_len:
+            raise EngineError(
+                f"step {plan.step} prefills slot {slot} up to token {end}, "
+                f"but it was admitted with {len(state.tokens[slot])}"
+            )
+        ids[at : at + q_len] = chunk
+        at += q_len
+    return ids
+
+
+def _padded(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """values [T] and zeros up to `length`, if that is more."""
+    return values if length <= len(values) else np.concatenate([values, np.zeros(length - len(values), values.dtype)])
 
 
 def token_views(
@@ -120,36 +160,3 @@ def token_views(
         for start, size, dtype in zip(starts_of(sizes)[0], sizes, dtypes, strict=True)
     )
     return ids, positions, mappings
-
-
-def _padded(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """values [T] and zeros up to `length`, if that is more."""
-    return values if length <= len(values) else np.concatenate([values, np.zeros(length - len(values), values.dtype)])
-
-
-def _shape(plan: StepPlan) -> _Shape:
-    num_rows = len(plan.slots)
-    if plan.num_decodes == num_rows:
-        cu_q_lens = np.arange(num_rows + 1, dtype=np.int32)
-        return _Shape(plan.q_lens, plan.seq_lens, cu_q_lens, plan.seq_lens.astype(np.int64) - 1, np.arange(num_rows))
-    cu_q_lens = np.zeros(num_rows + 1, np.int32)
-    np.cumsum(plan.q_lens, out=cu_q_lens[1:])
-    rows = np.repeat(np.arange(num_rows), plan.q_lens)
-    start = plan.seq_lens.astype(np.int64) - plan.q_lens - cu_q_lens[:-1]
-    positions = np.arange(cu_q_lens[-1], dtype=np.int64) + start[rows]
-    return _Shape(plan.q_lens, plan.seq_lens, cu_q_lens, positions, rows)
-
-
-def _host_tokens(plan: StepPlan, state: RunnerState, shape: _Shape) -> Int64:
-    """[T] int64: prompt tokens of the prefill rows; the decodes, first, are left for the device to fill."""
-    ids = np.zeros(len(shape.positions), np.int64)
-    for row in range(plan.num_decodes, len(plan.slots)):
-        end = int(plan.seq_lens[row])
-        chunk = state.tokens[plan.slots[row]][end - int(plan.q_lens[row]) : end]
-        if len(chunk) != plan.q_lens[row]:
-            raise EngineError(
-                f"step {plan.step} prefills slot {plan.slots[row]} up to token {end}, "
-                f"but it was admitted with {len(state.tokens[plan.slots[row]])}"
-            )
-        ids[shape.cu_q_lens[row] : shape.cu_q_lens[row + 1]] = chunk
-    return ids

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from core.interfaces.attention import AttentionBackend, AttentionConfig
@@ -18,11 +20,11 @@ from core.interfaces.errors import ConfigError, EngineError, PluginError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend, StepGraphs
 from core.interfaces.model import CausalLM
 from core.interfaces.step import StepPlan, StepResult, StepTimes, TokenMasks
-from core.runner import inputs, logprobs
+from core.runner import logprobs
 from core.runner.config import RunnerConfig
 from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
-from core.runner.inputs import StepInputs
+from core.runner.inputs import InputBuilder
 from core.runner.pieces import PiecewiseSteps
 from core.runner.processors import LogitProcessors, ProcessedRows
 from core.runner.running_step import Computed, Pending, RunningStep
@@ -88,6 +90,7 @@ class ModelRunner:
         self._captured: CapturedSteps | None = None
         self._pieces: PiecewiseSteps | None = None
         self._kv: tuple[tuple[torch.Tensor, ...], ...] = ()
+        self._inputs: InputBuilder | None = None
         self._kv_scales: Mapping[int, tuple[float, float]] = config.kv_scales or {}
         self._last_end_s = 0.0
         # Made once: recorded steps know where it stands.
@@ -171,7 +174,7 @@ class ModelRunner:
         """Let the device see the largest step there can be, if it wants to. Between `load` and `allocate`. Raises
         EngineError if the step does not work."""
         self._hardware.measure_step(self._run_largest)
-        self._attention, self._kv, self._forward = (), (), None
+        self._attention, self._kv, self._inputs, self._forward = (), (), None, None
         self._state, self.stats = self._new_state(), RunnerStats()
 
     def _run_largest(self) -> None:
@@ -233,6 +236,7 @@ class ModelRunner:
                 kv[layer] = buffers
             backends.append(backend)
         self._attention, self._kv = tuple(backends), tuple(kv)
+        self._inputs = InputBuilder(self._transfer, self._attention, self._kv, page_size=config.page_size)
 
     def _captured_steps(self, graphs: StepGraphs) -> CapturedSteps | None:
         config = self.config
@@ -298,9 +302,7 @@ class ModelRunner:
         its handle's `sample`. Never raises for a step that goes wrong: its handle then gives a result with every row
         failed and the reason."""
         running = RunningStep(self, plan)
-        running.compute()
-        if not plan.masked:
-            running.sample(None)
+        running.start()
         return running
 
     def warm_up(self) -> None:
@@ -318,7 +320,7 @@ class ModelRunner:
 
     def release(self) -> None:
         """Give back recorded steps and KV buffers; no step is launched any more."""
-        self._captured, self._pieces, self._forward = None, None, None
+        self._captured, self._pieces, self._forward, self._inputs = None, None, None, None
         self._attention, self._kv = (), ()
 
     def _recorded(self, steps: Steps | None, what: str) -> Steps | None:
@@ -344,13 +346,13 @@ class ModelRunner:
             processed,
         )  # fmt: skip
 
+    def stream(self) -> AbstractContextManager[Any]:
+        """Where `compute` and `sample` are called, in inference mode."""
+        return self._hardware.stream()
+
     def compute(self, plan: StepPlan) -> Computed:
         """Queue a step up to the hidden states of the rows that get a token. Called by the step's handle."""
-        with torch.inference_mode(), self._hardware.stream():
-            return self._compute(plan)
-
-    def _compute(self, plan: StepPlan) -> Computed:
-        if self._forward is None:
+        if self._forward is None or self._inputs is None:
             raise EngineError("there are no KV buffers", hint="call allocate() first")
         times, started_s = StepTimes(), time.perf_counter()
         event = self._hardware.record_event() if self._hardware.times_steps() else None
@@ -366,12 +368,12 @@ class ModelRunner:
             hidden = replayed.hidden[: len(plan.slots)]
             self.stats.replayed_steps += 1
         elif self._pieces is not None and (size := self._pieces.size_for(plan)):
-            step = self._build(plan, self._pieces.buffer, size)
+            step = self._inputs.build(plan, state, self._pieces.buffer, size)
             times.build_s = time.perf_counter() - started_s
             hidden = self._pieces.run(step.batch, size)[: plan.num_tokens]
             self.stats.pieced_steps += 1
         else:
-            step = self._build(plan)
+            step = self._inputs.build(plan, state)
             times.build_s = time.perf_counter() - started_s
             hidden = self._forward(step.batch)
         extras = state.wishes.collect(plan, hidden, state.tokens, self.model)
@@ -385,17 +387,12 @@ class ModelRunner:
         times.launch_s = time.perf_counter() - started_s - times.build_s
         return Computed(step, hidden, times, generating, extras, replayed, event)
 
-    def _build(self, plan: StepPlan, buffer: torch.Tensor | None = None, pad_to: int = 0) -> StepInputs:
-        page_size = self.config.page_size
-        return inputs.build(plan, self._state, self._transfer, page_size, self._attention, self._kv, buffer, pad_to)
-
     def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
         """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""
         started_s = time.perf_counter()
-        with torch.inference_mode(), self._hardware.stream():
-            pending = self._sample(computed, masks)
-            if self._hardware.capabilities.async_steps:
-                pending.event = self._hardware.record_event()
+        pending = self._sample(computed, masks)
+        if self._hardware.capabilities.async_steps:
+            pending.event = self._hardware.record_event()
         pending.first_event = computed.event
         pending.times.launch_s += time.perf_counter() - started_s
         return pending
@@ -463,14 +460,15 @@ class ModelRunner:
         self.stats.tokens += plan.num_tokens
         self.stats.device_time_s += elapsed_s
         num_rows, generating, sampled = len(pending.slots), pending.generating, pending.sampled
-        tokens, failed = np.zeros((num_rows, 1), np.int32), np.zeros(num_rows, np.bool_)
         host, values, errors = list(pending.host), None, dict[int, str]()
-        if sampled is not None:
-            mine = slice(None) if generating is None else generating
+        if sampled is None:
+            tokens, failed = np.zeros((num_rows, 1), np.int32), np.zeros(num_rows, np.bool_)
+        else:
             count = num_rows if generating is None else len(generating)
             drawn, best = host.pop(0).numpy()[:count], host.pop(0).numpy()[:count]
-            tokens[mine, 0] = drawn
-            failed[mine] = ~np.isfinite(best)
+            tokens, failed = drawn.astype(np.int32).reshape(count, 1), ~np.isfinite(best)
+            if generating is not None:
+                tokens, failed = _among(tokens, generating, num_rows), _among(failed, generating, num_rows)
             if sampled.asking is not None and sampled.wanted is not None:
                 asking = sampled.asking if generating is None else generating[sampled.asking]
                 asked = logprobs.LogprobTensors(host.pop(0), host.pop(0), host.pop(0))
@@ -497,6 +495,13 @@ class ModelRunner:
             errors=errors,
             times=times,
         )
+
+
+def _among(values: npt.NDArray[Any], rows: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[Any]:
+    """values [R, ...] at `rows` [R] of `num_rows` rows, zeros elsewhere."""
+    whole = np.zeros((num_rows, *values.shape[1:]), values.dtype)
+    whole[rows] = values
+    return whole
 
 
 def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:

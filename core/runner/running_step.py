@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,6 +62,8 @@ class _Runner(Protocol):
     @property
     def async_steps(self) -> bool: ...
 
+    def stream(self) -> AbstractContextManager[Any]: ...
+
     def compute(self, plan: StepPlan) -> Computed: ...
 
     def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending: ...
@@ -71,7 +74,8 @@ class _Runner(Protocol):
 
 
 class RunningStep:
-    """Life: `compute`, `sample`, `wait`. What goes wrong on the way becomes a result with every row failed."""
+    """Life: `start`, `sample` if the plan is masked, `wait`. What goes wrong on the way becomes a result with every
+    row failed."""
 
     def __init__(self, runner: _Runner, plan: StepPlan) -> None:
         self._runner = runner
@@ -81,21 +85,31 @@ class RunningStep:
         self._pending: Pending | None = None
         self._result: StepResult | None = None
 
-    def compute(self) -> None:
-        """Queue the forward pass."""
+    def start(self) -> None:
+        """Queue the forward pass and, unless the plan is masked, the sampling. Where steps are not asynchronous, the
+        result is there afterwards."""
+        runner, plan = self._runner, self._plan
         try:
-            self._computed = self._runner.compute(self._plan)
+            with torch.inference_mode(), runner.stream():
+                computed = runner.compute(plan)
+                if plan.masked:
+                    self._computed = computed
+                    return
+                self._pending = runner.sample(computed, None)
         except Exception as error:
             self._fail(error)
+            return
+        if not runner.async_steps:
+            self.wait()
 
     def sample(self, masks: TokenMasks | None) -> None:
-        """Queue the sampling, within `masks` if the plan is masked. Where steps are not asynchronous, the result is
-        there afterwards."""
+        """Queue the sampling of a masked step, as `start` of others."""
         computed, self._computed = self._computed, None
         if computed is None:  # the forward pass went wrong
             return
         try:
-            self._pending = self._runner.sample(computed, masks)
+            with torch.inference_mode(), self._runner.stream():
+                self._pending = self._runner.sample(computed, masks)
         except Exception as error:
             self._fail(error)
             return

@@ -86,7 +86,7 @@ class Sampler:
 
     def plain(self, slots: Int32) -> bool:
         """Whether all these rows take the arg max of what the model gives and ask for nothing else."""
-        return not self.table.flags[slots].any()
+        return not np.count_nonzero(self.table.flags[slots])
 
     def sample(
         self,
@@ -101,7 +101,7 @@ class Sampler:
         sequence the token will stand; masks: what some rows may have; edits: rows with logit processors; greedy: the
         arg max of each row, where it is known already (used up). Tokens of penalised rows are counted."""
         flags = self.table.flags[slots]
-        union = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
+        union = int(np.bitwise_or.reduce(flags)) if np.count_nonzero(flags) else 0
         if not union and masks is None and edits is None:
             return greedy or self._greedy(logits)
 

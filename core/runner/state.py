@@ -54,11 +54,18 @@ class RunnerState:
                 self.sampler.admit(admission)
                 self.wishes.admit(admission)
                 self.processed.admit(admission)
-            # So that even a slot whose first step is a decode (all but the last token cached) reads its own token.
-            slots, last = self._transfer.upload(
-                np.array([admission.slot for admission in plan.admissions], np.int64),
-                np.array([int(admission.token_ids[-1]) for admission in plan.admissions], np.int64),
-            )
-            self.last_tokens.index_copy_(0, slots, last)
+            self._set_last_tokens(plan)
         if len(plan.page_slots):
             self.page_table[:, plan.page_slots, plan.page_index] = plan.page_ids
+
+    def _set_last_tokens(self, plan: StepPlan) -> None:
+        """So that even a slot whose first step is a decode (all but the last token cached) reads its own token. Not of
+        prompts that this step completes, as most do: it reads them from the host and writes the token it draws."""
+        completed = set(plan.slots[plan.num_decodes :][plan.samples[plan.num_decodes :]].tolist())
+        rest = [admission for admission in plan.admissions if admission.slot not in completed]
+        if rest:
+            slots, last = self._transfer.upload(
+                np.array([admission.slot for admission in rest], np.int64),
+                np.array([int(admission.token_ids[-1]) for admission in rest], np.int64),
+            )
+            self.last_tokens.index_copy_(0, slots, last)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 ALIGNMENT = 16  # bytes; a view of the packed buffer as any dtype must start on a multiple of its item size
+_KEPT_PLACES = 256
 _PACKED_BYTES = 1 << 20  # results up to this size together travel in one copy; a larger one is not copied twice
 
 
@@ -45,22 +46,27 @@ class _PlainCopies:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Tensors in one: bytes [B] of uint8. parts: (first byte, dtype, shape) of each."""
+    """Tensors in one, without gaps: bytes [B] of uint8. parts: (first byte, dtype, shape) of each."""
 
     bytes: torch.Tensor
     parts: tuple[tuple[int, torch.dtype, torch.Size], ...]
 
     def unpack(self, copy: torch.Tensor) -> list[torch.Tensor]:
         """Views of `copy`, a tensor like `bytes` on any device."""
-        return [
-            copy[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-            for start, dtype, shape in self.parts
-        ]
+        sizes = [shape.numel() * dtype.itemsize for _, dtype, shape in self.parts]
+        order = sorted(range(len(sizes)), key=lambda index: (self.parts[index][0], sizes[index]))
+        pieces = copy.split_with_sizes([sizes[index] for index in order])
+        views = [copy] * len(order)
+        for index, piece in zip(order, pieces, strict=True):
+            _, dtype, shape = self.parts[index]
+            typed = piece.view(dtype)
+            views[index] = typed if len(shape) == 1 else typed.view(shape)
+        return views
 
 
 def pack(tensors: Sequence[torch.Tensor]) -> Packed:
     """Device work only. Wider types first, so that all start where their type may."""
-    order = sorted(range(len(tensors)), key=lambda index: -tensors[index].element_size())
+    order = sorted(range(len(tensors)), key=lambda index: -tensors[index].itemsize)
     starts, size = [0] * len(tensors), 0
     for index in order:
         starts[index] = size
@@ -70,10 +76,59 @@ def pack(tensors: Sequence[torch.Tensor]) -> Packed:
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.reshape(-1)
-    if len(flat) < 2:  # whose stride may be anything
-        flat = flat.as_strided(flat.shape, (1,))
+    flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+    if flat.stride(0) != 1:  # that of less than two elements may be anything
+        flat = flat.as_strided(flat.shape, (1,)) if flat.shape[0] < 2 else flat.contiguous()
     return flat.view(torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where arrays stand that travel together. size: bytes in all. host: (dtype, first element, end) of each. device:
+    for each dtype, the lengths of the pieces that a buffer of it falls into, and which piece is which array."""
+
+    size: int
+    host: tuple[tuple[np.dtype[Any], int, int], ...]
+    device: tuple[tuple[torch.dtype, tuple[int, ...], tuple[tuple[int, int], ...]], ...]
+
+    @classmethod
+    def of(cls, arrays: Sequence[npt.NDArray[Any]]) -> _Places:
+        """One after the other, as `starts_of` says."""
+        starts, size = starts_of(array.nbytes for array in arrays)
+        host = []
+        for array, start in zip(arrays, starts, strict=True):
+            first = start // array.itemsize
+            host.append((array.dtype, first, first + array.size))
+        device = []
+        for kind in dict.fromkeys(array.dtype for array in arrays):
+            pieces, found, end = list[int](), list[tuple[int, int]](), 0
+            for index, (dtype, first, last) in enumerate(host):
+                if dtype == kind:
+                    if first > end:
+                        pieces.append(first - end)
+                    found.append((len(pieces), index))
+                    pieces.append(last - first)
+                    end = last
+            pieces.append(size // kind.itemsize - end)
+            device.append((_torch_dtype(kind), tuple(pieces), tuple(found)))
+        return cls(size, tuple(host), tuple(device))
+
+    def write(self, buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """buffer [size] uint8, on the host."""
+        view = buffer.numpy()
+        views = {dtype: view.view(dtype) for dtype in {dtype for dtype, _, _ in self.host}}
+        for array, (dtype, first, last) in zip(arrays, self.host, strict=True):
+            views[dtype][first:last] = array if array.ndim == 1 else array.reshape(-1)
+
+    def read(self, buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]]) -> list[torch.Tensor]:
+        """Views of buffer [size] uint8, on any device, with the shapes of the arrays."""
+        tensors = [buffer] * len(arrays)
+        for dtype, pieces, found in self.device:
+            parts = buffer.view(dtype).split_with_sizes(pieces)  # many times cheaper than slices
+            for piece, index in found:
+                shape = arrays[index].shape
+                tensors[index] = parts[piece] if len(shape) == 1 else parts[piece].view(shape)
+        return tensors
 
 
 class Transfer:
@@ -89,27 +144,39 @@ class Transfer:
         self.device = device
         self.direct = device.type == "cpu" if direct is None else direct
         self.copies = copies or _PlainCopies()
+        self._places: dict[tuple[int, ...], _Places] = {}
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """Tensors on the device with the arrays' shapes, dtypes and values, in order."""
         if self.direct:
             return [torch.from_numpy(_plain(array)) for array in arrays]
-        starts, size = starts_of(array.nbytes for array in arrays)
-        staged = self.copies.staging(size)
-        _write(staged, arrays, starts)
-        return _views(self.copies.to_device(staged, self.device), arrays, starts)
+        places = self._places_of(arrays)
+        staged = self.copies.staging(places.size)
+        places.write(staged, arrays)
+        return places.read(self.copies.to_device(staged, self.device), arrays)
 
     def upload_into(self, buffer: torch.Tensor, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """The same in memory that is there already: buffer [B] uint8 on the device, where they begin as `starts_of`
         says. On the CPU too they are copied."""
-        starts, size = starts_of(array.nbytes for array in arrays)
+        places = self._places_of(arrays)
+        target = buffer[: places.size]
         if self.direct:
-            _write(buffer, arrays, starts)
+            places.write(target, arrays)
         else:
-            staged = self.copies.staging(size)
-            _write(staged, arrays, starts)
-            self.copies.to_buffer(staged, buffer[:size])
-        return _views(buffer, arrays, starts)
+            staged = self.copies.staging(places.size)
+            places.write(staged, arrays)
+            self.copies.to_buffer(staged, target)
+        return places.read(target, arrays)
+
+    def _places_of(self, arrays: Sequence[npt.NDArray[Any]]) -> _Places:
+        """Most steps upload what the step before did, with other values in it."""
+        key = tuple([fact for array in arrays for fact in (array.dtype.num, array.size)])
+        places = self._places.get(key)
+        if places is None:
+            if len(self._places) >= _KEPT_PLACES:
+                self._places.clear()
+            places = self._places[key] = _Places.of(arrays)
+        return places
 
     def download(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Host tensors of the same values. If not direct, the copies may only be queued: they are to be read after an
@@ -133,19 +200,6 @@ def starts_of(num_bytes: Iterable[int]) -> tuple[list[int], int]:
         starts.append(size)
         size += -(-own // ALIGNMENT) * ALIGNMENT
     return starts, size
-
-
-def _write(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> None:
-    view = buffer.numpy()
-    for array, start in zip(arrays, starts, strict=True):
-        view[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _views(buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]], starts: Sequence[int]) -> list[torch.Tensor]:
-    return [
-        buffer[start : start + array.nbytes].view(_torch_dtype(array.dtype)).view(array.shape)
-        for array, start in zip(arrays, starts, strict=True)
-    ]
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

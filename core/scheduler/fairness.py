@@ -31,8 +31,9 @@ class TenantShares:
         self._kept = kept
         self.served = np.zeros(4, np.float64)
         self._per_token = np.zeros(4, np.float64)  # 1 / weight
-        self._live = np.zeros(4, np.int64)
-        self._waiting = np.zeros(4, np.int64)
+        self._live = [0] * 4
+        self._waiting = [0] * 4
+        self._num_waiting = 0
         self._last_left = 0.0
 
     def __len__(self) -> int:
@@ -62,16 +63,16 @@ class TenantShares:
         """A live request of `tenant` joins the queue: the first one of its tenant lifts the counter."""
         index = self._index[tenant]
         if not self._waiting[index]:
-            queued = self.served[self._waiting > 0]
-            floor = float(queued.min()) if len(queued) else self._last_left
-            self.served[index] = max(self.served[index], floor)
+            self.served[index] = max(self.served[index], self._floor())
         self._waiting[index] += 1
+        self._num_waiting += 1
 
     def leaves_queue(self, tenant: str) -> None:
         """One of those waiting is admitted, or ends."""
         index = self._index[tenant]
         self._waiting[index] -= 1
-        if not self._waiting.any():
+        self._num_waiting -= 1
+        if not self._num_waiting:
             self._last_left = float(self.served[index])
 
     def ended(self, tenant: str) -> None:
@@ -90,6 +91,12 @@ class TenantShares:
             tokens = np.bincount(indices, minlength=len(self.served))
             self.served += OUTPUT_COST * tokens * self._per_token
 
+    def _floor(self) -> float:
+        """What those that wait have been served at least, or had when the last of them left."""
+        if not self._num_waiting:
+            return self._last_left
+        return min(float(self.served[index]) for index, waiting in enumerate(self._waiting) if waiting)
+
     def _new(self, tenant: str) -> int:
         if len(self._index) >= self._kept:
             self._forget()
@@ -98,17 +105,18 @@ class TenantShares:
         else:
             index = len(self._index)
             if index == len(self.served):
-                for name in ("served", "_per_token", "_live", "_waiting"):
-                    array = getattr(self, name)
-                    setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+                self.served, self._per_token = (
+                    np.concatenate([array, np.zeros_like(array)]) for array in (self.served, self._per_token)
+                )
+                self._live += [0] * index
+                self._waiting += [0] * index
         self._index[tenant] = index
         self.served[index] = 0.0
         return index
 
     def _forget(self) -> None:
         """Drop idle tenants that would be lifted on their return: nothing is lost with them."""
-        queued = self.served[self._waiting > 0]
-        floor = float(queued.min()) if len(queued) else self._last_left
+        floor = self._floor()
         idle = [t for t, i in self._index.items() if not self._live[i] and self.served[i] <= floor]
         for tenant in idle:
             index = self._index.pop(tenant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,22 @@ from core.interfaces.step import Admission, StepPlan
 from core.memory.manager import TableUpdate
 
 Int32 = npt.NDArray[np.int32]
+_NO_ROWS = np.empty(0, np.int32)
 
 
 @dataclass(slots=True)
 class Flight:
     """A step under way. Of its sampled rows: slots [S], seq_lens [S] (KV length it writes), and the slots' epochs
-    [S] when it was planned. num_tokens: that it computes, counted only for policies that plan steps."""
+    [S] when it was planned. num_released: slots that had been released until then. num_decodes: how many of the rows,
+    the first, are decodes; the others end a prompt. num_tokens: that it computes, counted only for policies that plan
+    steps."""
 
     step: int
     slots: Int32
     seq_lens: Int32
     epochs: npt.NDArray[np.int64]
+    num_released: int
+    num_decodes: int
     num_tokens: int = 0
 
 
@@ -32,8 +38,7 @@ class PlanBuilder:
     def __init__(self, step: int, budget: int, num_groups: int) -> None:
         self.step = step
         self.budget = budget
-        self.decodes = np.empty(0, np.int32)
-        self.decode_lens = np.empty(0, np.int32)
+        self.decodes = self.decode_lens = _NO_ROWS
         self.admissions: list[Admission] = []
         self._num_groups = num_groups
         self._prefills: list[tuple[int, int, int, bool]] = []
@@ -59,23 +64,25 @@ class PlanBuilder:
 
     def build(self) -> StepPlan:
         num_decodes = len(self.decodes)
-        slots, seq_lens = self.decodes, self.decode_lens
-        q_lens, samples = np.ones(num_decodes, np.int32), np.ones(num_decodes, np.bool_)
+        rows: list[tuple[npt.NDArray[Any], ...]] = []
+        if num_decodes:
+            ones = np.ones(num_decodes, np.int32)
+            rows.append((self.decodes, ones, self.decode_lens, ones.astype(np.bool_)))
         if self._prefills:
-            rows = np.array(self._prefills, np.int32)
-            slots = np.concatenate([slots, rows[:, 0]])
-            q_lens = np.concatenate([q_lens, rows[:, 1]])
-            seq_lens = np.concatenate([seq_lens, rows[:, 2]])
-            samples = np.concatenate([samples, rows[:, 3].astype(np.bool_)])
-        plan = StepPlan(self.step, slots, num_decodes, q_lens, seq_lens, samples, self.admissions)
+            prefill_slots, chunks, prefill_lens, last = np.array(list(zip(*self._prefills, strict=True)), np.int32)
+            rows.append((prefill_slots, chunks, prefill_lens, last.astype(np.bool_)))
+        slots, q_lens, seq_lens, samples = (_join(parts) for parts in zip(*rows, strict=True))
         if self._updates:
-            plan.page_slots = _join([u.slots for u in self._updates])
-            plan.page_index = _join([u.index for u in self._updates])
-            plan.page_ids = _join([u.pages for u in self._updates])
+            page_slots = _join([u.slots for u in self._updates])
+            page_index = _join([u.index for u in self._updates])
+            page_ids = _join([u.pages for u in self._updates])
         else:
-            plan.page_ids = np.empty((self._num_groups, 0), np.int32)
-        return plan
+            page_slots, page_index, page_ids = _NO_ROWS, _NO_ROWS, np.empty((self._num_groups, 0), np.int32)
+        return StepPlan(
+            self.step, slots, num_decodes, q_lens, seq_lens, samples, self.admissions, page_slots, page_index, page_ids
+        )
 
 
-def _join(parts: Sequence[Int32]) -> Int32:
+def _join(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Along the last axis."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)

@@ -34,6 +34,7 @@ from core.scheduler.request import Request
 from core.scheduler.sharing import MAX_HELD, PromptSharing
 from core.scheduler.table import DECODE, PREFILL, RequestTable
 
+_LENGTH = np.uint8(Finish.LENGTH)
 NOT_FINITE = "the model's output was not finite; this request cannot go on"
 
 
@@ -73,6 +74,8 @@ class Scheduler:
         self._clock = clock
         self._requests: dict[int, Request] = {}
         self._prefilling: dict[int, None] = {}  # slots with a prompt under way, first admitted first
+        self._computed: list[Request] = []  # whose prompts are complete, and not published yet
+        self._row_numbers = np.arange(facts.max_running, dtype=np.int32)
         self._in_flight: deque[Flight] = deque()
         self._ended: list[tuple[int, CoreError | None]] = []  # without a step; None: cancelled
         self._deadlines = Deadlines()
@@ -194,6 +197,8 @@ class Scheduler:
         """The next step, or None if nothing can run now. While requests live and nothing is in flight, something
         always can."""
         self._expire()
+        if self._computed:
+            self._publish_prompts()
         if not self._requests:
             return None
         if self._preemption is not None and self.queue:
@@ -207,12 +212,14 @@ class Scheduler:
         if plan.empty:
             return None
         built = plan.build()
-        self.table.last_step[built.slots] = self._step
         slots, seq_lens = built.slots, built.seq_lens
-        if len(slots) > built.num_decodes:
+        self.table.last_step[slots] = self._step
+        if np.count_nonzero(built.samples) < len(slots):
             slots, seq_lens = slots[built.samples], seq_lens[built.samples]
         tokens = built.num_tokens if self.policy.plans_steps else 0
-        self._in_flight.append(Flight(self._step, slots, seq_lens, self.table.epoch[slots], tokens))
+        epochs = self.table.epoch[slots]
+        released = self.table.num_released
+        self._in_flight.append(Flight(self._step, slots, seq_lens, epochs, released, built.num_decodes, tokens))
         self._step += 1
         return built
 
@@ -226,17 +233,20 @@ class Scheduler:
 
     def _plan_decodes(self, plan: PlanBuilder) -> None:
         table = self.table
+        if table.num_running == len(self._prefilling):
+            return
         # A row whose last allowed token is already under way has nothing more to do. The rest fit the budget: a
         # request is admitted with what is left after one token for everybody that runs.
-        ready = (table.state == DECODE) & (table.seq_len + 1 < table.max_len)
-        slots = np.flatnonzero(ready).astype(np.int32)
+        lens = table.seq_len + 1
+        ready = table.state == DECODE
+        ready &= lens < table.max_len
+        slots = ready.nonzero()[0].astype(np.int32)
         if not len(slots):
             return
-        lens = table.seq_len[slots] + 1
-        short = self.memory.shortage(slots, lens)
-        needed = int(short.sum())
-        if needed:
-            if needed > self.memory.available:
+        lens = lens[slots]
+        if not self.memory.fits(slots, lens):
+            short = self.memory.shortage(slots, lens)
+            if int(short.sum()) > self.memory.available:
                 slots = self._relieve(slots)
                 lens = table.seq_len[slots] + 1
                 short = self.memory.shortage(slots, lens)
@@ -384,7 +394,11 @@ class Scheduler:
         """What the oldest step in flight gave. Steps complete in the order they were planned. Entries are in the
         order of the result's rows; requests that ended without a step since the last call follow."""
         flight = self._in_flight.popleft() if self._in_flight else None
-        if flight is None or flight.step != result.step or not np.array_equal(flight.slots, result.slots):
+        if (
+            flight is None
+            or flight.step != result.step
+            or (result.slots is not flight.slots and not np.array_equal(flight.slots, result.slots))
+        ):
             raise EngineError(f"step {result.step} is complete, step {flight.step if flight else None} was expected")
         if result.tokens.shape[1:] != (1,):
             raise EngineError(f"tokens have shape {result.tokens.shape}; one token a row is supported")
@@ -399,43 +413,68 @@ class Scheduler:
 
     def _take_tokens(self, flight: Flight, result: StepResult) -> StepEvents:
         table = self.table
-        # Late results of requests that have left their slot are dropped.
-        rows = np.flatnonzero(table.epoch[flight.slots] == flight.epochs).astype(np.int32)
-        slots, lens = flight.slots[rows], flight.seq_lens[rows]
-        tokens, failed = result.tokens[rows, 0].astype(np.int32), result.failed[rows]
+        slots, lens, rows = flight.slots, flight.seq_lens, self._row_numbers[: len(flight.slots)]
+        tokens, failed = result.tokens[:, 0], result.failed
+        if table.num_released != flight.num_released:
+            # Late results of requests that have left their slot are dropped.
+            rows = rows[table.epoch[slots] == flight.epochs]
+            slots, lens, tokens, failed = slots[rows], lens[rows], tokens[rows], failed[rows]
+        tokens = tokens.astype(np.int32)
         num_failed = int(np.count_nonzero(failed))
         if num_failed:
             tokens[failed] = -1
             good = ~failed
             table.append(slots[good], tokens[good])
             table.verified_len[slots[good]] = lens[good]
+            total = table.total_len[slots]
         else:
-            table.append(slots, tokens)
+            total = table.append(slots, tokens)
             table.verified_len[slots] = lens
-        total = table.total_len[slots]
-        finish = np.where(total >= table.max_len[slots], np.uint8(Finish.LENGTH), np.uint8(Finish.NONE))
-        finish[table.stopped(slots, tokens)] = Finish.STOP
-        finish[failed] = Finish.ERROR
+        # Finish.NONE is 0 and Finish.LENGTH is the only other value that a comparison can give.
+        finish = (total >= table.max_len[slots]).view(np.uint8) * _LENGTH
+        stopped = table.stopped(slots, tokens)
+        if np.count_nonzero(stopped):
+            finish[stopped] = Finish.STOP
+        if num_failed:
+            finish[failed] = Finish.ERROR
         events = StepEvents(table.request_id[slots], tokens, finish, rows)
         self._counters["generated_tokens"] += len(rows) - num_failed
         if len(self.shares) > 1:
             self.shares.charge_outputs(table.tenant[slots])
-        for i in np.flatnonzero(total == table.prompt_len[slots] + 1).tolist():
-            events.first[i] = self._request(slots[i]).cached_tokens
-        for i in np.flatnonzero((total == table.prefill_len[slots] + 1) & (finish == Finish.NONE)).tolist():
-            request = self._request(slots[i])
-            assert request.lease is not None
-            self.memory.publish(request.lease, table.verified(int(slots[i])))
-            self.sharing.ended(request)
-        for i in np.flatnonzero(finish).tolist():
-            request = self._request(slots[i])
-            if failed[i]:
-                events.errors[i] = NOT_FINITE
-            del self._requests[request.id]
-            self._release(request, publish=not failed[i])
-            self.shares.ended(request.tenant)
-            self._counters["finished"] += 1
+        if len(flight.slots) > flight.num_decodes:
+            self._end_prompts(flight, events, total)
+        if np.count_nonzero(finish):
+            for i in np.flatnonzero(finish).tolist():
+                request = self._request(slots[i])
+                if failed[i]:
+                    events.errors[i] = NOT_FINITE
+                del self._requests[request.id]
+                self._release(request, publish=not failed[i])
+                self.shares.ended(request.tenant)
+                self._counters["finished"] += 1
         return events
+
+    def _end_prompts(self, flight: Flight, events: StepEvents, total: Int32) -> None:
+        """Rows behind the decodes have computed the last of their prompts. total [n]: tokens known of each entry."""
+        for i, row in enumerate(events.rows.tolist()):
+            if row < flight.num_decodes:
+                continue
+            slot, known = int(flight.slots[row]), int(total[i])
+            request = self.table.requests[slot]
+            assert request is not None
+            if known == request.num_prompt + 1:
+                events.first[i] = request.cached_tokens
+            if known == self.table.prefill_len[slot] + 1 and not events.finish[i]:
+                self._computed.append(request)
+
+    def _publish_prompts(self) -> None:
+        """Offer the prefix cache the prompts that are complete: before anything is planned, not before their first
+        tokens are told."""
+        computed, self._computed = self._computed, []
+        for request in computed:
+            if request.lease is not None:  # else it has ended, and was published then
+                self.memory.publish(request.lease, self.table.verified(request.slot))
+                self.sharing.ended(request)
 
     def _request(self, slot: np.int32) -> Request:
         request = self.table.requests[slot]
@@ -464,6 +503,7 @@ class Scheduler:
 
     def stats(self) -> dict[str, float]:
         """Metric name -> number. Counters grow from start; pages are of one cache group. O(waiting)."""
+        self._publish_prompts()
         memory = self.memory.stats()
         now = self._clock()
         values: dict[str, float] = {

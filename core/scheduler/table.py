@@ -48,6 +48,7 @@ class RequestTable:
         self.epoch = np.zeros(num_slots, np.int64)
         self.stop_ids = np.full((num_slots, 2), -1, np.int32)
         self._many_stops: dict[int, frozenset[int]] = {}
+        self.num_released = 0  # since the start
         self._free = list(range(num_slots - 1, -1, -1))
         self._fenced: list[tuple[int, int]] = []
 
@@ -107,6 +108,7 @@ class RequestTable:
         self.state[slot] = EMPTY
         self.request_id[slot] = -1
         self.epoch[slot] += 1
+        self.num_released += 1
         self._many_stops.pop(slot, None)
         fence = int(self.last_step[slot])
         if fence <= passed:
@@ -120,18 +122,22 @@ class RequestTable:
             self._free.extend(slot for fence, slot in self._fenced if fence <= step)
             self._fenced = [(fence, slot) for fence, slot in self._fenced if fence > step]
 
-    def append(self, slots: Int32, tokens: Int32) -> None:
-        """One more known token for each of `slots` [n]."""
-        if not len(slots):
-            return
+    def append(self, slots: Int32, tokens: Int32) -> Int32:
+        """One more known token for each of `slots` [n]; how many there are of each then [n]."""
         where = self.total_len[slots]
-        self._reserve(int(where.max()) + 1)
+        if np.count_nonzero(where >= self.tokens.shape[1]):
+            self._reserve(int(where.max()) + 1)
         self.tokens[slots, where] = tokens
-        self.total_len[slots] = where + 1
+        where += 1
+        self.total_len[slots] = where
+        return where
 
     def stopped(self, slots: Int32, tokens: Int32) -> npt.NDArray[np.bool_]:
         """Whether each of `tokens` [n], just appended, is one of its request's stop ids and may end the text."""
-        hit: npt.NDArray[np.bool_] = (self.stop_ids[slots] == tokens[:, None]).any(axis=1)
+        equal = self.stop_ids[slots] == tokens[:, None]
+        if not self._many_stops and not np.count_nonzero(equal):  # most steps
+            return equal[:, 0]
+        hit: npt.NDArray[np.bool_] = equal.any(axis=1)
         if self._many_stops:
             for i, slot in enumerate(slots.tolist()):
                 hit[i] |= slot in self._many_stops and int(tokens[i]) in self._many_stops[slot]
@@ -147,6 +153,8 @@ class RequestTable:
 
     def _set_stops(self, slot: int, ids: tuple[int, ...]) -> None:
         self.stop_ids[slot] = -1
+        if not ids:
+            return
         if len(ids) > MAX_STOP_COLUMNS:
             self._many_stops[slot] = frozenset(ids)
             return

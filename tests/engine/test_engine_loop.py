@@ -33,6 +33,7 @@ def drive(engine: Engine, max_turns: int = 10_000) -> tuple[dict[int, list[int]]
     messages = []
     for _ in range(max_turns):
         if not engine.has_work:
+            engine.settle()
             break
         for outputs in engine.step() or ():
             messages.append(outputs)

@@ -66,6 +66,19 @@ def prefill_plan(slot: int, tokens: list[int], pages: list[int], params: Samplin
     )
 
 
+@pytest.mark.parametrize("hardware", [MockHardware, MockAsyncHardware])
+def test_a_decode_behind_an_unfinished_prompt_reads_the_token_it_was_admitted_with(
+    hardware: type[HardwareBackend],
+) -> None:
+    runner = build_mock_runner(hardware=hardware(None))  # type: ignore[arg-type]
+    prompt = [5, 6, 7, 8, 9]
+    plan = prefill_plan(0, prompt, [1, 2])
+    plan.q_lens, plan.seq_lens, plan.samples = plan.q_lens - 1, plan.seq_lens - 1, np.zeros(1, np.bool_)
+    runner.launch(plan).wait()
+    result = runner.launch(decode_plan(0, len(prompt), step=1)).wait()
+    assert result.tokens[0].tolist() == reference_greedy(MockConfig(), prompt, 1)
+
+
 @pytest.mark.parametrize("kind", ["sync", "thread"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("hardware", [MockHardware, MockAsyncHardware])

@@ -73,9 +73,10 @@ def test_sampled_tokens_are_counted() -> None:
     assert tokens == [[9, 9], [9, 8], [9, 7], [9, 6], [9, 5]]
 
 
-def test_a_new_request_in_a_slot_inherits_nothing() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_new_request_in_a_slot_inherits_nothing(temperature: float) -> None:
     busy = SamplingParams(
-        temperature=0.0, presence_penalty=2.0, repetition_penalty=1.8, logit_bias={3: 50.0}, min_tokens=9,
+        temperature=temperature, presence_penalty=2.0, repetition_penalty=1.8, logit_bias={3: 50.0}, min_tokens=9,
         stop_token_ids=(9,), logprobs=2, top_k=2, top_p=0.1, min_p=0.5,
     )  # fmt: skip
     logits = torch.linspace(0.5, 1.0, 10)[None]
@@ -85,6 +86,9 @@ def test_a_new_request_in_a_slot_inherits_nothing() -> None:
     for params in (
         SamplingParams(temperature=0.0),
         SamplingParams(temperature=0.0, presence_penalty=0.1),
+        SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=(9,)),
+        SamplingParams(top_k=8),
+        SamplingParams(min_p=0.3),
         SamplingParams(),
     ):
         for sampler in (reused, fresh):
