@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Collection
 from enum import StrEnum
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,13 @@ from core.engine.messages import (
 from core.engine.streams import RequestObserver, Stream, StreamTable
 from core.engine.wire_errors import restore
 from core.interfaces.errors import EngineDead, EngineError
+from core.interfaces.prefix_cache import Namespace
 
 DEFAULT_LIVENESS_TIMEOUT_S = 300.0
 CONTROL_TIMEOUT_S = 30.0
+
+
+_encoded = lru_cache(1024)(Namespace.encode)  # of a server there are as many as tenants and salts in use
 
 
 class State(StrEnum):
@@ -152,7 +156,7 @@ class BaseClient:
                 token_ids=np.ascontiguousarray(request.prompt, np.dtype("<i4")).tobytes(),
                 sampling=sampling,
                 seed=seed,
-                namespace=request.namespace.encode(),
+                namespace=_encoded(request.namespace),
                 priority=request.priority,
                 tenant=request.tenant,
                 weight=request.weight,

@@ -31,6 +31,7 @@ LEAVE_TIMEOUT_S = 5.0
 REAP_TIMEOUT_S = 10.0
 MAX_DEATHS, DEATHS_WINDOW_S = 3, 60.0
 MAX_MESSAGES_A_TURN = 64
+POLLIN = int(zmq.POLLIN)  # arithmetic of enumerations is slow
 
 
 class ProcessClient(BaseClient):
@@ -164,14 +165,17 @@ class ProcessClient(BaseClient):
 
     def _look_again(self) -> None:
         """The descriptor only signals changes: whoever uses the socket asks whether something is left to read."""
-        if self._socket is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._has_more():
             assert self._loop is not None
             self._loop.call_soon(self._readable)
+
+    def _has_more(self) -> bool:
+        return self._socket is not None and bool(int(self._socket.get(zmq.EVENTS)) & POLLIN)
 
     def _readable(self) -> None:
         # A bound, so that a fast engine leaves turns to those who read its tokens.
         for _ in range(MAX_MESSAGES_A_TURN):
-            if not self._read_one():
+            if not (self._read_one() and self._has_more()):
                 return
         self._look_again()
 

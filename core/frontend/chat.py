@@ -20,6 +20,8 @@ from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.interfaces.parsers import ReasoningParser, Tool, ToolParser
 
+# Ends of prompts of which it is kept whether they open reasoning. Clients may have a part in them.
+MAX_OPENINGS, MAX_OPENING_CHARACTERS = 64, 256
 ROLES = ("system", "developer", "user", "assistant", "tool")
 INLINE_MESSAGES = 128  # more are rendered in a thread: some 50 microseconds each
 Message = Mapping[str, Any]
@@ -100,6 +102,7 @@ class ChatRenderer:
     tokenizer: Tokenizer
     tool_parser: ToolParser | None = None
     reasoning_parser: ReasoningParser | None = None
+    _openings: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     async def prepare(self, request: ChatRequest) -> Prompt:
         """The prompt of `request`; long texts are encoded off the event loop. Raises RequestError."""
@@ -185,15 +188,27 @@ class ChatRenderer:
             suffix = text.removeprefix(before) if text.startswith(before) else ""
         else:
             suffix = ""
-        # A parser may want its marker at the very beginning, so what stands before it (a role) is left out by trying
-        # every place where a marker may begin.
-        signs = (i for i, sign in enumerate(suffix) if not (sign.isalnum() or sign.isspace()) or suffix[i - 1] == "\n")
-        starts = {0, *signs}
-        if any(_reasons_after(parser, suffix[start:]) for start in sorted(starts) if suffix[start:].strip()):
+        opens = self._openings.get(suffix)
+        if opens is None:
+            opens = _opens_somewhere(parser, suffix)
+            # What templates write is the same nearly every time; what clients do is not worth keeping.
+            if not request.continue_final_message and len(suffix) <= MAX_OPENING_CHARACTERS:
+                if len(self._openings) == MAX_OPENINGS:
+                    self._openings.clear()
+                self._openings[suffix] = opens
+        if opens:
             return True
         # A message that is continued shows where it stands; where the template begins one, a closing marker does.
         closed = parser.end_marker is not None and parser.end_marker in suffix
         return parser.always_reasons and not closed and not request.continue_final_message
+
+
+def _opens_somewhere(parser: ReasoningParser, suffix: str) -> bool:
+    """Whether the parser takes text behind `suffix` to be reasoning. It may want its marker at the very beginning, so
+    what stands before it (a role) is left out by trying every place where a marker may begin."""
+    signs = (i for i, sign in enumerate(suffix) if not (sign.isalnum() or sign.isspace()) or suffix[i - 1] == "\n")
+    starts = {0, *signs}
+    return any(_reasons_after(parser, suffix[start:]) for start in sorted(starts) if suffix[start:].strip())
 
 
 def _reasons_after(parser: ReasoningParser, text: str) -> bool:

@@ -12,6 +12,9 @@ CONTEXT_TOKENS = 6  # enough for any character of four bytes and a token of cont
 class TextStream(Protocol):
     """One text growing token by token. Not shared between threads."""
 
+    def get_ready(self) -> None:
+        """Do what can be done before the first token. It need not be called."""
+
     def step(self, token: int) -> str:
         """Text that this token completes; empty while a character is incomplete."""
 
@@ -30,7 +33,7 @@ class LibraryStream:
         self._skip = skip_special_tokens
         self._make = DecodeStream
         self._context = list(context)[-CONTEXT_TOKENS:]
-        self._stream = self._start()
+        self._stream: Any = None  # made with the first token, or before it by `get_ready`
         self._pending: list[int] = []
 
     def _start(self) -> Any:
@@ -41,7 +44,12 @@ class LibraryStream:
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
 
+    def get_ready(self) -> None:
+        if self._stream is None:
+            self._stream = self._start()
+
     def step(self, token: int) -> str:
+        self.get_ready()
         try:
             text = self._stream.step(self._tokenizer, token)
         except Exception:
@@ -81,6 +89,9 @@ class WindowStream:
         self._decode = decode
         self._ids = list(context)[-CONTEXT_TOKENS:]
         self._shown = len(self._ids)  # tokens of the window whose text is out
+
+    def get_ready(self) -> None:
+        pass
 
     def step(self, token: int) -> str:
         self._ids.append(token)

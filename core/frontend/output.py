@@ -184,6 +184,10 @@ class OutputStage:
         self.num_reasoning_tokens = 0
         self.finished = False
 
+    def get_ready(self) -> None:
+        """Do what can be done before the first chunk. It need not be called."""
+        self._decoder.get_ready()
+
     def feed(self, chunk: Chunk) -> OutputDelta:
         """Take the engine's next chunk. After `finish_reason` was given, nothing more may be fed."""
         if self._plain and not chunk.extras:

@@ -97,6 +97,9 @@ OTHER_FIELDS = frozenset(
 MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+_NAMES = {dialect: tuple((parameter, parameter.spellings(dialect)) for parameter in PARAMETERS) for dialect in Dialect}
+
+
 def spellings(dialect: Dialect) -> dict[str, Parameter]:
     """Every name that the dialect knows -> its parameter."""
     return {name: parameter for parameter in PARAMETERS for name in parameter.spellings(dialect)}
@@ -115,8 +118,8 @@ def build(
     Raises RequestError naming the field, for a wrong type or range. Unknown names are the caller's to judge.
     """
     values: dict[str, Any] = {key: value for key, value in (defaults or {}).items() if value is not None}
-    for parameter in PARAMETERS:
-        for name in parameter.spellings(dialect):
+    for parameter, names in _NAMES[dialect]:
+        for name in names:
             value = given.get(name)
             if value is not None:
                 values[parameter.field] = _converted(name, parameter, value)

@@ -66,6 +66,7 @@ class Answers:
     async def _one(self, index: int) -> AsyncGenerator[tuple[int, OutputDelta]]:
         stage, stream = self._stages[index], self._streams[index]
         usage = self.usage
+        asyncio.get_running_loop().call_soon(stage.get_ready)  # when the request has gone out, as its first step runs
         try:
             async for chunk in stream:
                 delta = stage.feed(chunk)

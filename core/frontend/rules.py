@@ -98,7 +98,7 @@ class RequestRules:
 
 def samples(sampling: SamplingParams) -> list[tuple[SamplingParams, int | None]]:
     """One (parameters, seed) per sample: the engine knows single samples only, and a seed gives each its own."""
-    single = msgspec.structs.replace(sampling, n=1)
+    single = sampling if sampling.n == 1 else msgspec.structs.replace(sampling, n=1)
     if sampling.seed is None:
         return [(single, None)] * sampling.n
     return [(single, (sampling.seed + index) % 2**63) for index in range(sampling.n)]

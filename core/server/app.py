@@ -51,22 +51,25 @@ if TYPE_CHECKING:
     from core.tracing.spans import Tracer
 
 
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
+
+
 def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: Tracer | None = None) -> FastAPI:
     """The ASGI application of one server.
 
     routers: of plugins. tracer: makes spans; None makes none. Raises PluginClash or PluginLoadError if a router does
     not fit beside the others.
     """
-    app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None)
+    # Spans are made by `Observed`; FastAPI would look for a provider of its own at every request.
+    app = FastAPI(title="core", version=version("core"), docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY)
     app.state.field_rule = FieldRule(ctx.settings.unknown_fields)
     own = (
         chat, completions, generate, embeddings, rerank, score, classify, encode, tokenize, models, health,
         metrics_route, info, loads,
     )  # fmt: skip
-    for family in own:
-        app.include_router(family.routes(ctx))
-    for protocol in (responses, anthropic, ollama, cloud):
-        app.include_router(protocol.routes(ctx))
+    # Added one by one: an included router would be asked twice for every request of those behind it.
+    for family in (*own, responses, anthropic, ollama, cloud):
+        app.router.routes.extend(family.routes(ctx).routes)
     settings = ctx.settings
     requests = RequestLog(
         settings.log_requests,
@@ -75,9 +78,9 @@ def build_app(ctx: ServerContext, routers: Sequence[PluginRouter] = (), tracer: 
         limit=settings.max_body_bytes,
     )
     if settings.admin_routes != "off":
-        app.include_router(admin.routes(ctx, requests))
+        app.router.routes.extend(admin.routes(ctx, requests).routes)
     if ctx.settings.chat_page:
-        app.include_router(page_route.routes())
+        app.router.routes.extend(page_route.routes().routes)
     mount(app, routers, ctx.settings.max_body_bytes)
     app.add_exception_handler(CoreError, _core_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.server import errors, families
 from core.server.admin_access import ADMITTED
+from core.server.headers import header
 from core.server.replies import json_reply
 from core.server.tenants.table import Tenant, TenantTable
 from core.server.tenants.visit import TIMEOUT_HEADER, Visit, current_visit
@@ -28,8 +29,7 @@ class ApiKeys:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        tenant = None if self._table.open else self._tenant(headers)
+        tenant = None if self._table.open else self._tenant(Headers(scope=scope))
         if tenant is None and not (self._table.open or _is_open(scope)):
             told_why = "missing or wrong API key; send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
             status, shape = families.shaped(scope["path"], 401, errors.body(told_why, 401, code="invalid_api_key"))
@@ -37,7 +37,7 @@ class ApiKeys:
             return
         if tenant is not None:
             scope[TENANT] = tenant.name
-        visit = Visit(tenant, headers.get(TIMEOUT_HEADER))
+        visit = Visit(tenant, header(scope, TIMEOUT_HEADER.encode()))
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start" and (found := visit.headers()):

@@ -6,11 +6,12 @@ import json
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from core.interfaces.errors import RequestError
 from core.server.errors import ClientGone
 from core.server.fields import FieldRule
+from core.server.headers import header
 
 # How gzip, zstd and zlib begin. Nothing here unpacks: a few bytes may become as many as one likes.
 COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"x\x01", b"x\x9c", b"x\xda")
@@ -27,7 +28,7 @@ async def read(request: Request, model: type[M], limit_bytes: int) -> M:
         body = model.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise _named(error, raw) from error
-    ignore(request, field_rule(request).apply(body, request.url.path))
+    ignore(request, field_rule(request).apply(body, request.scope["path"]))
     return body
 
 
@@ -44,18 +45,17 @@ def ignore(request: Request, names: list[str]) -> None:
 
 
 async def _raw(request: Request, limit_bytes: int) -> bytes:
-    told = request.headers.get("content-length", "0")
-    parts: list[bytes] = []
+    told = header(request.scope, b"content-length") or "0"
     size = int(told) if told.isdigit() and int(told) > limit_bytes else 0
-    try:
-        if not size:
-            async for part in request.stream():
-                size += len(part)
-                if size > limit_bytes:
-                    break
-                parts.append(part)
-    except ClientDisconnect as error:
-        raise ClientGone from error
+    parts: list[bytes] = []
+    more = True
+    while more and size <= limit_bytes:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part, more = message.get("body", b""), message.get("more_body", False)
+        size += len(part)
+        parts.append(part)
     if size > limit_bytes:
         raise RequestError(f"the body is larger than {limit_bytes} bytes", code="body_too_large", status=413)
     return b"".join(parts)

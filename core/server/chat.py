@@ -32,6 +32,7 @@ from core.server.asked import (
 from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.replies import OpenAIStream, TextEvent, event, json_reply, while_connected
+from core.server.routing import RequestRoute
 from core.server.schemas import ChatBody, ChatFields
 from core.server.thinking import thinking_variables
 from core.server.usage import Source, UsagePolicy, begun, chat_logprobs, drained, usage_object
@@ -42,7 +43,7 @@ Deltas = Source[tuple[int, OutputDelta]]
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/v1/chat/completions", **described(ChatBody, "Answer a conversation"))
     async def chat_completions(request: Request) -> Response:
@@ -55,8 +56,9 @@ def routes(ctx: ServerContext) -> APIRouter:
 
 async def _answer(ctx: ServerContext, service: ModelService, body: ChatFields) -> Response:
     service.check_model(body.model)
-    sampling = service.sampling(body.given(), Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
-    sampling = with_processors(with_grammar(sampling, body.given()), body.given())
+    given = body.given()
+    sampling = service.sampling(given, Dialect.CHAT, max_n=ctx.settings.max_n, logprobs=_num_logprobs(body))
+    sampling = with_processors(with_grammar(sampling, given), given)
     sampling = with_prompt(body, sampling, all_vocabulary_refused(body.prompt_logprobs))
     prompt = truncated(service, body, await service.renderer.prepare(_chat_request(body)), sampling)
     answers = service.answers(
@@ -141,12 +143,15 @@ class _Reply:
                         texts[index] = self._text_event(envelope, index, policy, answers)
                     yield texts[index].of(delta.text)
                     continue
+                opening = b""  # goes out with what follows it
                 if index not in begun_indices:
                     begun_indices.add(index)
                     first = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-                    opening = {**envelope, **self._of_prompt([delta]), "choices": [first]}
-                    yield event(policy.on(opening, answers.usage))
+                    made = {**envelope, **self._of_prompt([delta]), "choices": [first]}
+                    opening = event(policy.on(made, answers.usage))
                 if delta.empty and not (self._body.return_token_ids or delta.hidden is not None):
+                    if opening:
+                        yield opening
                     continue
                 choice: dict[str, Any] = {
                     "index": index,
@@ -158,7 +163,7 @@ class _Reply:
                 if delta.matched_stop is not None:
                     choice["matched_stop"] = delta.matched_stop
                 choice.update({**self._of_tokens([delta]), **_of_calls(delta)})
-                yield event(policy.on({**envelope, "choices": [choice]}, answers.usage))
+                yield opening + event(policy.on({**envelope, "choices": [choice]}, answers.usage))
             last = policy.last(envelope, answers.usage)
             if last is not None:
                 yield event(last)

@@ -12,6 +12,7 @@ from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.pooled import PooledBody, envelope, run, tokenized
 from core.server.replies import json_reply, while_connected
+from core.server.routing import RequestRoute
 
 
 class ClassifyBody(PooledBody):
@@ -27,7 +28,7 @@ class ClassifyBody(PooledBody):
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/v1/classify", **described(ClassifyBody, "Labels of texts"))
     @router.post("/classify", include_in_schema=False)

@@ -20,6 +20,7 @@ from core.server.context import Phase, ServerContext
 from core.server.errors import NotReady
 from core.server.openapi import described
 from core.server.replies import json_reply
+from core.server.routing import RequestRoute
 
 # The field that tells what a body is -> who answers it.
 TARGETS = {
@@ -47,7 +48,7 @@ class VertexBody(BaseModel):
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.get("/ping", summary="Readiness, for SageMaker")
     async def ping() -> Response:

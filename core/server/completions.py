@@ -35,6 +35,7 @@ from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.prompts import as_list, make_prompts
 from core.server.replies import OpenAIStream, TextEvent, event, json_reply, while_connected
+from core.server.routing import RequestRoute
 from core.server.schemas import CompletionBody, CompletionFields
 from core.server.usage import Source, UsagePolicy, begun, drained, legacy_logprobs, usage_object
 from core.tracing.record import reply_id
@@ -42,7 +43,7 @@ from core.tracing.record import reply_id
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/v1/completions", **described(CompletionBody, "Continue a text"))
     async def completions(request: Request) -> Response:

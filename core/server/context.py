@@ -48,7 +48,7 @@ class ModelService:
 
     name: in replies. path: the checkpoint. hello: the engine's facts.
     defaults: sampling that the checkpoint recommends. facts: shown by /server_info and /model_info. plan: what the
-    model gives beside text.
+    model gives beside text. rules: what is checked of every request.
     """
 
     name: str
@@ -61,6 +61,18 @@ class ModelService:
     facts: Mapping[str, Any] = field(default_factory=dict)
     plan: PoolingPlan = field(default_factory=PoolingPlan)
     created: int = field(default_factory=lambda: int(time.time()))
+    rules: RequestRules = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rules = RequestRules(
+            vocab_size=self.hello.vocab_size,
+            context_length=self.hello.context_length,
+            max_prompt_tokens=self.hello.max_prompt_tokens,
+            engine_eos=tuple(self.hello.eos_token_ids),
+            tokenizer_eos=self.tokenizer.eos_token_ids,
+            defaults=self.defaults,
+        )
+        object.__setattr__(self, "rules", rules)
 
     def check_model(self, name: str | None) -> None:
         """Raises RequestError (404) if `name` is another model's."""
@@ -80,18 +92,6 @@ class ModelService:
         if sampling.n > max_n:
             raise RequestError(f"n is {sampling.n}; this server allows at most {max_n}", param="n")
         return sampling
-
-    @property
-    def rules(self) -> RequestRules:
-        """What is checked of every request."""
-        return RequestRules(
-            vocab_size=self.hello.vocab_size,
-            context_length=self.hello.context_length,
-            max_prompt_tokens=self.hello.max_prompt_tokens,
-            engine_eos=tuple(self.hello.eos_token_ids),
-            tokenizer_eos=self.tokenizer.eos_token_ids,
-            defaults=self.defaults,
-        )
 
     @property
     def pooler(self) -> Pooler:

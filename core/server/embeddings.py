@@ -16,6 +16,7 @@ from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.pooled import PooledBody, envelope, run, shown_vector, tokenized
 from core.server.replies import json_reply, while_connected
+from core.server.routing import RequestRoute
 
 LATEST = ":latest"  # the tag that Ollama's clients put behind a name without one
 
@@ -48,7 +49,7 @@ class OllamaEmbeddingsBody(PooledBody):
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/v1/embeddings", **described(EmbeddingBody, "Vectors of texts"))
     async def embeddings(request: Request) -> Response:

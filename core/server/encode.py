@@ -19,6 +19,7 @@ from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.pooled import Done, Given, PooledBody, envelope, run, shown_vector, tokenized
 from core.server.replies import json_reply, while_connected
+from core.server.routing import RequestRoute
 
 
 class EncodeBody(PooledBody):
@@ -40,7 +41,7 @@ class PoolingBody(PooledBody):
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/encode", **described(EncodeBody, "Vectors or rewards of texts"))
     @router.put("/encode", include_in_schema=False)

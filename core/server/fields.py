@@ -14,7 +14,9 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -180,10 +182,22 @@ def extras(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of all fields that a body and the models inside it do not have."""
     for name, value in (model.__pydantic_extra__ or {}).items():
         yield prefix + name, value
-    for name in type(model).model_fields:
+    for name in _nested(type(model)):
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from extras(value, f"{prefix}{name}.")
+
+
+@cache
+def _nested(model: type[BaseModel]) -> tuple[str, ...]:
+    """Fields that may hold a model."""
+
+    def may(annotation: Any) -> bool:
+        if get_origin(annotation) in (Union, UnionType):
+            return any(map(may, get_args(annotation)))
+        return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+    return tuple(name for name, field in model.model_fields.items() if may(field.annotation))
 
 
 class FieldRule:

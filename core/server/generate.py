@@ -26,6 +26,7 @@ from core.server.fields import FieldRule
 from core.server.openapi import described
 from core.server.prompts import make_prompts
 from core.server.replies import OpenAIStream, event, json_reply, while_connected
+from core.server.routing import RequestRoute
 from core.server.schemas import GenerateBody
 from core.server.usage import Source, begun
 from core.tracing.record import reply_id
@@ -33,7 +34,7 @@ from core.tracing.record import reply_id
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/generate", **described(GenerateBody, "Continue prompts"))
     @router.put("/generate", include_in_schema=False)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.server import errors, families
 from core.server.bodies import IGNORED
 from core.server.fields import HEADER, header_value
+from core.server.headers import header
 from core.server.replies import BODY_SEND, json_reply
 from core.server.request_log import RequestLog
 from core.tracing.record import RequestRecord, follow, request_id, unfollow
@@ -38,10 +39,9 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        record = RequestRecord(request_id(headers.get(ID_HEADER)))
+        record = RequestRecord(request_id(header(scope, ID_HEADER.encode())))
         method: str = scope["method"]
-        span = self._tracer.begin(record, method, headers) if self._tracer is not None else None
+        span = self._tracer.begin(record, method, Headers(scope=scope)) if self._tracer is not None else None
         token = follow(record)
         texts = self._requests.begin(scope)
         if texts is None:

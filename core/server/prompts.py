@@ -39,8 +39,8 @@ async def _prompt(service: ModelService, item: str | Sequence[int], param: str, 
     else:
         text, ids = "", list(item)
         size = service.hello.vocab_size
-        wrong = next((token for token in ids if not 0 <= token < size), None)
-        if wrong is not None:
+        if ids and not (min(ids) >= 0 and max(ids) < size):
+            wrong = next(token for token in ids if not 0 <= token < size)
             raise RequestError(f"{param} holds {wrong}; token ids are below the vocabulary size {size}", param=param)
     if not ids:
         raise RequestError(f"{param} is empty", param=param)

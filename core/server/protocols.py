@@ -13,7 +13,7 @@ from core.frontend.pump import Answers
 from core.interfaces.errors import RequestError
 from core.interfaces.params import SamplingParams
 from core.server.context import ModelService
-from core.server.schemas import ProcessorFields
+from core.server.schemas import ProcessorFields, given_fields
 
 
 class ProtocolBody(ProcessorFields):
@@ -27,8 +27,8 @@ class ProtocolBody(ProcessorFields):
     rid: str | None = Field(None, description="The client's own id, for /abort_request.")
 
     def given(self) -> dict[str, Any]:
-        """All fields by the names that the client typed."""
-        return {**(self.__pydantic_extra__ or {}), **dict(self)}
+        """The fields that the client gave, by the names that it typed."""
+        return given_fields(self)
 
 
 def answers_to(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -58,22 +59,37 @@ def line(value: Any) -> bytes:
     return bytes(_encode(value)) + b"\n"
 
 
+@cache
+def _stream_headers(media_type: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The same for every stream of a kind, so Response makes them once."""
+    made = Response(media_type=media_type, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+    del made.headers["content-length"]
+    return tuple(made.raw_headers)
+
+
 class EventStream(Response):
     """A stream, of server-sent events if `media_type` says nothing else. When the client goes, the generator is closed
     at once, wherever it waits."""
 
     def __init__(self, events: AsyncGenerator[bytes], media_type: str = "text/event-stream") -> None:
-        super().__init__(media_type=media_type, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
+        self.status_code, self.background = 200, None
+        self.raw_headers = list(_stream_headers(media_type))
         self._events = events
+        self._client: ClientWatch | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send(send, scope.get(BODY_SEND, send)))
-        gone = asyncio.create_task(_disconnected(receive))
+        client = self._client or ClientWatch(receive)
         try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await client.wait_for(self._send(send, scope.get(BODY_SEND, send)))
+        except errors.ClientGone:
+            pass
         finally:
-            await _end(sending, gone)
+            client.forget()
+
+    def watched_by(self, client: ClientWatch) -> EventStream:
+        """The stream, which ends with its client; it takes the watch over."""
+        self._client = client
+        return self
 
     async def _send(self, send: Send, send_body: Send) -> None:
         try:
@@ -84,6 +100,14 @@ class EventStream(Response):
             await self._events.aclose()
 
     async def _send_events(self, send: Send) -> None:
+        async for item in self._events:
+            await send({"type": "http.response.body", "body": item, "more_body": True})
+            break
+        # The first event goes out at once. The others do from a task of their own: each would pass all the layers
+        # between the server and here again, as a task is resumed through every function that it is in.
+        await asyncio.create_task(self._send_others(send))
+
+    async def _send_others(self, send: Send) -> None:
         async for item in self._events:
             await send({"type": "http.response.body", "body": item, "more_body": True})
 
@@ -103,26 +127,61 @@ class OpenAIStream(EventStream):
         await send({"type": "http.response.body", "body": told + DONE, "more_body": True})
 
 
+class ClientWatch:
+    """Whether the client of a request is still there: one task waits for its end, whatever the request's own task does
+    meanwhile. Only after the body was read. `forget` ends the watch."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._leaving = asyncio.create_task(_disconnected(receive))
+
+    async def wait_for(self, work: Awaitable[T]) -> T:
+        """The result of `work`, which runs in the task at hand. If the client goes first, `work` is cancelled, and
+        ClientGone raised when it has ended."""
+        task = asyncio.current_task()
+        assert task is not None
+        others = task.cancelling()  # somebody else's wishes that it ends, as the server's when it stops
+        running, gone = True, False
+
+        def cancel(_: Any) -> None:
+            nonlocal gone
+            if running:
+                gone = True
+                task.cancel()
+
+        self._leaving.add_done_callback(cancel)
+        try:
+            return await work
+        except (asyncio.CancelledError, Exception) as error:
+            if gone and task.cancelling() - 1 <= others:
+                raise errors.ClientGone from error
+            raise
+        finally:
+            running = False
+            self._leaving.remove_done_callback(cancel)
+            if gone:
+                task.uncancel()
+
+    def forget(self) -> None:
+        """Nobody needs to know any more."""
+        self._leaving.cancel()
+
+
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`; if the client goes first, `work` is cancelled. Raises ClientGone then."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(request.receive))
+    """The response that `work` gives; if the client goes first, `work` is cancelled. Raises ClientGone then."""
+    client = ClientWatch(request.receive)
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise errors.ClientGone
-    finally:
-        await _end(working, gone)
+        response = await client.wait_for(work)
+    except BaseException:
+        client.forget()
+        raise
+    if isinstance(response, EventStream):
+        response.watched_by(client)
+    else:
+        client.forget()
+    return response
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Returns when the client is gone. Only after the body was read."""
+    """Returns when the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _end(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

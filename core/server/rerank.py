@@ -16,6 +16,7 @@ from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.pooled import MAX_TEXTS, PooledBody, aside, run
 from core.server.replies import json_reply, while_connected
+from core.server.routing import RequestRoute
 
 
 class Document(BaseModel):
@@ -37,7 +38,7 @@ class RerankBody(PooledBody):
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     async def rerank(request: Request) -> Response:
         service = ctx.ready_service()

@@ -66,8 +66,8 @@ class Body(StructuredFields, ProcessorFields):
         return "last" if self.return_hidden_states == "last" else "all"
 
     def given(self) -> dict[str, Any]:
-        """All fields by the names that the client typed."""
-        return {**(self.__pydantic_extra__ or {}), **dict(self)}
+        """The fields that the client gave, by the names that it typed."""
+        return given_fields(self)
 
 
 class OpenAiBody(Body):
@@ -157,6 +157,13 @@ class DetokenizeBody(BaseModel):
     model: str | None = None
     tokens: list[int] | list[list[int]]
     skip_special_tokens: bool | None = None
+
+
+def given_fields(body: BaseModel) -> dict[str, Any]:
+    """The fields of a body that the client gave, those included that the model lacks."""
+    modelled, set_by_client = body.__dict__, body.model_fields_set
+    given = {name: modelled[name] for name in modelled if name in set_by_client}
+    return {**(body.__pydantic_extra__ or {}), **given}
 
 
 def with_sampling(base: type[B], dialect: Dialect, name: str) -> type[B]:

@@ -18,6 +18,7 @@ from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.pooled import MAX_TEXTS, PooledBody, aside, envelope, run
 from core.server.replies import json_reply, while_connected
+from core.server.routing import RequestRoute
 
 
 class ScoreBody(PooledBody):
@@ -36,7 +37,7 @@ class ScoreBody(PooledBody):
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/v1/score", **described(ScoreBody, "Scores of pairs of texts, or of labels behind items"))
     @router.post("/score", include_in_schema=False)

@@ -14,6 +14,7 @@ from core.server import bodies
 from core.server.context import ModelService, ServerContext
 from core.server.openapi import described
 from core.server.replies import json_reply
+from core.server.routing import RequestRoute
 from core.server.schemas import DetokenizeBody, TokenizeBody
 
 MIN_DETOKENIZED = 1 << 16  # ids that any request may bring; they take Python's lock, some microseconds each
@@ -21,7 +22,7 @@ MIN_DETOKENIZED = 1 << 16  # ids that any request may bring; they take Python's 
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/tokenize", **described(TokenizeBody, "Text or messages to token ids"))
     @router.post("/v1/tokenize", include_in_schema=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -143,5 +144,9 @@ class Begun(Generic[T]):
 
 
 async def drained(source: AsyncIterator[T]) -> list[T]:
-    """All items."""
-    return [item async for item in source]
+    """All items. Read by a task of its own, as an EventStream's are."""
+
+    async def read() -> list[T]:
+        return [item async for item in source]
+
+    return await asyncio.create_task(read())

@@ -10,10 +10,11 @@ import pytest
 from made_tokenizers import byte_level_folder
 from tiny_parsers import CallParser, ThinkParser
 
-from core.frontend.chat import ChatRenderer, ChatRequest, check_messages
+from core.frontend.chat import MAX_OPENING_CHARACTERS, MAX_OPENINGS, ChatRenderer, ChatRequest, check_messages
 from core.frontend.parameters import generation_defaults
 from core.frontend.tokenizer import Tokenizer
 from core.interfaces.errors import RequestError
+from core.interfaces.parsers import ParserStream
 
 HI = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -109,6 +110,43 @@ def test_where_reasoning_begins(
 ) -> None:
     request = ChatRequest([HI, last], template_variables=variables, continue_final_message=going_on)
     assert renderer.prepare_now(request).opens_reasoning is opens
+
+
+def test_where_reasoning_begins_is_asked_once_for_what_templates_write(byte_level: Path) -> None:
+    class Counting(ThinkParser):
+        num_asked = 0
+
+        def stream(self, prompt_opens_reasoning: bool) -> ParserStream:
+            self.num_asked += 1
+            return super().stream(prompt_opens_reasoning)
+
+    parser = Counting()
+    renderer = ChatRenderer(Tokenizer.load(byte_level), reasoning_parser=parser)
+    for opens in (False, True):
+        asked = [ChatRequest([{**HI, "content": text}], template_variables={"open_thinking": opens}) for text in "ab"]
+        assert renderer.prepare_now(asked[0]).opens_reasoning is opens
+        before = parser.num_asked
+        assert before
+        assert renderer.prepare_now(asked[1]).opens_reasoning is opens
+        assert parser.num_asked == before
+    kept = len(renderer._openings)
+    for number in range(3):
+        own = {"role": "assistant", "content": f"<think>{number}"}
+        assert renderer.prepare_now(ChatRequest([HI, own], continue_final_message=True)).opens_reasoning
+    assert len(renderer._openings) == kept  # texts of clients are not collected
+
+
+def test_few_and_short_ends_of_prompts_are_kept(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ end }}{% endif %}"
+    renderer = ChatRenderer(
+        Tokenizer.load(byte_level_folder(tmp_path, chat_template=template)), reasoning_parser=ThinkParser()
+    )
+    for number in range(2 * MAX_OPENINGS + 2):
+        opens, blanks = number % 2 == 1, " " * (number % 3 * MAX_OPENING_CHARACTERS)
+        request = ChatRequest([HI], template_variables={"end": f"{number}:{blanks}{'<think>' * opens}"})
+        assert renderer.prepare_now(request).opens_reasoning is opens
+        assert len(renderer._openings) <= MAX_OPENINGS
+        assert max(map(len, renderer._openings)) <= MAX_OPENING_CHARACTERS
 
 
 def test_tools_without_a_parser_are_shown_to_the_model_only(byte_level: Path) -> None:

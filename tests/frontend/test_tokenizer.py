@@ -88,6 +88,19 @@ def test_stream_of_any_tokens_never_fails(both, data: st.DataObject) -> None:
     assert [c for c in text if c.isascii() and c.isalpha()] == letters
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_stream_that_got_ready_gives_the_same(both, data: st.DataObject) -> None:
+    ours, _ = both
+    tokens = st.integers(3, ours.vocab_size - 1)
+    ids, context = data.draw(st.lists(tokens, max_size=20)), data.draw(st.lists(tokens, max_size=8))
+    ready, other = ours.decode_stream(True, context), ours.decode_stream(True, context)
+    ready.get_ready()
+    ready.get_ready()
+    assert [ready.step(token) for token in ids] == [other.step(token) for token in ids]
+    assert ready.flush() == other.flush()
+
+
 def test_stream_keeps_the_blank_after_a_prompt(metaspace: Path) -> None:
     ours = Tokenizer.load(metaspace)
     prompt, word = ours.encode("hello"), ours.encode("world", add_special_tokens=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from core.metrics.histogram import BulkHistogram
+from core.metrics.histogram import LONG_S, SHORT_S, TOKENS, BulkHistogram
 from core.metrics.names import ENGINE_COUNTERS, ENGINE_GAUGES
 from core.metrics.prometheus import EngineState, ServerMetrics
 from core.metrics.step_record import StepLog
@@ -81,3 +82,14 @@ def test_bulk_histogram_counts_like_one_by_one(batches: list[list[float]]) -> No
     assert histogram.sum == pytest.approx(sum(values))
     want = [sum(value <= bound for value in values) for bound in bounds] + [len(values)]
     assert [count for _, count in histogram.buckets()] == want
+
+
+@given(st.lists(st.one_of(st.floats(0, 1e6), st.integers(0, 300_000), st.sampled_from([*LONG_S, *SHORT_S, *TOKENS]))))
+def test_bulk_histogram_has_the_buckets_of_a_vectorised_one(values: list[float]) -> None:
+    for bounds in (SHORT_S, LONG_S, TOKENS):
+        histogram = BulkHistogram(bounds)
+        histogram.observe(values)
+        found = np.bincount(np.searchsorted(np.array(bounds), values, side="left"), minlength=len(bounds) + 1)
+        assert [count for _, count in histogram.buckets()] == np.cumsum(found).tolist()
+        assert [label for label, _ in histogram.buckets()] == [f"{bound:g}" for bound in bounds] + ["+Inf"]
+        assert histogram.sum == pytest.approx(sum(values))

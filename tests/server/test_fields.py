@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import Any
+from typing import Annotated, Any, Optional
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from running import Running
 
 from core.interfaces.errors import RequestError
+from core.server.anthropic.schemas import MessagesBody
+from core.server.bodies import _named as named_mistake
 from core.server.fields import HEADER, INERT, MAX_LOGGED, REFUSED, FieldRule, extras, header_value, judge
+from core.server.schemas import CompletionBody
 
 HI = [{"role": "user", "content": "Hi"}]
 KNOWN_NOWHERE = {**dict.fromkeys(INERT, "x"), "beam_width": 1, "watermark": None}
@@ -108,3 +112,54 @@ def test_extras_of_nested_models() -> None:
         inner: Inner | None = None
 
     assert dict(extras(Outer.model_validate({"a": 1, "inner": {"b": 2}}))) == {"a": 1, "inner.b": 2}
+
+
+def test_extras_are_looked_for_where_models_may_be() -> None:
+    class Inner(BaseModel):
+        model_config = ConfigDict(extra="allow")
+
+    class Outer(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        plain: Inner = Inner()
+        union: int | Inner | None = None
+        annotated: Annotated[Inner | None, Field(description="x")] = None
+        old: Optional[Inner] = None  # noqa: UP045
+        many: list[Inner] = []
+        number: int = 0
+
+    inner = {"b": 2}
+    body = {"plain": inner, "union": inner, "annotated": inner, "old": inner, "many": [inner], "number": 1, "c": 3}
+    found = {"c": 3, "plain.b": 2, "union.b": 2, "annotated.b": 2, "old.b": 2}
+    assert dict(extras(Outer.model_validate(body))) == found
+
+
+def test_given_fields_are_those_that_the_client_typed() -> None:
+    body = CompletionBody.model_validate_json(b'{"prompt": "x", "top_k": null, "max_tokens": 3, "strange": [1]}')
+    assert body.given() == {"prompt": "x", "top_k": None, "max_tokens": 3, "strange": [1]}
+    protocol = MessagesBody.model_validate_json(b'{"messages": [], "max_tokens": 3, "strange": 1}')
+    assert protocol.given() == {"messages": [], "max_tokens": 3, "strange": 1}
+
+
+class _EachListWhole(BaseModel):
+    """The field `prompt` as it is without fail_fast."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+
+PROMPTS = st.recursive(
+    st.one_of(st.integers(-5, 5), st.text(max_size=3), st.none(), st.booleans(), st.floats(0, 1)),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(PROMPTS)
+def test_a_wrong_prompt_is_named_as_if_every_item_were_read(prompt: Any) -> None:
+    raw = json.dumps({"prompt": prompt}).encode()
+    told: list[Any] = []
+    for model in (_EachListWhole, CompletionBody):
+        try:
+            told.append(model.model_validate_json(raw, strict=True).prompt)  # type: ignore[attr-defined]
+        except ValidationError as error:
+            told.append(named_mistake(error, raw).message)
+    assert told[0] == told[1]

@@ -17,12 +17,13 @@ from core.server.formats import structured
 from core.server.openapi import described
 from core.server.protocols import answers_to, refuse_fields
 from core.server.replies import EventStream, json_reply, while_connected
+from core.server.routing import RequestRoute
 from core.server.usage import begun, drained
 
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/v1/messages", **described(MessagesBody, "Answer a conversation (Anthropic's protocol)"))
     async def messages(request: Request) -> Response:

@@ -33,6 +33,7 @@ from core.server.openapi import described
 from core.server.prompts import make_prompts
 from core.server.protocols import answers_to
 from core.server.replies import EventStream, json_reply, line, while_connected
+from core.server.routing import RequestRoute
 from core.server.usage import begun
 
 LINES = "application/x-ndjson"
@@ -40,7 +41,7 @@ LINES = "application/x-ndjson"
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
 
     @router.post("/api/chat", **described(ChatBody, "Answer a conversation (Ollama's protocol)"))
     async def chat(request: Request) -> Response:

@@ -28,6 +28,7 @@ from core.server.responses.events import Deltas, Event, Writer
 from core.server.responses.items import chat_request, input_items, response_format
 from core.server.responses.schemas import REFUSED, ResponsesBody, ResponsesFields
 from core.server.responses.store import HINT, RUNNING, Kept, ResponseStore
+from core.server.routing import RequestRoute
 from core.server.tenants.visit import current_visit
 from core.server.usage import begun
 from core.tracing.record import reply_id
@@ -37,7 +38,7 @@ _MAX_PAGE = 100
 
 def routes(ctx: ServerContext) -> APIRouter:
     """The router of this family. It owns the kept responses."""
-    router = APIRouter()
+    router = APIRouter(route_class=RequestRoute)
     store = ResponseStore(ctx.settings.response_store, ctx.settings.response_store_bytes)
 
     @router.post("/v1/responses", **described(ResponsesBody, "Answer a conversation of items"))
