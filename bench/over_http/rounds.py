@@ -19,21 +19,23 @@ def measure(
     input_len: int,
     output_len: int,
     seconds: float,
+    turn: int = 0,
     begun: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Rounds until `seconds` are over, after one that warms up; all of them together.
 
-    run: sends conversations at once; gives their records and the wall time in seconds. begun: called after the
-    warm-up. own_cpu_s: processor seconds of this process. Raises RuntimeError if a request failed or gave another
-    number of tokens than was asked for.
+    run: sends conversations at once; gives their records and the wall time in seconds. turn: every turn has prompts of
+    its own, the same for every engine. begun: called after the warm-up. own_cpu_s: processor seconds of this process.
+    Raises RuntimeError if a request failed or gave another number of tokens than was asked for.
     """
     records: list[RequestRecord] = []
     wall_s, number = 0.0, 0
-    run(random_prompts(streams, input_len, min(output_len, 16), VOCAB, seed=10_000 + streams))
+    seed = 100_000 * turn + 100 * streams
+    run(random_prompts(streams, input_len, min(output_len, 16), VOCAB, seed=10_000_000 + seed))
     begun()
     begin, begin_cpu_s = time.perf_counter(), time.process_time()
     while number == 0 or time.perf_counter() - begin < seconds:
-        found, took_s = run(random_prompts(streams, input_len, output_len, VOCAB, seed=20_000 + 100 * streams + number))
+        found, took_s = run(random_prompts(streams, input_len, output_len, VOCAB, seed=20_000_000 + seed + number))
         bad = [r.error or f"{r.output_tokens} tokens" for r in found if r.error or r.output_tokens != output_len]
         if bad:
             raise RuntimeError(f"{len(bad)} of {len(found)} requests went wrong: {bad[0]}")
