@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--streams", default="1,64")
     parser.add_argument("--turns", type=int, default=3, help="how often each is measured, one after the other")
     parser.add_argument("--seconds", type=float, default=8.0, help="about how long each measurement takes")
+    parser.add_argument("--pause-ms", type=float, default=0.0, help="without any request, before each round")
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16")
@@ -146,6 +147,7 @@ def main() -> None:
         "dtype": args.dtype,
         "seconds": args.seconds,
         "turns": args.turns,
+        "pause_ms": args.pause_ms,
     }
     target.write_text(
         json.dumps({"when": stamp, "machine": machine, "settings": settings, "results": results}, indent=1)

@@ -167,13 +167,14 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, required=True)
     parser.add_argument("--output-len", type=int, required=True)
     parser.add_argument("--turn", type=int, required=True)
+    parser.add_argument("--pause-ms", type=float, required=True)
     args = parser.parse_args()
     if args.streams > MANY:
         stand_back()
     with Client("127.0.0.1", args.port, args.model) as client:
         found = measure(
             client.run, args.streams, args.input_len, args.output_len, args.seconds, args.turn,
-            begun=lambda: print("BEGIN", flush=True),
+            args.pause_ms / 1e3, begun=lambda: print("BEGIN", flush=True),
         )  # fmt: skip
     print("RESULT " + json.dumps(found), flush=True)
 

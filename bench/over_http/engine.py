@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--input-len", type=int, required=True)
     parser.add_argument("--output-len", type=int, required=True)
+    parser.add_argument("--pause-ms", type=float, required=True)
     parser.add_argument("--dtype", required=True)
     args = parser.parse_args()
     given = {"model": args.model, "dtype": args.dtype, "log_interval_s": 0.0}
@@ -31,7 +32,9 @@ def main() -> None:
         print("READY", flush=True)
         for line in sys.stdin:
             streams, turn = map(int, line.split())
-            found = measure(bench.run, streams, args.input_len, args.output_len, args.seconds, turn)
+            found = measure(
+                bench.run, streams, args.input_len, args.output_len, args.seconds, turn, args.pause_ms / 1e3
+            )
             found["cpu_s"] = {"engine": found.pop("own_cpu_s")}
             print("RESULT " + json.dumps(found), flush=True)
 

@@ -20,12 +20,14 @@ def measure(
     output_len: int,
     seconds: float,
     turn: int = 0,
+    pause_s: float = 0.0,
     begun: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Rounds until `seconds` are over, after one that warms up; all of them together.
 
     run: sends conversations at once; gives their records and the wall time in seconds. turn: every turn has prompts of
-    its own, the same for every engine. begun: called after the warm-up. own_cpu_s: processor seconds of this process.
+    its own, the same for every engine. pause_s: nothing is asked for so long before each round, and the wall time does
+    not count it. begun: called after the warm-up. own_cpu_s: processor seconds of this process.
     Raises RuntimeError if a request failed or gave another number of tokens than was asked for.
     """
     records: list[RequestRecord] = []
@@ -35,6 +37,7 @@ def measure(
     begun()
     begin, begin_cpu_s = time.perf_counter(), time.process_time()
     while number == 0 or time.perf_counter() - begin < seconds:
+        time.sleep(pause_s)
         found, took_s = run(random_prompts(streams, input_len, output_len, VOCAB, seed=20_000_000 + seed + number))
         bad = [r.error or f"{r.output_tokens} tokens" for r in found if r.error or r.output_tokens != output_len]
         if bad:

@@ -50,6 +50,7 @@ class Engine:
         command = [
             sys.executable, "-m", "bench.over_http.engine", "--model", str(args.model), "--seconds", str(args.seconds),
             "--input-len", str(args.input_len), "--output-len", str(args.output_len), "--dtype", args.dtype,
+            "--pause-ms", str(args.pause_ms),
         ]  # fmt: skip
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by __exit__
         self._process = subprocess.Popen(
@@ -125,7 +126,7 @@ def load(server: Server, args: argparse.Namespace, streams: int, turn: int) -> d
     command = [
         sys.executable, "-m", "bench.over_http.client", "--port", str(server.port), "--model", NAME,
         "--streams", str(streams), "--seconds", str(args.seconds), "--input-len", str(args.input_len),
-        "--output-len", str(args.output_len), "--turn", str(turn),
+        "--output-len", str(args.output_len), "--turn", str(turn), "--pause-ms", str(args.pause_ms),
     ]  # fmt: skip
     began: dict[str, float] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as client:
