@@ -4,6 +4,7 @@ from scheduler_fakes import EOS, VOCAB, Bench, unloaded
 
 from core.config.sections import SchedulerSettings
 from core.interfaces.errors import EngineError, Overloaded, RequestError
+from core.interfaces.params import MAX_COUNT
 from core.interfaces.step import StepResult
 from core.memory.pages import PageState
 from core.scheduler.facts import Finish, ModelFacts
@@ -141,7 +142,9 @@ def test_enormous_numbers_do_not_reach_the_arrays() -> None:
     bench = Bench(context_length=16)
     with pytest.raises(RequestError, match="priority is 4294967296"):
         bench.add([1], priority=2**32)
-    huge = {"max_tokens": 2**80, "min_tokens": 2**70, "stop_token_ids": (2**40, 3)}
+    with pytest.raises(RequestError, match=f"max_tokens is {2**80}"):
+        bench.add([1], max_tokens=2**80)
+    huge = {"max_tokens": MAX_COUNT, "min_tokens": MAX_COUNT, "stop_token_ids": (2**40, 3)}
     request = bench.add([1, 2], **huge)
     bench.drain()
     assert (len(bench.output[request]), bench.finish[request]) == (14, Finish.LENGTH)
