@@ -17,9 +17,9 @@ MIN_SCALE = 1e-12
 def scale_of(largest: torch.Tensor) -> torch.Tensor:
     """largest amounts [...] float32 -> scales [...]: divided, on every device.
 
-    Divided by a Python number, a CUDA tensor is multiplied by its rounded reciprocal instead. Half of all scales are
-    then off in the last place, and numbers in the middle between two of the format, which are common among those of
-    bfloat16, go to the other one."""
+    Of a tensor divided by a Python number some devices make a product with the rounded reciprocal. Half of all scales
+    are then off in the last place, and numbers in the middle between two of the format, which are common among those
+    of bfloat16, go to the other one."""
     return (largest / largest.new_full((), FP8_MAX)).clamp_min(MIN_SCALE)
 
 
