@@ -1,11 +1,4 @@
 """Top-k, top-p and min-p as one threshold for each row, without sorting.
-
-Both the k-th largest logit and the edge of the nucleus are "the largest value v such that what lies at or above v is
-enough": k tokens, or the share top_p of the probability. So each is a search over the values, that is over the 2^32
-patterns of float32 in their order. A pass over the rows adds up what lies above each of 15 values between two bounds,
-so eight passes find the one. Rows are split over many programs; each program of the next pass adds their sums in the
-same order and narrows the bounds by itself. Probabilities are summed in float32 while searching; the value found is put
-right in float64, where it can be off by a value or two.
 """
 
 from __future__ import annotations
@@ -18,13 +11,17 @@ import triton
 from core.ops import reference
 from plugin_triton.dependent import dependent
 from plugin_triton.launch import Launch
-from plugin_triton.ops.threshold_kernels import edge_kernel, extremes_kernel, limit_kernel, search_kernel
+from plugin_triton.ops.threshold_kernels import mass_kernel, maxima_kernel, solve_kernel
 
-_BLOCK = 1024
-_PROGRAMS = 512
+_BLOCK = 2048
+_PROGRAMS = 2048
 _MAX_SPLITS = 64
-_PASSES = 8  # of 4 bits each
-_EDGES = 2  # looks at the edge of the nucleus
+_WIDE_GROUP, _NARROW_GROUP = 128, 16
+_WIDE_MAX_K = 64
+_MAX_GROUPS = 8192  # that one program looks at at once
+_LISTED = 4096  # columns of listed groups that one program looks at at once
+_CAPACITY = 4096
+_CHUNK = 1024
 
 
 def sampling_threshold(
@@ -43,79 +40,75 @@ def sampling_threshold(
         return reference.sampling_threshold(
             scaled, top_k, top_p, min_p, max_k=max_k, any_without_k=any_without_k, any_top_p=any_top_p
         )
-    wanted, blocks = triton.next_power_of_2(-(-_PROGRAMS // num_rows)), triton.next_power_of_2(-(-size // _BLOCK))
+    with_mass = any_without_k and any_top_p
+    group = _group(size, max_k, with_mass)
+    block = max(group, min(_BLOCK, triton.next_power_of_2(size)))
+    wanted, blocks = triton.next_power_of_2(-(-_PROGRAMS // num_rows)), triton.next_power_of_2(-(-size // block))
     splits = min(_MAX_SPLITS, wanted, blocks)
     types = (top_k.dtype, top_p.dtype, min_p.dtype)
-    return _plan(scaled.device, types, size, scaled.stride(0), splits)(
-        scaled, top_k, top_p, min_p, with_k=max_k > 0, with_p=any_top_p
-    )
+    how = (max_k > 0, any_top_p, with_mass)
+    return _plan(scaled.device, types, size, scaled.stride(0), splits, block, group, how)(scaled, top_k, top_p, min_p)
+
+
+def _group(size: int, max_k: int, with_mass: bool) -> int:
+    """How many columns go by their largest one."""
+    group = _NARROW_GROUP if with_mass or max_k > _WIDE_MAX_K else _WIDE_GROUP
+    while -(-size // group) > _MAX_GROUPS:
+        group *= 2
+    return group
 
 
 class _Plan:
     """The kernels for rows of one width in so many parts."""
 
-    def __init__(self, device: torch.device, size: int, stride: int, splits: int) -> None:
+    def __init__(
+        self, device: torch.device, size: int, stride: int, splits: int, block: int, group: int,
+        how: tuple[bool, bool, bool],
+    ) -> None:  # fmt: skip
         self.device, self.number, self.splits = device, device.index or 0, splits
+        self.groups, self.how = -(-size // group), how
+        self.tile = triton.next_power_of_2(self.groups)
         pdl = dependent(device)
-        block = min(_BLOCK, triton.next_power_of_2(size))
-        shape = (stride, size, splits, block)
-        warps = max(1, block // 128)
-        self.extremes = Launch(extremes_kernel, (*shape, pdl), num_warps=warps, pdl=pdl)
-        self.searches = {
-            (mass, step, after_k): Launch(search_kernel, (*shape, mass, step, after_k, pdl), num_warps=warps, pdl=pdl)
-            for mass in (False, True)
-            for step in (0, 1, 2)
-            for after_k in (False, True)
-        }
-        self.edges = {
-            first: Launch(edge_kernel, (*shape, first, pdl), num_warps=warps, pdl=pdl) for first in (False, True)
-        }
-        self.limits = {
-            (with_k, with_p): Launch(limit_kernel, (size, splits, with_k, with_p, pdl), num_warps=1, pdl=pdl)
-            for with_k in (False, True)
-            for with_p in (False, True)
-        }
+        shift = 62 - size.bit_length()
+        listed = max(1, _LISTED // group)
+        self.maxima = Launch(
+            maxima_kernel, (stride, size, splits, block, group, pdl), num_warps=max(1, block // 512), pdl=pdl
+        )
+        self.mass = Launch(
+            mass_kernel, (stride, size, splits, block, shift, pdl), num_warps=max(1, block // 512), pdl=pdl
+        )
+        self.solve = Launch(
+            solve_kernel,
+            (stride, size, splits, group, self.tile, listed, _CAPACITY, min(_CHUNK, _CAPACITY), shift, *how, pdl),
+            num_warps=8, pdl=pdl,
+        )  # fmt: skip
 
     def __call__(
-        self,
-        scaled: torch.Tensor,
-        top_k: torch.Tensor,
-        top_p: torch.Tensor,
-        min_p: torch.Tensor,
-        *,
-        with_k: bool,
-        with_p: bool,
+        self, scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
     ) -> torch.Tensor:
-        num_rows, splits, number = scaled.shape[0], self.splits, self.number
-        passes = _PASSES * (with_k + with_p)
-        words, wide = {"dtype": torch.int64, "device": self.device}, {"dtype": torch.float64, "device": self.device}
-        extremes = torch.empty((num_rows, splits, 2), dtype=torch.int32, device=self.device)
-        bounds, parts = torch.empty((passes, num_rows, 2), **words), torch.empty((passes, num_rows, splits, 16), **wide)
-        masses, floors = torch.empty(num_rows, **wide), torch.empty(num_rows, **words)
-        looks = (_EDGES if with_p else 0, num_rows, splits, 4)
-        edge_parts, edges = torch.empty(looks, **wide), torch.empty(looks, **words)
-        limits = torch.empty(num_rows, dtype=torch.float32, device=self.device)
-        self.extremes.start(number, num_rows, splits, 1, scaled, extremes)
-        for index in range(passes):
-            mass = with_p and index >= passes - _PASSES
-            step = min(2, index % _PASSES)
-            search = self.searches[mass, step, mass and with_k]
-            search.start(
-                number, num_rows, splits, 1, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, index,
-                num_rows,
-            )  # fmt: skip
-        for look in range(looks[0]):
-            self.edges[look == 0].start(
-                number, num_rows, splits, 1, scaled, top_k, top_p, extremes, bounds, parts, masses, floors, edge_parts,
-                edges, passes - 1, look, num_rows,
-            )  # fmt: skip
-        self.limits[with_k, with_p].start(
-            number, num_rows, 1, 1, top_k, top_p, min_p, extremes, bounds, parts, floors, edge_parts, edges, limits,
-            passes - 1, looks[0] - 1, num_rows,
-        )  # fmt: skip
+        num_rows, number, device = scaled.shape[0], self.number, self.device
+        with_p, with_mass = self.how[1:]
+        maxima = torch.empty((num_rows, self.groups), dtype=torch.float32, device=device)
+        tops = torch.empty((num_rows, self.splits), dtype=torch.float32, device=device)
+        ids = torch.empty((num_rows, self.tile), dtype=torch.int32, device=device)
+        limits = torch.empty(num_rows, dtype=torch.float32, device=device)
+        masses = kept = weights = None
+        if with_p:
+            kept = torch.empty((num_rows, _CAPACITY), dtype=torch.float32, device=device)
+            weights = torch.empty((num_rows, _CAPACITY), dtype=torch.int64, device=device)
+        self.maxima.start(number, num_rows, self.splits, 1, scaled, maxima, tops)
+        if with_mass:
+            masses = torch.empty((num_rows, self.splits), dtype=torch.int64, device=device)
+            self.mass.start(number, num_rows, self.splits, 1, scaled, top_k, top_p, tops, masses)
+        self.solve.start(
+            number, num_rows, 1, 1, scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits
+        )
         return limits
 
 
 @functools.cache
-def _plan(device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int, splits: int) -> _Plan:
-    return _Plan(device, size, stride, splits)
+def _plan(
+    device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int, splits: int, block: int, group: int,
+    how: tuple[bool, bool, bool],
+) -> _Plan:  # fmt: skip
+    return _Plan(device, size, stride, splits, block, group, how)

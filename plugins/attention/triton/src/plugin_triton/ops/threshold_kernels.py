@@ -6,230 +6,199 @@ import triton
 import triton.language as tl
 
 from plugin_triton.dependent import release, wait
-from plugin_triton.ops.noise import exp, log
+from plugin_triton.ops.noise import log
+from plugin_triton.ops.threshold_steps import (
+    LIMITS,
+    base_of,
+    limits_between,
+    members,
+    narrowed,
+    order,
+    rough_weight,
+    value,
+    weight,
+)
 
 # ruff: noqa: N803
-_LANES = tl.constexpr(16)
-_LEAST, _MOST = tl.constexpr(-2147483648), tl.constexpr(2147483647)
+_NEG_INF = tl.constexpr(float("-inf"))
+# A bound found with sums of float32 exponentials must hold for the exact ones.
+_MARGIN = tl.constexpr(1.0001)
 
 
 @triton.jit
-def _order(x):  # type: ignore[no-untyped-def]
-    """float32 -> int32 in the same order."""
-    bits = x.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def _value(order):  # type: ignore[no-untyped-def]
-    """The float32 that `_order` made this int32 of."""
-    return (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _bound(low, high, number):  # type: ignore[no-untyped-def]
-    """The value `number` of 16 from `low` up, none above `high`; orders as int64."""
-    return tl.minimum(low + number * ((high - low + 15) // 16), high)
-
-
-@triton.jit
-def _sums(parts, number, row, num_rows, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What pass `number` found at or above each of its 16 values, [16] float64."""
-    places = tl.arange(0, SPLITS)[:, None] * _LANES + tl.arange(0, _LANES)[None, :]
-    return tl.sum(tl.load(parts + (number * num_rows + row) * (SPLITS * _LANES) + places), axis=0)
-
-
-@triton.jit
-def _narrowed(bounds, number, row, num_rows, sums, enough):  # type: ignore[no-untyped-def]
-    """The bounds of pass `number` after it: the largest value that had enough, and the last before one that had not."""
-    at = bounds + (number * num_rows + row) * 2
-    low, high = tl.load(at), tl.load(at + 1)
-    lanes = tl.arange(0, _LANES)
-    count = tl.sum(((sums >= enough) & (lanes > 0)).to(tl.int64), axis=0)
-    new_low = tl.where(count > 0, _bound(low, high, count), low)
-    new_high = tl.where(count < 15, _bound(low, high, count + 1) - 1, high)
-    return new_low, tl.maximum(new_low, new_high)
-
-
-@triton.jit
-def _range(extremes, row, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(lowest, highest) order of a row, int64."""
-    places = (row * SPLITS + tl.arange(0, SPLITS)) * 2
-    low, high = tl.load(extremes + places), tl.load(extremes + places + 1)
-    return tl.min(low, axis=0).to(tl.int64), tl.max(high, axis=0).to(tl.int64)
-
-
-@triton.jit
-def extremes_kernel(  # type: ignore[no-untyped-def]
-    scaled, extremes, STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+def maxima_kernel(  # type: ignore[no-untyped-def]
+    scaled, maxima, tops, STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """extremes [R, SPLITS, 2] int32: lowest and highest order of each part of a row. Grid (R, SPLITS), as all here."""
+    """maxima [R, cdiv(SIZE, GROUP)]: the largest of each GROUP columns; tops [R, SPLITS]: of each part of a row.
+    Grid (R, SPLITS)."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
-    lowest = tl.full([BLOCK], _MOST, tl.int32)
-    highest = tl.full([BLOCK], _LEAST, tl.int32)
+    groups: tl.constexpr = (SIZE + GROUP - 1) // GROUP
+    each: tl.constexpr = BLOCK // GROUP
+    top = tl.full([each], _NEG_INF, tl.float32)
     release(PDL)
     wait(PDL)
     for start in range(0, span, BLOCK):
-        cols = split * span + start + tl.arange(0, BLOCK)
-        ok = cols < SIZE
-        order = _order(tl.load(scaled + row * STRIDE + cols, mask=ok, other=0.0))
-        lowest = tl.minimum(lowest, tl.where(ok, order, _MOST))
-        highest = tl.maximum(highest, tl.where(ok, order, _LEAST))
-    at = extremes + (row * SPLITS + split) * 2
-    tl.store(at, tl.min(lowest, axis=0))
-    tl.store(at + 1, tl.max(highest, axis=0))
+        first = split * span + start
+        cols = first + tl.arange(0, each)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        x = tl.load(scaled + row * STRIDE + cols, mask=cols < SIZE, other=_NEG_INF)
+        found = tl.max(x, axis=1)
+        group = first // GROUP + tl.arange(0, each)
+        tl.store(maxima + row * groups + group, found, mask=group < groups)
+        top = tl.maximum(top, found)
+    tl.store(tops + row * SPLITS + split, tl.max(top, axis=0))
 
 
-@triton.jit(do_not_specialize=["number", "num_rows"])
-def search_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_k, top_p, extremes, bounds, parts, masses, floors, number, num_rows,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, MASS: tl.constexpr,
-    STEP: tl.constexpr, AFTER_K: tl.constexpr, PDL: tl.constexpr,
+@triton.jit
+def mass_kernel(  # type: ignore[no-untyped-def]
+    scaled, top_k, top_p, tops, masses, STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Pass `number`: bounds [passes, R, 2] int64 before it, and parts [passes, R, SPLITS, 16] float64, what lies at or
-    above each of 16 values between them: tokens, or with MASS probabilities in units of the most likely one's.
-
-    STEP: 0, 1 or 2 for the first, second and later passes of a search. AFTER_K: the first pass for top-p follows a
-    search for top-k, whose result is the lowest value to look at, floors [R]; masses [R]: what lies above it.
-    """
+    """masses [R, SPLITS] int64: `rough_weight` of each part of a row, of rows with top-p and without top-k.
+    Grid (R, SPLITS)."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
     release(PDL)
     wait(PDL)
-    least, most = _range(extremes, row, SPLITS)
-    low, high = least, most
-    if STEP == 0:
-        if AFTER_K:
-            k = tl.load(top_k + row)
-            sums = _sums(parts, number - 1, row, num_rows, SPLITS)
-            kth, _ = _narrowed(bounds, number - 1, row, num_rows, sums, tl.minimum(k, SIZE).to(tl.float64))
-            low = tl.where(k > 0, kth, least)
-        if MASS and split == 0:
-            tl.store(floors + row, low)
-    else:
-        sums = _sums(parts, number - 1, row, num_rows, SPLITS)
-        if MASS:
-            if STEP == 1:
-                mass = tl.sum(tl.where(tl.arange(0, _LANES) == 0, sums, 0.0), axis=0)
-                if split == 0:
-                    tl.store(masses + row, mass)
-            else:
-                mass = tl.load(masses + row)
-            enough = tl.load(top_p + row) * mass
-        else:
-            enough = tl.minimum(tl.load(top_k + row), SIZE).to(tl.float64)
-        low, high = _narrowed(bounds, number - 1, row, num_rows, sums, enough)
-    if split == 0:
-        at = bounds + (number * num_rows + row) * 2
-        tl.store(at, low)
-        tl.store(at + 1, high)
-    lanes = tl.arange(0, _LANES)
-    limits = _bound(low, high, lanes.to(tl.int64)).to(tl.int32)
-    best = _value(most.to(tl.int32))
-    above = tl.zeros([_LANES], tl.float32)
-    for start in range(0, span, BLOCK):
-        cols = split * span + start + tl.arange(0, BLOCK)
-        ok = cols < SIZE
-        x = tl.load(scaled + row * STRIDE + cols, mask=ok, other=0.0)
-        weight = tl.where(ok, tl.exp(x - best), 0.0) if MASS else tl.where(ok, 1.0, 0.0)
-        above += tl.sum(tl.where(_order(x)[:, None] >= limits[None, :], weight[:, None], 0.0), axis=0)
-    tl.store(parts + ((number * num_rows + row) * SPLITS + split) * _LANES + lanes, above.to(tl.float64))
+    if (tl.load(top_k + row) == 0) & (tl.load(top_p + row) < 1.0):
+        base = base_of(tl.max(tl.load(tops + row * SPLITS + tl.arange(0, SPLITS)), axis=0))
+        mass = tl.zeros([BLOCK], tl.int64)
+        for start in range(0, span, BLOCK):
+            cols = split * span + start + tl.arange(0, BLOCK)
+            x = tl.load(scaled + row * STRIDE + cols, mask=cols < SIZE, other=_NEG_INF)
+            mass += rough_weight(x, base, SHIFT)
+        tl.store(masses + row * SPLITS + split, tl.sum(mass, axis=0))
 
 
 @triton.jit
-def _moved(edge_parts, edges, number, row, num_rows, share, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The edge of the nucleus after look `number` at it, int64: one value up or down, or where it was."""
-    places = tl.arange(0, SPLITS)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    field = tl.arange(0, 4)
-    sums = tl.sum(tl.load(edge_parts + (number * num_rows + row) * (SPLITS * 4) + places), axis=0)
-    over = tl.sum(tl.where(field == 0, sums, 0.0), axis=0)
-    equal = tl.sum(tl.where(field == 1, sums, 0.0), axis=0)
-    enough = share * tl.sum(tl.where(field == 2, sums, 0.0), axis=0)
-    near = edges + ((number * num_rows + row) * SPLITS + tl.arange(0, SPLITS)) * 4
-    found = tl.max(tl.load(near), axis=0)
-    up, down = tl.min(tl.load(near + 1), axis=0), tl.max(tl.load(near + 2), axis=0)
-    found = tl.where((over >= enough) & (up < 1 << 40), up, found)
-    return tl.where((over + equal < enough) & (down > -(1 << 40)), down, found)
-
-
-@triton.jit(do_not_specialize=["last_pass", "number", "num_rows"])
-def edge_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_k, top_p, extremes, bounds, parts, masses, floors, edge_parts, edges, last_pass, number, num_rows,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr,
-    PDL: tl.constexpr,
+def solve_kernel(  # type: ignore[no-untyped-def]
+    scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
+    LIST: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr, SHIFT: tl.constexpr, WITH_K: tl.constexpr,
+    WITH_P: tl.constexpr, WITH_MASS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Look `number` at the edge of the nucleus: edge_parts [looks, R, SPLITS, 4] float64, what lies above it, at it,
-    and in all; edges [looks, R, SPLITS, 4] int64, itself and the next values above and below it in the part."""
-    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
-    release(PDL)
-    wait(PDL)
-    _, most = _range(extremes, row, SPLITS)
-    share = tl.load(top_p + row)
-    floor = tl.load(floors + row)
-    if FIRST:
-        sums = _sums(parts, last_pass, row, num_rows, SPLITS)
-        found, _ = _narrowed(bounds, last_pass, row, num_rows, sums, share * tl.load(masses + row))
-    else:
-        found = _moved(edge_parts, edges, number - 1, row, num_rows, share, SPLITS)
-    best = _value(most.to(tl.int32))
-    with_k = tl.load(top_k + row) > 0
-    over = tl.zeros([BLOCK], tl.float64)
-    equal = tl.zeros([BLOCK], tl.float64)
-    mass = tl.zeros([BLOCK], tl.float64)
-    up = tl.full([BLOCK], 1 << 40, tl.int64)
-    down = tl.full([BLOCK], -(1 << 40), tl.int64)
-    for start in range(0, span, BLOCK):
-        cols = split * span + start + tl.arange(0, BLOCK)
-        ok = cols < SIZE
-        x = tl.load(scaled + row * STRIDE + cols, mask=ok, other=0.0)
-        order = _order(x).to(tl.int64)
-        kept = ok & (order >= floor)
-        if tl.max(kept.to(tl.int32), axis=0) > 0:
-            fine = tl.exp((x - best).to(tl.float64))
-            # A row without top-k is measured by the sum that the reference takes, of float32 exponentials: the same
-            # ones, or where the share ends within their errors the edge would be another token.
-            whole = tl.where(with_k, fine, exp(x - best).to(tl.float64))
-            over += tl.where(kept & (order > found), fine, 0.0)
-            equal += tl.where(kept & (order == found), fine, 0.0)
-            mass += tl.where(kept, whole, 0.0)
-            up = tl.minimum(up, tl.where(kept & (order > found), order, 1 << 40))
-            down = tl.maximum(down, tl.where(kept & (order < found), order, -(1 << 40)))
-    at = edge_parts + ((number * num_rows + row) * SPLITS + split) * 4
-    tl.store(at, tl.sum(over, axis=0))
-    tl.store(at + 1, tl.sum(equal, axis=0))
-    tl.store(at + 2, tl.sum(mass, axis=0))
-    tl.store(at + 3, 0.0)
-    near = edges + ((number * num_rows + row) * SPLITS + split) * 4
-    tl.store(near, found)
-    tl.store(near + 1, tl.min(up, axis=0))
-    tl.store(near + 2, tl.max(down, axis=0))
+    """limits [R] from the groups that can hold what decides. Grid (R,).
 
-
-@triton.jit(do_not_specialize=["last_pass", "last_look", "num_rows"])
-def limit_kernel(  # type: ignore[no-untyped-def]
-    top_k, top_p, min_p, extremes, bounds, parts, floors, edge_parts, edges, limits, last_pass, last_look, num_rows,
-    SIZE: tl.constexpr, SPLITS: tl.constexpr, WITH_K: tl.constexpr, WITH_P: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """limits [R]: the largest of three thresholds. Grid (R,). last_pass: of the last search; last_look: at edges."""
+    ids [R, TILE] int32, kept [R, CAPACITY] float32 and weights [R, CAPACITY] int64 are scratch: groups to look at, and
+    what of them lies above the k-th largest value, in units of 2^-SHIFT."""
     row = tl.program_id(0).to(tl.int64)
+    groups: tl.constexpr = (SIZE + GROUP - 1) // GROUP
+    lanes = tl.arange(0, TILE)
+    ok = lanes < groups
+    start_of_row = scaled + row * STRIDE
     release(PDL)
     wait(PDL)
-    _, most = _range(extremes, row, SPLITS)
-    best = _value(most.to(tl.int32))
-    k, share, least_share = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
-    limit = tl.where(least_share > 0, best + log(tl.where(least_share > 0, least_share, 1.0)), float("-inf"))
-    if WITH_K:
-        if WITH_P:
-            kth = tl.load(floors + row)
-        else:
-            sums = _sums(parts, last_pass, row, num_rows, SPLITS)
-            kth, _ = _narrowed(bounds, last_pass, row, num_rows, sums, tl.minimum(k, SIZE).to(tl.float64))
-        limit = tl.maximum(limit, tl.where(k > 0, _value(kth.to(tl.int32)), float("-inf")))
-    if WITH_P:
-        found = _moved(edge_parts, edges, last_look, row, num_rows, share, SPLITS)
-        edge = tl.where(share > 0, _value(found.to(tl.int32)), best)
-        limit = tl.maximum(limit, tl.where(share < 1.0, edge, float("-inf")))
+    maximum = tl.load(maxima + row * groups + lanes, mask=ok, other=_NEG_INF)
+    maximum = tl.where(maximum == maximum, maximum, _NEG_INF)
+    best = tl.max(maximum, axis=0)
+    k, share, least_share = tl.minimum(tl.load(top_k + row), SIZE), tl.load(top_p + row), tl.load(min_p + row)
+    limit = tl.where(least_share > 0, best + log(tl.where(least_share > 0, least_share, 1.0)), _NEG_INF)
+    if (WITH_K and k > 0) | (WITH_P and share < 1.0):
+        base = base_of(best)
+        mass = tl.full([], 0, tl.int64)
+        if WITH_MASS:
+            mass = tl.sum(tl.load(masses + row * SPLITS + tl.arange(0, SPLITS)), axis=0)
+
+        # 1. A lower bound: the k-th largest maximum, or the value above which maxima alone make up the share.
+        needed = k.to(tl.float32)
+        counted = tl.where(ok, 1.0, 0.0)
+        if WITH_MASS:
+            unit: tl.constexpr = 1.0 / (1 << SHIFT)
+            needed = tl.where(k > 0, needed, (share * mass.to(tl.float64) * unit).to(tl.float32) * _MARGIN)
+            counted = tl.where(ok & (k == 0), tl.exp(maximum - base), counted)
+        found = tl.sum(counted, axis=0) >= needed
+        low = order(tl.min(tl.where(ok, maximum, best), axis=0))
+        high = tl.where(found, order(best), low)
+        while low < high:
+            above = maximum[None, :] >= limits_between(low, high)[:, None]
+            sums = tl.sum(tl.where(above, counted[None, :], 0.0), axis=1)
+            low, high = narrowed(low, high, sums, needed)
+        bound = tl.where(found, value(low), _NEG_INF)
+
+        # 2. The groups that reach above the bound, then those that reach it.
+        over = ok & (maximum > bound)
+        level = ok & (maximum == bound) & (maximum > _NEG_INF)
+        both = over.to(tl.int32) + (level.to(tl.int32) << 16)
+        before = tl.cumsum(both, axis=0) - both
+        total = tl.sum(both, axis=0)
+        num_over, num_listed = total & 0xFFFF, (total & 0xFFFF) + (total >> 16)
+        slot = tl.where(over, before & 0xFFFF, num_over + (before >> 16))
+        list_of_row = ids + row * TILE
+        tl.store(list_of_row + slot, lanes, mask=over | level)
+        tl.debug_barrier()  # other threads of this program read it
+
+        # 3. The k-th largest value: among what is above the bound if that is enough, else the bound itself.
+        floor = bound
+        if WITH_K and k > 0:
+            count = tl.full([], 0, tl.int32)
+            for start in range(0, num_over, LIST):
+                x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
+                count += tl.sum((x > bound).to(tl.int32), axis=0)
+            if count >= k:
+                low, high = order(bound) + 1, order(best)
+                while low < high:
+                    at = limits_between(low, high)
+                    counts = tl.zeros([LIMITS], tl.int32)
+                    for start in range(0, num_over, LIST):
+                        x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
+                        counts += tl.sum((x[None, :] >= at[:, None]).to(tl.int32), axis=1)
+                    low, high = narrowed(low, high, counts.to(tl.int64), k)
+                floor = value(low)
+            limit = tl.maximum(limit, floor)
+
+        # 4. The edge of the nucleus: among what is above `floor`, or `floor` itself.
+        if WITH_P and share < 1.0:
+            num, ties = tl.full([], 0, tl.int32), tl.full([], 0, tl.int64)
+            for start in range(0, num_listed, LIST):
+                x = members(start_of_row, list_of_row, start, num_listed, SIZE, GROUP, LIST)
+                taken = x > floor
+                place = num + tl.cumsum(taken.to(tl.int32), axis=0) - 1
+                tl.store(kept + row * CAPACITY + place, x, mask=taken & (place < CAPACITY))
+                num += tl.sum(taken.to(tl.int32), axis=0)
+                ties += tl.sum((x == floor).to(tl.int64), axis=0)
+            tl.debug_barrier()
+            above_floor = tl.full([], 0, tl.int64)
+            if num <= CAPACITY:
+                for start in range(0, num, CHUNK):
+                    slots = start + tl.arange(0, CHUNK)
+                    x = tl.load(kept + row * CAPACITY + slots, mask=slots < num, other=_NEG_INF)
+                    mine = weight(x, base, SHIFT)
+                    tl.store(weights + row * CAPACITY + slots, mine, mask=slots < num)
+                    above_floor += tl.sum(mine, axis=0)
+                tl.debug_barrier()
+            else:
+                for start in range(0, num_over, LIST):
+                    x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
+                    above_floor += tl.sum(tl.where(x > floor, weight(x, base, SHIFT), 0), axis=0)
+            if k > 0:
+                mass = above_floor + ties * weight(floor, base, SHIFT)
+            enough = share * mass.to(tl.float64)
+            edge = floor
+            if above_floor.to(tl.float64) >= enough:
+                low, high = order(floor) + 1, order(best)
+                while low < high:
+                    at = limits_between(low, high)
+                    sums = tl.zeros([LIMITS], tl.int64)
+                    if num <= CAPACITY:
+                        for start in range(0, num, CHUNK):
+                            slots = start + tl.arange(0, CHUNK)
+                            x = tl.load(kept + row * CAPACITY + slots, mask=slots < num, other=_NEG_INF)
+                            mine = tl.load(weights + row * CAPACITY + slots, mask=slots < num, other=0)
+                            sums += tl.sum(tl.where(x[None, :] >= at[:, None], mine[None, :], 0), axis=1)
+                    else:
+                        for start in range(0, num_over, LIST):
+                            x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
+                            mine = weight(x, base, SHIFT)
+                            sums += tl.sum(tl.where(x[None, :] >= at[:, None], mine[None, :], 0), axis=1)
+                    low, high = narrowed(low, high, sums.to(tl.float64), enough)
+                edge = value(low)
+            elif bound == _NEG_INF and k == 0:
+                # Rounding left the sum of all below the share of the rough one: everything is kept.
+                least = tl.full([CHUNK], float("inf"), tl.float32)
+                for start in range(0, SIZE, CHUNK):
+                    cols = start + tl.arange(0, CHUNK)
+                    least = tl.minimum(least, tl.load(start_of_row + cols, mask=cols < SIZE, other=float("inf")))
+                edge = tl.min(least, axis=0)
+            limit = tl.maximum(limit, tl.where(share > 0, edge, best))
     tl.store(limits + row, limit)

@@ -1,0 +1,74 @@
+"""What the kernels of `threshold` share: the order of float32, one step of a search, masses as integers."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from plugin_triton.ops.noise import exp
+
+# ruff: noqa: N803
+WAYS = tl.constexpr(5)  # parts that a step of a search within one program cuts a range into
+LIMITS = tl.constexpr(4)  # values between them
+
+
+@triton.jit
+def order(x):  # type: ignore[no-untyped-def]
+    """float32 -> int64 in the same order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+
+
+@triton.jit
+def value(number):  # type: ignore[no-untyped-def]
+    """The float32 that `order` made this number of."""
+    bits = number.to(tl.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def limits_between(low, high):  # type: ignore[no-untyped-def]
+    """[4] float32: values that cut low .. high (numbers of `order`, low < high) into five parts."""
+    step = (high - low + WAYS - 1) // WAYS
+    return value(tl.minimum(low + (tl.arange(0, LIMITS) + 1).to(tl.int64) * step, high))
+
+
+@triton.jit
+def narrowed(low, high, sums, enough):  # type: ignore[no-untyped-def]
+    """The part of low .. high that holds the largest value with enough at or above it; sums [4] of the limits'."""
+    step = (high - low + WAYS - 1) // WAYS
+    count = tl.sum((sums >= enough).to(tl.int64), axis=0)
+    above = tl.where(count < LIMITS, tl.minimum(low + (count + 1) * step, high) - 1, high)
+    below = tl.minimum(low + count * step, high)
+    return below, tl.maximum(below, above)
+
+
+@triton.jit
+def base_of(best):  # type: ignore[no-untyped-def]
+    """What exponentials are taken relative to: a row's largest value, or 0 where that is infinite."""
+    return tl.where((best > float("-inf")) & (best < float("inf")), best, 0.0)
+
+
+@triton.jit
+def weight(x, base, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """exp(x - base) in units of 2^-SHIFT, int64: sums of these are the same in every order."""
+    fine = tl.exp((x - base).to(tl.float64))
+    return (tl.minimum(fine, 1.0) * (1 << SHIFT)).to(tl.int64)
+
+
+@triton.jit
+def rough_weight(x, base, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The same of the float32 exponential, of which the reference makes the sum of a row without top-k: the same ones,
+    or where the share ends within their errors the edge would be another token."""
+    return (tl.minimum(exp(x - base), 1.0).to(tl.float64) * (1 << SHIFT)).to(tl.int64)
+
+
+@triton.jit
+def members(row_start, ids, start, count, SIZE: tl.constexpr, GROUP: tl.constexpr, LIST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The columns of the groups ids[start : min(start + LIST, count)], [LIST * GROUP] float32; the rest is -inf."""
+    slots = start + tl.arange(0, LIST)
+    groups = tl.load(ids + slots, mask=slots < count, other=0)
+    cols = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    inside = (slots < count)[:, None] & (cols < SIZE)
+    x = tl.load(row_start + cols, mask=inside, other=float("-inf"))
+    return tl.reshape(x, [LIST * GROUP])
