@@ -12,6 +12,7 @@ from core.ops import reference
 from plugin_triton.dependent import dependent
 from plugin_triton.launch import Launch
 from plugin_triton.ops.threshold_kernels import mass_kernel, maxima_kernel, solve_kernel
+from plugin_triton.ops.threshold_wide import collect_kernel, finish_kernel, narrow_kernel
 
 _BLOCK = 2048
 _PROGRAMS = 2048
@@ -22,6 +23,7 @@ _MAX_GROUPS = 8192  # that one program looks at at once
 _LISTED = 4096  # columns of listed groups that one program looks at at once
 _CAPACITY = 4096
 _CHUNK = 1024
+_LANES = 512
 
 
 def sampling_threshold(
@@ -71,39 +73,62 @@ class _Plan:
         pdl = dependent(device)
         shift = 62 - size.bit_length()
         listed = max(1, _LISTED // group)
-        self.maxima = Launch(
-            maxima_kernel, (stride, size, splits, block, group, pdl), num_warps=max(1, block // 512), pdl=pdl
-        )
-        self.mass = Launch(
-            mass_kernel, (stride, size, splits, block, shift, pdl), num_warps=max(1, block // 512), pdl=pdl
-        )
+        self.capacity = _CAPACITY
+        chunk = min(_CHUNK, _CAPACITY)
+        rows = (stride, size, splits)
+        warps = max(1, block // 512)
+        self.maxima = Launch(maxima_kernel, (*rows, block, group, pdl), num_warps=warps, pdl=pdl)
+        self.mass = Launch(mass_kernel, (*rows, block, shift, pdl), num_warps=warps, pdl=pdl)
         self.solve = Launch(
-            solve_kernel,
-            (stride, size, splits, group, self.tile, listed, _CAPACITY, min(_CHUNK, _CAPACITY), shift, *how, pdl),
-            num_warps=8, pdl=pdl,
-        )  # fmt: skip
+            solve_kernel, (*rows, group, self.tile, listed, _CAPACITY, chunk, shift, *how, pdl), num_warps=8, pdl=pdl
+        )
+        lanes = min(_LANES, block)
+        self.narrow = [
+            Launch(narrow_kernel, (*rows, block, lanes, shift, first, pdl), num_warps=max(1, lanes // 128), pdl=pdl)
+            for first in (True, False)
+        ]
+        self.collect = Launch(collect_kernel, (*rows, block, _CAPACITY, shift, pdl), num_warps=warps, pdl=pdl)
+        self.finish = Launch(finish_kernel, (*rows, _CAPACITY, chunk, shift, pdl), num_warps=4, pdl=pdl)
 
     def __call__(
         self, scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
     ) -> torch.Tensor:
-        num_rows, number, device = scaled.shape[0], self.number, self.device
+        rows, splits, number = scaled.shape[0], self.splits, self.number
         with_p, with_mass = self.how[1:]
-        maxima = torch.empty((num_rows, self.groups), dtype=torch.float32, device=device)
-        tops = torch.empty((num_rows, self.splits), dtype=torch.float32, device=device)
-        ids = torch.empty((num_rows, self.tile), dtype=torch.int32, device=device)
-        limits = torch.empty(num_rows, dtype=torch.float32, device=device)
-        masses = kept = weights = None
-        if with_p:
-            kept = torch.empty((num_rows, _CAPACITY), dtype=torch.float32, device=device)
-            weights = torch.empty((num_rows, _CAPACITY), dtype=torch.int64, device=device)
-        self.maxima.start(number, num_rows, self.splits, 1, scaled, maxima, tops)
-        if with_mass:
-            masses = torch.empty((num_rows, self.splits), dtype=torch.int64, device=device)
-            self.mass.start(number, num_rows, self.splits, 1, scaled, top_k, top_p, tops, masses)
+        maxima, tops, limits = self._floats(rows, self.groups), self._floats(rows, splits), self._floats(rows)
+        ids = self._made(torch.int32, rows, self.tile)
+        kept = self._floats(rows, self.capacity) if with_p else None
+        weights = self._made(torch.int64, rows, self.capacity) if with_p else None
+        self.maxima.start(number, rows, splits, 1, scaled, maxima, tops)
+        if not with_mass:
+            self.solve.start(
+                number, rows, 1, 1, scaled, top_k, top_p, min_p, maxima, None, ids, kept, weights, limits, None, None,
+                None,
+            )  # fmt: skip
+            return limits
+        masses, exact = self._made(torch.int64, rows, splits), self._made(torch.int64, rows, splits, 2)
+        ends, pending = self._made(torch.int64, rows, splits, 2), self._made(torch.int32, rows)
+        counters = self._made(torch.int32, rows)
+        ranges, parts = [self._floats(rows, 2) for _ in range(2)], [self._floats(rows, splits, 16) for _ in range(2)]
+        self.mass.start(number, rows, splits, 1, scaled, top_k, top_p, tops, masses)
         self.solve.start(
-            number, num_rows, 1, 1, scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits
+            number, rows, 1, 1, scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits, pending,
+            ranges[0], counters,
+        )  # fmt: skip
+        known = (scaled, top_p, tops, masses, pending)
+        self.narrow[0].start(number, rows, splits, 1, *known, None, None, ranges[0], parts[0])
+        self.narrow[1].start(number, rows, splits, 1, *known, ranges[0], parts[0], ranges[1], parts[1])
+        self.collect.start(
+            number, rows, splits, 1, *known, ranges[1], parts[1], counters, kept, weights, exact, ends
         )
+        self.finish.start(number, rows, 1, 1, *known, counters, kept, weights, exact, ends, limits)
         return limits
+
+    def _made(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _floats(self, *shape: int) -> torch.Tensor:
+        return self._made(torch.float32, *shape)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ def mass_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def solve_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits,
+    scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits, pending, ranges, counters,
     STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
     LIST: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr, SHIFT: tl.constexpr, WITH_K: tl.constexpr,
     WITH_P: tl.constexpr, WITH_MASS: tl.constexpr, PDL: tl.constexpr,
@@ -149,56 +149,66 @@ def solve_kernel(  # type: ignore[no-untyped-def]
 
         # 4. The edge of the nucleus: among what is above `floor`, or `floor` itself.
         if WITH_P and share < 1.0:
+            wide = (k == 0) & ((not found) | (num_over > CAPACITY))  # rows that are left to `threshold_wide`
+            num_listed = tl.where(wide, 0, num_listed)
             num, ties = tl.full([], 0, tl.int32), tl.full([], 0, tl.int64)
             for start in range(0, num_listed, LIST):
                 x = members(start_of_row, list_of_row, start, num_listed, SIZE, GROUP, LIST)
                 taken = x > floor
-                place = num + tl.cumsum(taken.to(tl.int32), axis=0) - 1
-                tl.store(kept + row * CAPACITY + place, x, mask=taken & (place < CAPACITY))
+                into = num + tl.cumsum(taken.to(tl.int32), axis=0) - 1
+                tl.store(kept + row * CAPACITY + into, x, mask=taken & (into < CAPACITY))
                 num += tl.sum(taken.to(tl.int32), axis=0)
                 ties += tl.sum((x == floor).to(tl.int64), axis=0)
             tl.debug_barrier()
-            above_floor = tl.full([], 0, tl.int64)
-            if num <= CAPACITY:
-                for start in range(0, num, CHUNK):
-                    slots = start + tl.arange(0, CHUNK)
-                    x = tl.load(kept + row * CAPACITY + slots, mask=slots < num, other=_NEG_INF)
-                    mine = weight(x, base, SHIFT)
-                    tl.store(weights + row * CAPACITY + slots, mine, mask=slots < num)
-                    above_floor += tl.sum(mine, axis=0)
-                tl.debug_barrier()
+            wide = wide | ((k == 0) & (num > CAPACITY))
+            if WITH_MASS:
+                tl.store(pending + row, wide.to(tl.int32))
+            if wide:
+                if WITH_MASS:
+                    # What lies this far below the best token is less than half of what the nucleus may leave out.
+                    tail = (1.0 - share) * mass.to(tl.float64) * (0.5 / (1 << SHIFT) / SIZE)
+                    tl.store(ranges + row * 2, base + log(tail.to(tl.float32)))
+                    tl.store(ranges + row * 2 + 1, float("inf"))
+                    tl.store(counters + row, 0)
             else:
-                for start in range(0, num_over, LIST):
-                    x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
-                    above_floor += tl.sum(tl.where(x > floor, weight(x, base, SHIFT), 0), axis=0)
-            if k > 0:
-                mass = above_floor + ties * weight(floor, base, SHIFT)
-            enough = share * mass.to(tl.float64)
-            edge = floor
-            if above_floor.to(tl.float64) >= enough:
-                low, high = order(floor) + 1, order(best)
-                while low < high:
-                    at = limits_between(low, high)
-                    sums = tl.zeros([LIMITS], tl.int64)
-                    if num <= CAPACITY:
-                        for start in range(0, num, CHUNK):
-                            slots = start + tl.arange(0, CHUNK)
-                            x = tl.load(kept + row * CAPACITY + slots, mask=slots < num, other=_NEG_INF)
-                            mine = tl.load(weights + row * CAPACITY + slots, mask=slots < num, other=0)
-                            sums += tl.sum(tl.where(x[None, :] >= at[:, None], mine[None, :], 0), axis=1)
-                    else:
-                        for start in range(0, num_over, LIST):
-                            x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
-                            mine = weight(x, base, SHIFT)
-                            sums += tl.sum(tl.where(x[None, :] >= at[:, None], mine[None, :], 0), axis=1)
-                    low, high = narrowed(low, high, sums.to(tl.float64), enough)
-                edge = value(low)
-            elif bound == _NEG_INF and k == 0:
-                # Rounding left the sum of all below the share of the rough one: everything is kept.
-                least = tl.full([CHUNK], float("inf"), tl.float32)
-                for start in range(0, SIZE, CHUNK):
-                    cols = start + tl.arange(0, CHUNK)
-                    least = tl.minimum(least, tl.load(start_of_row + cols, mask=cols < SIZE, other=float("inf")))
-                edge = tl.min(least, axis=0)
-            limit = tl.maximum(limit, tl.where(share > 0, edge, best))
+                above_floor = tl.full([], 0, tl.int64)
+                if num <= CAPACITY:
+                    for start in range(0, num, CHUNK):
+                        slots = start + tl.arange(0, CHUNK)
+                        x = tl.load(kept + row * CAPACITY + slots, mask=slots < num, other=_NEG_INF)
+                        mine = weight(x, base, SHIFT)
+                        tl.store(weights + row * CAPACITY + slots, mine, mask=slots < num)
+                        above_floor += tl.sum(mine, axis=0)
+                    tl.debug_barrier()
+                else:
+                    for start in range(0, num_over, LIST):
+                        x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
+                        above_floor += tl.sum(tl.where(x > floor, weight(x, base, SHIFT), 0), axis=0)
+                if k > 0:
+                    mass = above_floor + ties * weight(floor, base, SHIFT)
+                enough = share * mass.to(tl.float64)
+                edge = floor
+                if above_floor.to(tl.float64) >= enough:
+                    low, high = order(floor) + 1, order(best)
+                    while low < high:
+                        at = limits_between(low, high)
+                        sums = tl.zeros([LIMITS], tl.int64)
+                        if num <= CAPACITY:
+                            for start in range(0, num, CHUNK):
+                                slots = start + tl.arange(0, CHUNK)
+                                x = tl.load(kept + row * CAPACITY + slots, mask=slots < num, other=_NEG_INF)
+                                mine = tl.load(weights + row * CAPACITY + slots, mask=slots < num, other=0)
+                                sums += tl.sum(tl.where(x[None, :] >= at[:, None], mine[None, :], 0), axis=1)
+                        else:
+                            for start in range(0, num_over, LIST):
+                                x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
+                                mine = weight(x, base, SHIFT)
+                                sums += tl.sum(tl.where(x[None, :] >= at[:, None], mine[None, :], 0), axis=1)
+                        low, high = narrowed(low, high, sums.to(tl.float64), enough)
+                    edge = value(low)
+                limit = tl.maximum(limit, tl.where(share > 0, edge, best))
+        elif WITH_MASS:
+            tl.store(pending + row, 0)
+    elif WITH_MASS:
+        tl.store(pending + row, 0)
     tl.store(limits + row, limit)
