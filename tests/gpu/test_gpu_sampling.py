@@ -97,7 +97,8 @@ def test_a_seed_draws_the_same_on_every_device(ops: Ops, device: torch.device) -
 
 
 def cases(rows: int, size: int, device: torch.device, filters: str, spread: float) -> tuple[tuple[Any, ...], dict]:
-    """Arguments of sampling_threshold. filters: of "k", "p", "m", those that some rows have."""
+    """Arguments of sampling_threshold. filters: of "k", "p", "m", those that some rows have; or "qwen": top-k 20 and
+    top-p 0.95 in all rows, what the generation settings of Qwen's models say."""
     rng = torch.Generator().manual_seed(rows * 7 + size)
     scaled = (torch.randn(rows, size, generator=rng) * spread).to(device)
 
@@ -108,13 +109,15 @@ def cases(rows: int, size: int, device: torch.device, filters: str, spread: floa
     top_k = chosen([0, 1, 3, 50, 1000], "k" in filters, 0, torch.int64)
     top_p = chosen([1.0, 0.1, 0.5, 0.95], "p" in filters, 1.0, torch.float64)
     min_p = chosen([0.0, 0.05, 0.3], "m" in filters, 0.0, torch.float32)
+    if filters == "qwen":
+        top_k, top_p, min_p = (torch.full_like(x, to) for x, to in ((top_k, 20), (top_p, 0.95), (min_p, 0.0)))
     known = {
         "max_k": int(top_k.max()), "any_without_k": bool((top_k == 0).any()), "any_top_p": bool((top_p < 1).any()),
     }  # fmt: skip
     return (scaled, top_k, top_p, min_p), known
 
 
-@pytest.mark.parametrize("filters", ["k", "p", "m", "kpm"])
+@pytest.mark.parametrize("filters", ["k", "p", "m", "kpm", "qwen"])
 @pytest.mark.parametrize(("rows", "size"), [(1, 128_256), (16, 128_256), (64, 128_256), (256, 128_256), (130, 1000)])
 def test_filters_keep_what_the_reference_keeps(
     ops: Ops, rows: int, size: int, filters: str, device: torch.device
@@ -186,12 +189,14 @@ def test_first_tokens_of_many_seeds_have_the_models_distribution() -> None:
 def test_what_the_filters_cost(ops: Ops, device: torch.device) -> None:
     """Prints; recorded in a graph, so that the device's time counts. Fails only where a result is another."""
     size = 300 if ON_CPU else 128_256
-    for filters in ("kp", "p", "k"):
+    for filters in ("qwen", "kp", "p", "k"):
         for rows in (1, 4, 16, 64, 256)[: 2 if ON_CPU else None]:
             args, known = cases(rows, size, device, filters, 3.0)
             calls = [partial(table["sampling_threshold"], *args, **known) for table in (ops, REFERENCES)]
+            got, want = (call() for call in calls)
+            assert_same_rows(args, got, want)
             ours, theirs = (microseconds(call) for call in calls)
-            say(f"sampling_threshold {filters:3} {rows:4} rows of {size}: {ours:8.1f} us, torch {theirs:8.1f} us")
+            say(f"sampling_threshold {filters:4} {rows:4} rows of {size}: {ours:8.1f} us, torch {theirs:8.1f} us")
 
 
 def microseconds(call: Callable[[], object]) -> float:

@@ -102,8 +102,11 @@ def sampler_calls(ops: Any) -> Iterator[Callable[[], Any]]:
         x, spread, keys = made(num, 5000, dtype=torch.float32), made(5000, dtype=torch.int32), made(num, 2)
         yield lambda x=x, spread=spread, keys=keys.int(): ops["gumbel_argmax"](x, spread, keys)
     x, f = made(3, 128256, dtype=torch.float32), made(3, dtype=torch.float32)
-    for max_k, top_p in ((1, True), (1, False), (0, True), (0, False)):
-        known = {"max_k": max_k, "any_without_k": True, "any_top_p": top_p}
+    for max_k, without_k, top_p in (
+        (20, False, True), (20, False, False), (1000, True, True), (1000, False, True), (1000, False, False),
+        (0, True, True), (0, True, False),
+    ):  # fmt: skip
+        known = {"max_k": max_k, "any_without_k": without_k, "any_top_p": top_p}
         top_k = made(3, dtype=torch.int64)
         yield lambda top_k=top_k, known=known: ops["sampling_threshold"](x, top_k, f.double(), f, **known)
     yield lambda: ops["penalize"](x, x.int(), x.bool(), f, f, f)

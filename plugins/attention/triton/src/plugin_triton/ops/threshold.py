@@ -23,7 +23,7 @@ _MAX_GROUPS = 8192  # that one program looks at at once
 _LISTED = 4096  # columns of listed groups that one program looks at at once
 _CAPACITY = 4096
 _CHUNK = 1024
-_LANES = 512
+_LANES = 1024
 
 
 def sampling_threshold(
@@ -49,7 +49,8 @@ def sampling_threshold(
     splits = min(_MAX_SPLITS, wanted, blocks)
     types = (top_k.dtype, top_p.dtype, min_p.dtype)
     how = (max_k > 0, any_top_p, with_mass)
-    return _plan(scaled.device, types, size, scaled.stride(0), splits, block, group, how)(scaled, top_k, top_p, min_p)
+    plan = _plan(scaled.device, types, size, scaled.stride(0), splits, block, group, how, _CAPACITY)
+    return plan(scaled, top_k, top_p, min_p)
 
 
 def _group(size: int, max_k: int, with_mass: bool) -> int:
@@ -65,7 +66,7 @@ class _Plan:
 
     def __init__(
         self, device: torch.device, size: int, stride: int, splits: int, block: int, group: int,
-        how: tuple[bool, bool, bool],
+        how: tuple[bool, bool, bool], capacity: int,
     ) -> None:  # fmt: skip
         self.device, self.number, self.splits = device, device.index or 0, splits
         self.groups, self.how = -(-size // group), how
@@ -73,22 +74,27 @@ class _Plan:
         pdl = dependent(device)
         shift = 62 - size.bit_length()
         listed = max(1, _LISTED // group)
-        self.capacity = _CAPACITY
-        chunk = min(_CHUNK, _CAPACITY)
+        self.capacity = capacity
+        chunk = min(_CHUNK, capacity)
         rows = (stride, size, splits)
         warps = max(1, block // 512)
-        self.maxima = Launch(maxima_kernel, (*rows, block, group, pdl), num_warps=warps, pdl=pdl)
-        self.mass = Launch(mass_kernel, (*rows, block, shift, pdl), num_warps=warps, pdl=pdl)
-        self.solve = Launch(
-            solve_kernel, (*rows, group, self.tile, listed, _CAPACITY, chunk, shift, *how, pdl), num_warps=8, pdl=pdl
-        )
         lanes = min(_LANES, block)
+        most = max(1, lanes // 256)
+        self.maxima = Launch(maxima_kernel, (*rows, block, group, pdl), num_warps=warps, pdl=pdl)
+        self.mass = Launch(mass_kernel, (*rows, block, lanes, shift, pdl), num_warps=most, pdl=pdl)
+        self.solve = Launch(
+            solve_kernel, (*rows, group, self.tile, listed, capacity, chunk, shift, *how, pdl),
+            num_warps=16 if self.tile > 2048 else 8, pdl=pdl,
+        )
+        few = min(_LANES // 2, block)
         self.narrow = [
-            Launch(narrow_kernel, (*rows, block, lanes, shift, first, pdl), num_warps=max(1, lanes // 128), pdl=pdl)
+            Launch(narrow_kernel, (*rows, block, few, shift, first, pdl), num_warps=max(1, few // 128), pdl=pdl)
             for first in (True, False)
         ]
-        self.collect = Launch(collect_kernel, (*rows, block, _CAPACITY, shift, pdl), num_warps=warps, pdl=pdl)
-        self.finish = Launch(finish_kernel, (*rows, _CAPACITY, chunk, shift, pdl), num_warps=4, pdl=pdl)
+        self.collect = Launch(
+            collect_kernel, (*rows, block, lanes, capacity, shift, pdl), num_warps=most, pdl=pdl
+        )
+        self.finish = Launch(finish_kernel, (*rows, capacity, chunk, shift, pdl), num_warps=4, pdl=pdl)
 
     def __call__(
         self, scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
@@ -106,7 +112,7 @@ class _Plan:
                 None,
             )  # fmt: skip
             return limits
-        masses, exact = self._made(torch.int64, rows, splits), self._made(torch.int64, rows, splits, 2)
+        masses, exact = self._made(torch.int64, rows, splits, 2), self._made(torch.int64, rows, splits, 2)
         ends, pending = self._made(torch.int64, rows, splits, 2), self._made(torch.int32, rows)
         counters = self._made(torch.int32, rows)
         ranges, parts = [self._floats(rows, 2) for _ in range(2)], [self._floats(rows, splits, 16) for _ in range(2)]
@@ -134,6 +140,6 @@ class _Plan:
 @functools.cache
 def _plan(
     device: torch.device, types: tuple[torch.dtype, ...], size: int, stride: int, splits: int, block: int, group: int,
-    how: tuple[bool, bool, bool],
+    how: tuple[bool, bool, bool], capacity: int,
 ) -> _Plan:  # fmt: skip
-    return _Plan(device, size, stride, splits, block, group, how)
+    return _Plan(device, size, stride, splits, block, group, how, capacity)

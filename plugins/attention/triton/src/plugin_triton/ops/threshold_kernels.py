@@ -17,6 +17,7 @@ from plugin_triton.ops.threshold_steps import (
     rough_weight,
     value,
     weight,
+    whole_mass,
 )
 
 # ruff: noqa: N803
@@ -53,9 +54,9 @@ def maxima_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def mass_kernel(  # type: ignore[no-untyped-def]
     scaled, top_k, top_p, tops, masses, STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """masses [R, SPLITS] int64: `rough_weight` of each part of a row, of rows with top-p and without top-k.
+    """masses [R, SPLITS, 2] int64: sums of `rough_weight` of each part of a row, of rows with top-p and without top-k.
     Grid (R, SPLITS)."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
@@ -63,12 +64,16 @@ def mass_kernel(  # type: ignore[no-untyped-def]
     wait(PDL)
     if (tl.load(top_k + row) == 0) & (tl.load(top_p + row) < 1.0):
         base = base_of(tl.max(tl.load(tops + row * SPLITS + tl.arange(0, SPLITS)), axis=0))
-        mass = tl.zeros([BLOCK], tl.int64)
-        for start in range(0, span, BLOCK):
-            cols = split * span + start + tl.arange(0, BLOCK)
+        large, small = tl.zeros([LANES], tl.int64), tl.zeros([LANES], tl.int64)
+        for start in range(0, span, LANES):
+            cols = split * span + start + tl.arange(0, LANES)
             x = tl.load(scaled + row * STRIDE + cols, mask=cols < SIZE, other=_NEG_INF)
-            mass += rough_weight(x, base, SHIFT)
-        tl.store(masses + row * SPLITS + split, tl.sum(mass, axis=0))
+            first, second = rough_weight(x, base, SHIFT)
+            large += first
+            small += second
+        at = masses + (row * SPLITS + split) * 2
+        tl.store(at, tl.sum(large, axis=0))
+        tl.store(at + 1, tl.sum(small, axis=0))
 
 
 @triton.jit
@@ -96,16 +101,16 @@ def solve_kernel(  # type: ignore[no-untyped-def]
     limit = tl.where(least_share > 0, best + log(tl.where(least_share > 0, least_share, 1.0)), _NEG_INF)
     if (WITH_K and k > 0) | (WITH_P and share < 1.0):
         base = base_of(best)
-        mass = tl.full([], 0, tl.int64)
-        if WITH_MASS:
-            mass = tl.sum(tl.load(masses + row * SPLITS + tl.arange(0, SPLITS)), axis=0)
+        mass = tl.full([], 0.0, tl.float64)
+        if WITH_MASS:  # not written for rows with top-k, and not used
+            mass = whole_mass(masses, row, SPLITS, SHIFT)
 
         # 1. A lower bound: the k-th largest maximum, or the value above which maxima alone make up the share.
         needed = k.to(tl.float32)
         counted = tl.where(ok, 1.0, 0.0)
         if WITH_MASS:
             unit: tl.constexpr = 1.0 / (1 << SHIFT)
-            needed = tl.where(k > 0, needed, (share * mass.to(tl.float64) * unit).to(tl.float32) * _MARGIN)
+            needed = tl.where(k > 0, needed, (share * mass * unit).to(tl.float32) * _MARGIN)
             counted = tl.where(ok & (k == 0), tl.exp(maximum - base), counted)
         found = tl.sum(counted, axis=0) >= needed
         low = order(tl.min(tl.where(ok, maximum, best), axis=0))
@@ -166,7 +171,7 @@ def solve_kernel(  # type: ignore[no-untyped-def]
             if wide:
                 if WITH_MASS:
                     # What lies this far below the best token is less than half of what the nucleus may leave out.
-                    tail = (1.0 - share) * mass.to(tl.float64) * (0.5 / (1 << SHIFT) / SIZE)
+                    tail = (1.0 - share) * mass * (0.5 / (1 << SHIFT) / SIZE)
                     tl.store(ranges + row * 2, base + log(tail.to(tl.float32)))
                     tl.store(ranges + row * 2 + 1, float("inf"))
                     tl.store(counters + row, 0)
@@ -185,8 +190,8 @@ def solve_kernel(  # type: ignore[no-untyped-def]
                         x = members(start_of_row, list_of_row, start, num_over, SIZE, GROUP, LIST)
                         above_floor += tl.sum(tl.where(x > floor, weight(x, base, SHIFT), 0), axis=0)
                 if k > 0:
-                    mass = above_floor + ties * weight(floor, base, SHIFT)
-                enough = share * mass.to(tl.float64)
+                    mass = (above_floor + ties * weight(floor, base, SHIFT)).to(tl.float64)
+                enough = share * mass
                 edge = floor
                 if above_floor.to(tl.float64) >= enough:
                     low, high = order(floor) + 1, order(best)

@@ -53,14 +53,30 @@ def base_of(best):  # type: ignore[no-untyped-def]
 def weight(x, base, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
     """exp(x - base) in units of 2^-SHIFT, int64: sums of these are the same in every order."""
     fine = tl.exp((x - base).to(tl.float64))
-    return (tl.minimum(fine, 1.0) * (1 << SHIFT)).to(tl.int64)
+    return (tl.minimum(fine, 1.0) * (1 << SHIFT) + 0.5).to(tl.int64)
 
 
 @triton.jit
 def rough_weight(x, base, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The same of the float32 exponential, of which the reference makes the sum of a row without top-k: the same ones,
-    or where the share ends within their errors the edge would be another token."""
-    return (tl.minimum(exp(x - base), 1.0).to(tl.float64) * (1 << SHIFT)).to(tl.int64)
+    """The float32 exp(x - base) as two int64, of which one is 0: in units of 2^-SHIFT where these hold all of its 24
+    bits, in units of 2^-(2 * SHIFT - 23) of smaller ones. The reference makes the sum of a row without top-k of float32
+    exponentials: the same ones are needed, or where the share ends within their errors the edge is another token."""
+    small: tl.constexpr = 1.0 / (1 << (SHIFT - 23))
+    unit: tl.constexpr = float(1 << SHIFT)
+    fine: tl.constexpr = float(1 << (2 * SHIFT - 23))
+    rough = tl.minimum(exp(x - base), 1.0)
+    is_small = rough < small
+    whole = (rough * tl.where(is_small, fine, unit)).to(tl.int64)
+    return tl.where(is_small, 0, whole), tl.where(is_small, whole, 0)
+
+
+@triton.jit
+def whole_mass(masses, row, SPLITS: tl.constexpr, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a row, float64 in units of 2^-SHIFT, from the parts' sums of `rough_weight`: masses [R, SPLITS, 2]."""
+    parts = masses + (row * SPLITS + tl.arange(0, SPLITS)) * 2
+    large, small = tl.sum(tl.load(parts), axis=0), tl.sum(tl.load(parts + 1), axis=0)
+    rest: tl.constexpr = 1.0 / (1 << (SHIFT - 23))
+    return large.to(tl.float64) + small.to(tl.float64) * rest
 
 
 @triton.jit

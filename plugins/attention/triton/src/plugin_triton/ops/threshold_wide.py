@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from plugin_triton.dependent import release, wait
-from plugin_triton.ops.threshold_steps import LIMITS, base_of, limits_between, narrowed, order, value, weight
+from plugin_triton.ops.threshold_steps import LIMITS, base_of, limits_between, narrowed, order, value, weight, whole_mass
 
 # ruff: noqa: N803
 _NEG_INF, _INF = tl.constexpr(float("-inf")), tl.constexpr(float("inf"))
@@ -37,9 +37,9 @@ def _between(ranges, parts, row, best, enough, SPLITS: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _enough(top_p, masses, row, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _enough(top_p, masses, row, SPLITS: tl.constexpr, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
     """The mass that the nucleus has to reach, float64 in units of 2^-SHIFT."""
-    return tl.load(top_p + row) * tl.sum(tl.load(masses + row * SPLITS + tl.arange(0, SPLITS)), axis=0).to(tl.float64)
+    return tl.load(top_p + row) * whole_mass(masses, row, SPLITS, SHIFT)
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def narrow_kernel(  # type: ignore[no-untyped-def]
             low, high = tl.load(next_ranges + row * 2), tl.load(next_ranges + row * 2 + 1)
         else:
             unit: tl.constexpr = 1.0 / (1 << SHIFT)
-            enough = (_enough(top_p, masses, row, SPLITS) * unit).to(tl.float32)
+            enough = (_enough(top_p, masses, row, SPLITS, SHIFT) * unit).to(tl.float32)
             low, high = _between(ranges, parts, row, best, enough, SPLITS)
             if split == 0:
                 tl.store(next_ranges + row * 2, low)
@@ -79,8 +79,8 @@ def narrow_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def collect_kernel(  # type: ignore[no-untyped-def]
     scaled, top_p, tops, masses, pending, ranges, parts, counters, kept, weights, exact, ends,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, CAPACITY: tl.constexpr,
-    SHIFT: tl.constexpr, PDL: tl.constexpr,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    CAPACITY: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """What lies in the range that the pass with `ranges` and `parts` left: kept [R, CAPACITY] float32 and its weights
     int64, in any order, and counters [R] int32, how many these are (more than CAPACITY are not stored).
@@ -93,13 +93,13 @@ def collect_kernel(  # type: ignore[no-untyped-def]
     if tl.load(pending + row) != 0:
         best = tl.max(tl.load(tops + row * SPLITS + tl.arange(0, SPLITS)), axis=0)
         unit: tl.constexpr = 1.0 / (1 << SHIFT)
-        enough = (_enough(top_p, masses, row, SPLITS) * unit).to(tl.float32)
+        enough = (_enough(top_p, masses, row, SPLITS, SHIFT) * unit).to(tl.float32)
         low, high = _between(ranges, parts, row, best, enough, SPLITS)
         base = base_of(best)
-        above, within = tl.zeros([BLOCK], tl.int64), tl.zeros([BLOCK], tl.int64)
-        least, most = tl.full([BLOCK], _INF, tl.float32), tl.full([BLOCK], _NEG_INF, tl.float32)
-        for start in range(0, span, BLOCK):
-            cols = split * span + start + tl.arange(0, BLOCK)
+        above, within = tl.zeros([LANES], tl.int64), tl.zeros([LANES], tl.int64)
+        least, most = tl.full([LANES], _INF, tl.float32), tl.full([LANES], _NEG_INF, tl.float32)
+        for start in range(0, span, LANES):
+            cols = split * span + start + tl.arange(0, LANES)
             ok = cols < SIZE
             x = tl.load(scaled + row * STRIDE + cols, mask=ok, other=_NEG_INF)
             mine = weight(x, base, SHIFT)
@@ -137,7 +137,7 @@ def finish_kernel(  # type: ignore[no-untyped-def]
     if tl.load(pending + row) != 0:
         best = tl.max(tl.load(tops + parts), axis=0)
         base = base_of(best)
-        enough = _enough(top_p, masses, row, SPLITS)
+        enough = _enough(top_p, masses, row, SPLITS, SHIFT)
         above, within = tl.sum(tl.load(exact + parts * 2), axis=0), tl.sum(tl.load(exact + parts * 2 + 1), axis=0)
         sure = (above.to(tl.float64) < enough) & ((above + within).to(tl.float64) >= enough)
         num = tl.load(counters + row)
