@@ -128,12 +128,19 @@ def test_filters_keep_what_the_reference_keeps(
         args, known = cases(rows, size, device, filters, spread)
         got = ops["sampling_threshold"](*(arg.clone() for arg in args), **known)
         want = REFERENCES["sampling_threshold"](*(arg.clone() for arg in args), **known)
-        kept, wanted = ((args[0] >= limit[:, None]).sum(1) for limit in (got, want))
-        off = (kept != wanted).nonzero().flatten().tolist()
-        for row in off:
-            assert_on_the_edge(args[0][row], float(args[2][row]), int(args[1][row]), float(got[row]), float(want[row]))
-        say(f"filters {filters}, {rows} rows of {size}, spread {spread}: {rows - len(off)} of {rows} rows equal")
-        assert len(off) <= rows // 100, "on the edge by chance, but not so often"
+        off = rows_on_the_edge(args, got, want)
+        say(f"filters {filters}, {rows} rows of {size}, spread {spread}: {rows - off} of {rows} rows equal")
+
+
+def rows_on_the_edge(args: tuple[torch.Tensor, ...], got: torch.Tensor, want: torch.Tensor) -> int:
+    """How many rows keep other tokens than the reference; fails unless these are few and both are right."""
+    scaled, top_k, top_p, _ = args
+    kept, wanted = ((scaled >= limit[:, None]).sum(1) for limit in (got, want))
+    off = (kept != wanted).nonzero().flatten().tolist()
+    for row in off:
+        assert_on_the_edge(scaled[row], float(top_p[row]), int(top_k[row]), float(got[row]), float(want[row]))
+    assert len(off) <= len(scaled) // 100, "on the edge by chance, but not so often"
+    return len(off)
 
 
 def assert_on_the_edge(row: torch.Tensor, top_p: float, top_k: int, got: float, want: float) -> None:
@@ -193,8 +200,7 @@ def test_what_the_filters_cost(ops: Ops, device: torch.device) -> None:
         for rows in (1, 4, 16, 64, 256)[: 2 if ON_CPU else None]:
             args, known = cases(rows, size, device, filters, 3.0)
             calls = [partial(table["sampling_threshold"], *args, **known) for table in (ops, REFERENCES)]
-            got, want = (call() for call in calls)
-            assert_same_rows(args, got, want)
+            rows_on_the_edge(args, *(call() for call in calls))
             ours, theirs = (microseconds(call) for call in calls)
             say(f"sampling_threshold {filters:4} {rows:4} rows of {size}: {ours:8.1f} us, torch {theirs:8.1f} us")
 

@@ -15,6 +15,7 @@ from plugin_triton.ops.threshold_steps import (
     narrowed,
     order,
     rough_weight,
+    top_of,
     value,
     weight,
     whole_mass,
@@ -26,15 +27,14 @@ _NEG_INF = tl.constexpr(float("-inf"))
 _MARGIN = tl.constexpr(1.0001)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def maxima_kernel(  # type: ignore[no-untyped-def]
-    scaled, maxima, tops, STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    scaled, maxima, tops, splits, span, STRIDE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """maxima [R, cdiv(SIZE, GROUP)]: the largest of each GROUP columns; tops [R, SPLITS]: of each part of a row.
-    Grid (R, SPLITS)."""
+    """maxima [R, cdiv(SIZE, GROUP)]: the largest of each GROUP columns; tops [R, splits]: of each part of a row.
+    Grid (R, splits)."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
     groups: tl.constexpr = (SIZE + GROUP - 1) // GROUP
     each: tl.constexpr = BLOCK // GROUP
     top = tl.full([each], _NEG_INF, tl.float32)
@@ -48,22 +48,21 @@ def maxima_kernel(  # type: ignore[no-untyped-def]
         group = first // GROUP + tl.arange(0, each)
         tl.store(maxima + row * groups + group, found, mask=group < groups)
         top = tl.maximum(top, found)
-    tl.store(tops + row * SPLITS + split, tl.max(top, axis=0))
+    tl.store(tops + row * splits + split, tl.max(top, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def mass_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_k, top_p, tops, masses, STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr, LANES: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
+    scaled, top_k, top_p, tops, masses, splits, span, STRIDE: tl.constexpr, SIZE: tl.constexpr,
+    LANES: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """masses [R, SPLITS, 2] int64: sums of `rough_weight` of each part of a row, of rows with top-p and without top-k.
-    Grid (R, SPLITS)."""
+    """masses [R, splits, 2] int64: sums of `rough_weight` of each part of a row, of rows with top-p and without top-k.
+    Grid (R, splits)."""
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    span: tl.constexpr = (SIZE + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
     release(PDL)
     wait(PDL)
     if (tl.load(top_k + row) == 0) & (tl.load(top_p + row) < 1.0):
-        base = base_of(tl.max(tl.load(tops + row * SPLITS + tl.arange(0, SPLITS)), axis=0))
+        base = base_of(top_of(tops, row, splits))
         large, small = tl.zeros([LANES], tl.int64), tl.zeros([LANES], tl.int64)
         for start in range(0, span, LANES):
             cols = split * span + start + tl.arange(0, LANES)
@@ -71,15 +70,15 @@ def mass_kernel(  # type: ignore[no-untyped-def]
             first, second = rough_weight(x, base, SHIFT)
             large += first
             small += second
-        at = masses + (row * SPLITS + split) * 2
+        at = masses + (row * splits + split) * 2
         tl.store(at, tl.sum(large, axis=0))
         tl.store(at + 1, tl.sum(small, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def solve_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits, pending, ranges, counters,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
+    scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits, pending, ranges, counters, splits,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr,
     LIST: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr, SHIFT: tl.constexpr, WITH_K: tl.constexpr,
     WITH_P: tl.constexpr, WITH_MASS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +102,7 @@ def solve_kernel(  # type: ignore[no-untyped-def]
         base = base_of(best)
         mass = tl.full([], 0.0, tl.float64)
         if WITH_MASS:  # not written for rows with top-k, and not used
-            mass = whole_mass(masses, row, SPLITS, SHIFT)
+            mass = whole_mass(masses, row, splits, SHIFT)
 
         # 1. A lower bound: the k-th largest maximum, or the value above which maxima alone make up the share.
         needed = k.to(tl.float32)

@@ -10,6 +10,7 @@ from plugin_triton.ops.noise import exp
 # ruff: noqa: N803
 WAYS = tl.constexpr(5)  # parts that a step of a search within one program cuts a range into
 LIMITS = tl.constexpr(4)  # values between them
+MAX_SPLITS = tl.constexpr(64)  # of a row over programs
 
 
 @triton.jit
@@ -71,12 +72,21 @@ def rough_weight(x, base, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def whole_mass(masses, row, SPLITS: tl.constexpr, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of a row, float64 in units of 2^-SHIFT, from the parts' sums of `rough_weight`: masses [R, SPLITS, 2]."""
-    parts = masses + (row * SPLITS + tl.arange(0, SPLITS)) * 2
-    large, small = tl.sum(tl.load(parts), axis=0), tl.sum(tl.load(parts + 1), axis=0)
+def whole_mass(masses, row, splits, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a row, float64 in units of 2^-SHIFT, from the parts' sums of `rough_weight`: masses [R, splits, 2]."""
+    part = tl.arange(0, MAX_SPLITS)
+    at = masses + (row * splits + part) * 2
+    large = tl.sum(tl.load(at, mask=part < splits, other=0), axis=0)
+    small = tl.sum(tl.load(at + 1, mask=part < splits, other=0), axis=0)
     rest: tl.constexpr = 1.0 / (1 << (SHIFT - 23))
     return large.to(tl.float64) + small.to(tl.float64) * rest
+
+
+@triton.jit
+def top_of(tops, row, splits):  # type: ignore[no-untyped-def]
+    """The largest value of a row, from those of its parts: tops [R, splits]."""
+    part = tl.arange(0, MAX_SPLITS)
+    return tl.max(tl.load(tops + row * splits + part, mask=part < splits, other=float("-inf")), axis=0)
 
 
 @triton.jit
