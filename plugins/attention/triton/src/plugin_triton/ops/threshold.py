@@ -1,19 +1,19 @@
 """Top-k, top-p and min-p as one threshold for each row, without sorting.
 
 1. A pass over all rows writes the largest value of each group of 16 or 128 neighbouring columns (`maxima_kernel`).
-2. The k-th largest of these is a lower bound of the k-th largest value, since the groups it stands for are k different
-   tokens. Fewer than k groups reach above it: one program a row looks at those, a few thousand columns, and finds the
-   value among them, or it is the bound itself (`solve_kernel`). With top-p behind top-k, the nucleus ends among the fewer
-   than k tokens above that value, or at it.
+2. The k-th largest of these is a lower bound of the k-th largest value, since k tokens reach it. Fewer than k groups
+   reach above it: one program a row looks at those, a few thousand columns, and finds the value among them, or it is
+   the bound itself (`solve_kernel`). With top-p behind top-k, the nucleus ends among the fewer than k tokens above that
+   value, or at it.
 3. Rows with top-p alone need their whole mass: one more pass (`mass_kernel`). The bound is then the value above which
    the maxima alone make up the share.
 4. Where the nucleus is too wide for that (flat rows: thousands of tokens), `threshold_wide` makes three more passes.
 
-All is decided on the device; kernels leave rows that do not need them at once. Two kernels where every row has top-k or
-no top-p, else seven. Values are searched by halving, as it were, the range of float32 patterns in their order, in five
-parts a step. Masses that decide are whole numbers, so a sum is the same in every order, and a row has the same threshold
-in every batch. Slow ways, right all the same, are left for a top-k of thousands and for flat rows of few different
-values: one program reads its row ten times or so.
+All is decided on the device; kernels leave rows that do not need them at once. Two kernels where every row has top-k,
+or none has top-p; else seven. A search is one over the patterns of float32 in their order, each step of which cuts the
+range into five. Masses that decide are whole numbers, so that a sum is the same in every order and a row's threshold in
+every batch. Slow ways, right all the same, are left for a top-k of thousands and for flat rows of few different values:
+one program reads its row ten times or so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import triton
 from core.ops import reference
 from plugin_triton.dependent import dependent
 from plugin_triton.launch import Launch
-from plugin_triton.ops.threshold_kernels import mass_kernel, maxima_kernel, solve_kernel
+from plugin_triton.ops.threshold_kernels import mass_kernel, maxima_kernel
+from plugin_triton.ops.threshold_solve import solve_kernel
 from plugin_triton.ops.threshold_steps import MAX_SPLITS
 from plugin_triton.ops.threshold_wide import collect_kernel, finish_kernel, narrow_kernel
 
@@ -95,7 +96,9 @@ class _Plan:
             solve_kernel, group, self.tile, max(1, _LISTED // group), capacity, chunk, shift, *how,
             warps=16 if self.tile > 2048 else 8,
         )  # fmt: skip
-        self.narrow = [launch(narrow_kernel, cut_lanes, shift, first, warps=cut_lanes // 128) for first in (True, False)]
+        self.narrow = [
+            launch(narrow_kernel, cut_lanes, shift, first, warps=cut_lanes // 128) for first in (True, False)
+        ]
         self.collect = launch(collect_kernel, lanes, capacity, shift, warps=lanes // 256)
         self.finish = launch(finish_kernel, capacity, chunk, shift, warps=4)
 
