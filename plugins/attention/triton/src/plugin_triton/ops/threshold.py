@@ -85,7 +85,8 @@ class _Plan:
         self.tile = triton.next_power_of_2(self.groups)
         pdl = dependent(device)
         row, chunk, shift = (stride, size), min(_CHUNK, capacity), 62 - size.bit_length()
-        lanes, cut_lanes = min(_LANES, self.block), min(_CUT_LANES, self.block)
+        self.lanes = lanes = min(_LANES, self.block)
+        self.cut_lanes = cut_lanes = min(_CUT_LANES, self.block)
 
         def launch(kernel: object, *constants: object, warps: int) -> Launch:
             return Launch(kernel, (*row, *constants, pdl), num_warps=max(1, warps), pdl=pdl)
@@ -108,13 +109,14 @@ class _Plan:
         rows, number = scaled.shape[0], self.number
         blocks = -(-self.size // self.block)
         each = -(-blocks // min(MAX_SPLITS.value, max(1, _PROGRAMS // rows)))
-        splits, span = -(-blocks // each), each * self.block
+        splits = -(-blocks // each)
+        tiles, cut_tiles = each * (self.block // self.lanes), each * (self.block // self.cut_lanes)
         _, with_p, with_mass = self.how
         maxima, tops, limits = self._floats(rows, self.groups), self._floats(rows, splits), self._floats(rows)
         ids = self._made(torch.int32, rows, self.tile)
         kept = self._floats(rows, self.capacity) if with_p else None
         weights = self._made(torch.int64, rows, self.capacity) if with_p else None
-        self.maxima.start(number, rows, splits, 1, scaled, maxima, tops, splits, span)
+        self.maxima.start(number, rows, splits, 1, scaled, maxima, tops, splits, each)
         if not with_mass:
             self.solve.start(
                 number, rows, 1, 1, scaled, top_k, top_p, min_p, maxima, None, ids, kept, weights, limits, None, None,
@@ -124,16 +126,16 @@ class _Plan:
         masses, exact, ends = (self._made(torch.int64, rows, splits, 2) for _ in range(3))
         pending, counters = (self._made(torch.int32, rows) for _ in range(2))
         ranges, parts = [self._floats(rows, 2) for _ in range(2)], [self._floats(rows, splits, 16) for _ in range(2)]
-        self.mass.start(number, rows, splits, 1, scaled, top_k, top_p, tops, masses, splits, span)
+        self.mass.start(number, rows, splits, 1, scaled, top_k, top_p, tops, masses, splits, tiles)
         self.solve.start(
             number, rows, 1, 1, scaled, top_k, top_p, min_p, maxima, masses, ids, kept, weights, limits, pending,
             ranges[0], counters, splits,
         )  # fmt: skip
         known = (scaled, top_p, tops, masses, pending)
-        self.narrow[0].start(number, rows, splits, 1, *known, None, None, ranges[0], parts[0], splits, span)
-        self.narrow[1].start(number, rows, splits, 1, *known, ranges[0], parts[0], ranges[1], parts[1], splits, span)
+        self.narrow[0].start(number, rows, splits, 1, *known, None, None, ranges[0], parts[0], splits, cut_tiles)
+        self.narrow[1].start(number, rows, splits, 1, *known, ranges[0], parts[0], ranges[1], parts[1], splits, cut_tiles)
         self.collect.start(
-            number, rows, splits, 1, *known, ranges[1], parts[1], counters, kept, weights, exact, ends, splits, span
+            number, rows, splits, 1, *known, ranges[1], parts[1], counters, kept, weights, exact, ends, splits, tiles
         )
         self.finish.start(number, rows, 1, 1, *known, counters, kept, weights, exact, ends, limits, splits)
         return limits

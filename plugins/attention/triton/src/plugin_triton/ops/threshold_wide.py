@@ -54,9 +54,9 @@ def _enough(top_p, masses, row, splits, SHIFT: tl.constexpr):  # type: ignore[no
     return tl.load(top_p + row) * whole_mass(masses, row, splits, SHIFT)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits", "each"])
 def narrow_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_p, tops, masses, pending, ranges, parts, next_ranges, next_parts, splits, span,
+    scaled, top_p, tops, masses, pending, ranges, parts, next_ranges, next_parts, splits, each,
     STRIDE: tl.constexpr, SIZE: tl.constexpr, LANES: tl.constexpr,
     SHIFT: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -80,16 +80,16 @@ def narrow_kernel(  # type: ignore[no-untyped-def]
         cuts = _cuts(low, high, best)
         base = base_of(best)
         sums = tl.zeros([_CUTS, LANES], tl.float32)
-        for start in range(0, span, LANES):
-            cols = split * span + start + tl.arange(0, LANES)
+        for index in range(0, each):
+            cols = (split * each + index) * LANES + tl.arange(0, LANES)
             x = tl.load(scaled + row * STRIDE + cols, mask=cols < SIZE, other=_NEG_INF)
             sums += tl.where(x[None, :] >= cuts[:, None], tl.exp(x - base)[None, :], 0.0)
         tl.store(next_parts + (row * splits + split) * _CUTS + tl.arange(0, _CUTS), tl.sum(sums, axis=1))
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits", "each"])
 def collect_kernel(  # type: ignore[no-untyped-def]
-    scaled, top_p, tops, masses, pending, ranges, parts, counters, kept, weights, exact, ends, splits, span,
+    scaled, top_p, tops, masses, pending, ranges, parts, counters, kept, weights, exact, ends, splits, each,
     STRIDE: tl.constexpr, SIZE: tl.constexpr, LANES: tl.constexpr,
     CAPACITY: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -108,8 +108,8 @@ def collect_kernel(  # type: ignore[no-untyped-def]
         base = base_of(best)
         above, within = tl.zeros([LANES], tl.int64), tl.zeros([LANES], tl.int64)
         least, most = tl.full([LANES], _INF, tl.float32), tl.full([LANES], _NEG_INF, tl.float32)
-        for start in range(0, span, LANES):
-            cols = split * span + start + tl.arange(0, LANES)
+        for index in range(0, each):
+            cols = (split * each + index) * LANES + tl.arange(0, LANES)
             ok = cols < SIZE
             x = tl.load(scaled + row * STRIDE + cols, mask=ok, other=_NEG_INF)
             mine = weight(x, base, SHIFT)
