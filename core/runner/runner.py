@@ -360,7 +360,7 @@ class ModelRunner:
         state.apply(plan)
         replayed, prepared = None, None
         if captured is not None and (size := captured.size_for(plan)):
-            prepared = captured.prepare(plan, state.page_table, size)
+            prepared = captured.prepare(plan, state, size)
         if prepared is not None:
             step, replay = prepared
             times.build_s = time.perf_counter() - started_s
@@ -377,15 +377,10 @@ class ModelRunner:
             times.build_s = time.perf_counter() - started_s
             hidden = self._forward(step.batch)
         extras = state.wishes.collect(plan, hidden, state.tokens, self.model)
-        generating = state.wishes.generating(step.slots)
-        if generating is not None:
-            if len(generating):
-                (index,) = self._transfer.upload(generating)
-                hidden = hidden.index_select(0, step.batch.logits_rows.index_select(0, index))
-        elif len(step.slots) and not step.every_row:
+        if not step.every_row and step.num_drawn:
             hidden = hidden.index_select(0, step.batch.logits_rows)
         times.launch_s = time.perf_counter() - started_s - times.build_s
-        return Computed(step, hidden, times, generating, extras, replayed, event)
+        return Computed(step, hidden, times, extras, replayed, event)
 
     def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
         """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""
@@ -398,31 +393,31 @@ class ModelRunner:
         return pending
 
     def _sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
-        step, generating, extras = computed.step, computed.generating, computed.extras
+        step, extras = computed.step, computed.extras
+        generating = step.generating
         given = extras.tensors if extras is not None else []
-        if not len(step.slots if generating is None else generating):  # chunks that are not the last, pooled rows
+        if not step.num_drawn:  # chunks that are not the last, pooled rows
             host = self._transfer.download(given) if given else []
             return Pending(step.slots, computed.times, None, host, generating, extras)
-        slots, positions, device_slots = step.slots, step.positions, step.device_slots
+        slots = step.slots
         if generating is not None:
-            slots, positions = slots[generating], positions[generating]
-            (device_slots,) = self._transfer.upload(slots.astype(np.int64))
+            slots = slots[generating]
             if masks is not None:
                 masks = TokenMasks(np.searchsorted(generating, masks.rows).astype(np.int32), masks.words)
         edits, replayed, sampler = self._state.processed.of(slots), computed.replayed, self._state.sampler
         if replayed is None:
-            sampled = sampler.sample(self.model.compute_logits(computed.hidden), slots, positions, masks, edits)
+            logits, best = self.model.compute_logits(computed.hidden), None
         else:
             count, greedy = len(slots), replayed.greedy
-            if masks is None and edits is None and sampler.plain(slots):  # nothing is left to do
+            if masks is None and edits is None and step.sampling is None:  # nothing is left to do
                 self._tell_tokens(greedy.tokens[:count])  # not the padding: every rank gives a tensor of its own size
                 host = self._transfer.download_packed(replayed.result)
                 host += self._transfer.download(given) if given else []
                 return Pending(step.slots, computed.times, greedy, host, None, extras)
-            best = Sampled(greedy.tokens[:count], greedy.best[:count])
-            sampled = sampler.sample(replayed.logits[:count], slots, positions, masks, edits, best)
+            logits, best = replayed.logits[:count], Sampled(greedy.tokens[:count], greedy.best[:count])
+        sampled = sampler.sample(logits, step.sampling, masks, edits, best)
         self._tell_tokens(sampled.tokens)
-        self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
+        self._state.last_tokens.index_copy_(0, step.device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
             tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
