@@ -6,8 +6,8 @@
 Prints microseconds of each phase (median), for the first token of a lone request that finds the engine idle and for
 decode steps, on two devices of the mock kind: one with host memory, as the CPU, and one with memory of its own that
 replays recorded decode steps, as a GPU. Scheduler, prefix cache, runner, sampler and message are the real ones; model,
-attention and replays do nothing; the arithmetic of rows that are drawn is the CPU's. `--idle-ms` sleeps before each step, so that the processor's caches are cold, as they
-are when a request comes to an idle server.
+attention and replays do nothing; what rows that are drawn take of a device is computed on the CPU. `--idle-ms` sleeps
+before each step, so that the processor's caches are cold, as they are when a request comes to an idle server.
 """
 
 from __future__ import annotations

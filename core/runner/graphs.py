@@ -243,14 +243,12 @@ class CapturedSteps:
         index, pages = self._changes(tables)
         fits = not transfer.direct and entry.num_bytes + len(index) * _CHANGE_BYTES <= len(self._buffer)
         num_bytes = entry.num_bytes + (len(index) * _CHANGE_BYTES if fits else 0)
-        places, start = None, _aligned(num_bytes)
+        places = None
         if sampling is not None and not transfer.direct:
-            sampling_arrays = sampling.arrays
-            places = transfer.places(sampling_arrays)
-            if start + places.size <= len(self._buffer):
-                num_bytes = start + places.size
-            else:
-                places = None
+            sampling_arrays, start = sampling.arrays, _aligned(num_bytes)
+            wanted = transfer.places(sampling_arrays)
+            if start + wanted.size <= len(self._buffer):
+                places, num_bytes = wanted, start + wanted.size
         staged = self._buffer if transfer.direct else transfer.copies.staging(num_bytes)
 
         view = staged.numpy()

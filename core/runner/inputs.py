@@ -101,16 +101,14 @@ class InputBuilder:
             mappings.append(_padded(mapping, pad_to))
 
         upload = self._transfer.upload if buffer is None else partial(self._transfer.upload_into, buffer)
+        # Tokens first: recorded steps read them where `token_views` says.
         arrays = [
+            _padded(_host_tokens(plan, state, num_tokens), pad_to), _padded(positions.astype(np.int64), pad_to),
             *mappings, *tables, np.subtract(ends, 1, dtype=np.int64), plan.slots.astype(np.int64), plan.seq_lens,
             cu_q_lens,
         ]  # fmt: skip
         if drawn_slots is not plan.slots:
             arrays.append(drawn_slots.astype(np.int64))
-        # Tokens first: recorded steps read them where `token_views` says.
-        arrays[:0] = (
-            _padded(_host_tokens(plan, state, num_tokens), pad_to), _padded(positions.astype(np.int64), pad_to)
-        )  # fmt: skip
         own = len(arrays)
         if sampling is not None and (buffer is None or self._has_room(buffer, arrays, sampling)):
             arrays += sampling.arrays

@@ -80,7 +80,10 @@ class Sampler:
     def inputs(self, slots: Int32, positions: Int32) -> SamplingInputs | None:
         """What `sample` takes from the host for rows with these slots [S]; None if all of them take the arg max of what
         the model gives and ask for nothing else. positions [S]: where in its sequence each token will stand."""
-        return sampling_inputs(self.table, self._counts, slots, positions, self._chunk_rows)
+        flags = self.table.flags[slots]
+        if not np.count_nonzero(flags):
+            return None
+        return sampling_inputs(self.table, self._counts, flags, slots, positions, self._chunk_rows)
 
     def sample(
         self,

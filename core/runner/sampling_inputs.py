@@ -117,13 +117,15 @@ class SamplingInputs:
 
 
 def sampling_inputs(
-    table: SamplingTable, counts: penalties.TokenCounts, slots: Int32, positions: Int32, chunk: int
+    table: SamplingTable,
+    counts: penalties.TokenCounts,
+    flags: npt.NDArray[np.uint8],
+    slots: Int32,
+    positions: Int32,
+    chunk: int,
 ) -> SamplingInputs | None:
-    """Of rows with these slots [S] whose tokens will stand at `positions` [S]; None if all of them take the arg max of
-    what the model gives and ask for nothing else. chunk: most rows of one draw."""
-    flags = table.flags[slots]
-    if not np.count_nonzero(flags):
-        return None
+    """Of rows with these flags and slots [S], whose tokens will stand at `positions` [S]; None if all of them take the
+    arg max of what the model gives and ask for nothing else. chunk: most rows of one draw."""
     union = int(np.bitwise_or.reduce(flags))
     made = SamplingInputs()
     if union & BIASED:

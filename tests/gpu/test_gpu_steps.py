@@ -28,8 +28,8 @@ BACKENDS = [("triton", "float32"), ("triton", "bfloat16"), ("fa3", "bfloat16"), 
 if ON_CPU:
     BACKENDS = BACKENDS[:1]
 NUM_STEPS = 24
-# Copies up of a decode step: its inputs, and with them keys and temperatures of rows that are drawn, limits of those with
-# filters, factors of those with penalties.
+# Copies up of a decode step: its inputs, and with them keys and temperatures of rows that are drawn, limits of those
+# with filters, factors of those with penalties.
 COPIES_UP = {"greedy": 1, "drawn": 1, "filtered": 1, "penalties": 1}
 
 
