@@ -25,8 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def dealt(names: Sequence[str], words: Sequence[str], workers: int) -> list[int]:
     """Places of the names in their new order: as many runs as workers, one for each, the remainder in the last ones,
-    as xdist cuts them. The names that contain the first of the words are dealt out first, one to each worker, and so on;
-    names with none of them keep their order behind."""
+    as xdist cuts them. Names that contain the first of the words are dealt out first, one to each worker, and so on;
+    those with none of them keep their order behind."""
 
     def rank(place: int) -> int:
         return next((number for number, word in enumerate(words) if word in names[place]), len(words))

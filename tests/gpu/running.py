@@ -24,7 +24,8 @@ from tests.gpu.reporting import FILE, LINES
 # and plugins of pytest that mind being run by several workers.
 PYTEST = (
     "-m", "pytest", "-q", "--tb=short", "-rP", "-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=",
-    "-o", "filterwarnings=ignore", "-o", "faulthandler_timeout=90", "-p", "tests.gpu.reporting", "-p", "tests.gpu.order",
+    "-o", "filterwarnings=ignore", "-o", "faulthandler_timeout=90", "-p", "tests.gpu.reporting",
+    "-p", "tests.gpu.order",
 )  # fmt: skip
 NICENESS = 5  # of parts that others go before
 _GRACE_S = 3.0  # between asking a process to end and ending it
