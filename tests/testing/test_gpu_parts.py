@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from core.testing.contracts.ops_cases import FLOAT32
 from tests.gpu import __main__ as command
+from tests.gpu import parts as all_parts
 from tests.gpu import sanitizer
 from tests.gpu.order import dealt
 from tests.gpu.parts import PARTS, SANITIZER, Part
@@ -210,6 +212,11 @@ def test_a_sanitizers_part_brings_the_one_that_compiles() -> None:
     names = [part.name for part in command.chosen(SANITIZER, ["racecheck-moe"], with_earlier=True)]
     assert names == ["moe", "racecheck-moe"]
     assert [part.name for part in command.chosen(PARTS, ["steps"], with_earlier=False)] == ["steps"]
+
+
+def test_a_sanitizer_checks_every_operation_once() -> None:
+    """Those with one type of arguments too, which the suite skips for the others."""
+    assert all_parts._FLOAT32 == FLOAT32
 
 
 def test_where_the_sanitizer_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
