@@ -77,7 +77,7 @@ PARTS = (
     Part("pieces", "prefills recorded in pieces equal launched ones",
          (f"{OWN}/test_pieces_gpu.py", "-k", "not flashinfer"), 300, 2,
          first=("launched_steps[dense-triton-float32-none]", "launched_steps[dense-triton-bfloat16-none]")),
-    Part("deterministic", "same bits alone and among 64", (f"{OWN}/test_gpu_deterministic.py",), 250),
+    Part("deterministic", "same bits alone and among 64", (f"{OWN}/test_gpu_deterministic.py", f"{INTERPRETED}/test_triton_invariant.py", "-k", "bits"), 250),
     Part("sampling", "distribution, seeds, filters", (f"{OWN}/test_gpu_sampling.py", "-m", "not timed"), 250, 2),
     Part("fa3", "FlashAttention-3 through the attention suite",
          ("--contract-examples=0.3", *FA3, "-k", f"{ON_DEVICE} and not latent"), 200),
