@@ -27,11 +27,11 @@ serve: setup  ## serve the bundled demo model and print its URL (ARGS="--port 80
 test: setup browser  ## the whole test suite (ARGS="tests/memory -k radix" for a part)
 	$(BIN)/python -m pytest -n logical $(ARGS)
 
-test-gpu: setup  ## what only an NVIDIA GPU shows, in under eight minutes (ARGS="--out FOLDER --only engine steps")
+test-gpu: setup  ## what only an NVIDIA GPU shows, in under nine minutes (ARGS="--out FOLDER --only engine steps")
 	$(BIN)/python -m tests.gpu $(ARGS)
 
 test-gpu-sanitizer: setup  ## our kernels' tests under compute-sanitizer, if that is on the PATH (ARGS="--only racecheck-moe")
-	$(BIN)/python -m tests.gpu --sanitizer --limit-s 900 $(ARGS)
+	$(BIN)/python -m tests.gpu --sanitizer --limit-s 480 $(ARGS)
 
 test-clients: setup  ## the public clients that need environments of their own, which pip makes first
 	$(BIN)/python -m pytest -m clients tests/e2e/test_client_frameworks.py $(ARGS)

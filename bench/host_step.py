@@ -1,12 +1,13 @@
 """Host work of a step, phase by phase: from a message received to a message ready to send, without the model's time.
 
-    python bench/host_step.py [--steps 500] [--rows 1,256] [--idle-ms 0] [--percentile 50] [--json FILE]
+    python bench/host_step.py [--steps 500] [--rows 1,256] [--kinds greedy,drawn] [--idle-ms 0] [--percentile 50]
+                              [--json FILE]
 
 Prints microseconds of each phase (median), for the first token of a lone request that finds the engine idle and for
 decode steps, on two devices of the mock kind: one with host memory, as the CPU, and one with memory of its own that
 replays recorded decode steps, as a GPU. Scheduler, prefix cache, runner, sampler and message are the real ones; model,
-attention and replays do nothing. `--idle-ms` sleeps before each step, so that the processor's caches are cold, as they
-are when a request comes to an idle server.
+attention and replays do nothing; what rows that are drawn take of a device is computed on the CPU. `--idle-ms` sleeps
+before each step, so that the processor's caches are cold, as they are when a request comes to an idle server.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ from core.testing.mock_runner import build_mock_runner
 
 PAGE_SIZE, CONTEXT, CHUNK = 16, 4096, 8192
 VOCABULARY = 512
+KINDS = {
+    "greedy": SamplingParams(temperature=0.0, ignore_eos=True),
+    "drawn": SamplingParams(temperature=0.8, ignore_eos=True),
+    "filtered": SamplingParams(temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, ignore_eos=True),
+    "penalties": SamplingParams(temperature=0.7, presence_penalty=0.2, repetition_penalty=1.1, ignore_eos=True),
+}
 PHASES = ("decode message", "to launch", "build", "launch", "result", "to send", "encode", "settle")
 
 
@@ -181,10 +188,10 @@ class Bench:
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(ToEngine)
         self._next_id = 0
 
-    def message(self, max_tokens: int) -> bytes:
-        """A request of 64 random tokens, greedy, as it arrives."""
+    def message(self, max_tokens: int, kind: str = "greedy") -> bytes:
+        """A request of 64 random tokens, as it arrives."""
         tokens = self._rng.integers(2, VOCABULARY, 64).astype("<i4").tobytes()
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        sampling = msgspec.structs.replace(KINDS[kind], max_tokens=max_tokens)
         self._next_id += 1
         return self._encoder.encode(AddRequest(self._next_id, tokens, sampling, seed=self._next_id, label="req-1"))
 
@@ -221,9 +228,9 @@ class Bench:
             self.turn()
         return times
 
-    def decode(self, rows: int, steps: int, idle_s: float) -> list[list[float]]:
-        """All of `rows` requests decode."""
-        self.turn([self.message(CONTEXT) for _ in range(rows)])
+    def decode(self, rows: int, steps: int, idle_s: float, kind: str) -> list[list[float]]:
+        """All of `rows` requests of a kind decode."""
+        self.turn([self.message(CONTEXT, kind) for _ in range(rows)])
         times = []
         for _ in range(steps):
             time.sleep(idle_s)
@@ -235,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rows", default="1,256", help="of decode steps; default 1,256")
+    parser.add_argument("--kinds", default="greedy,drawn", help=f"of decode steps, of {', '.join(KINDS)}")
     parser.add_argument("--idle-ms", type=float, default=0.0)
     parser.add_argument("--percentile", type=float, default=50.0, help="a low one leaves out what other processes did")
     parser.add_argument("--json", type=Path, help="where to write the medians, in microseconds")
@@ -246,9 +254,11 @@ def main() -> None:
         kind = "host" if device is HostDevice else "own"
         columns[f"{kind}: first"] = Bench(device, 1, args.steps).first(args.steps, idle_s)
         for rows in map(int, args.rows.split(",")):
-            bench = Bench(device, rows, args.steps)
-            gc.collect()
-            columns[f"{kind}: {rows} rows"] = bench.decode(rows, args.steps, idle_s)
+            for name in args.kinds.split(","):
+                bench = Bench(device, rows, args.steps)
+                gc.collect()
+                column = f"{kind}: {rows} {'rows' if name == 'greedy' else name}"
+                columns[column] = bench.decode(rows, args.steps, idle_s, name)
     medians = {
         name: np.percentile(times[len(times) // 10 :], args.percentile, axis=0) * 1e6 for name, times in columns.items()
     }

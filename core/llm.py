@@ -119,6 +119,7 @@ class LLM(PoolingMethods):
         return made
 
     def _start(self, settings: Settings) -> None:
+        settings = settings.for_throughput()
         catalog = Catalog.scan()
         apply_environment(device_environment(settings, catalog), settings.engine.device)
         from core.engine.build import build_engine  # with it comes torch, which reads what has just been set

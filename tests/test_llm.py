@@ -16,6 +16,7 @@ from fake_engine import FakeEngine, says  # noqa: E402
 from made_tokenizers import byte_level_folder  # noqa: E402
 from tiny_parsers import CallParser, ThinkParser  # noqa: E402
 
+from core.config.sections import Settings  # noqa: E402
 from core.engine.client import EngineRequest, TokenChunk  # noqa: E402
 from core.frontend.chat import ChatRenderer  # noqa: E402
 from core.frontend.parameters import OTHER_FIELDS, PARAMETERS, Dialect, build, spellings  # noqa: E402
@@ -119,6 +120,22 @@ def test_mistakes_name_the_parameter(llm: LLM, call: Any, param: str) -> None:
         call(llm)
     assert caught.value.param == param
     assert llm._engine.requests == []
+
+
+def test_steps_are_larger_than_a_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the program says how large."""
+    found: list[Settings] = []
+
+    def build(settings: Settings, *_: Any, **__: Any) -> Any:
+        found.append(settings)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr("core.engine.build.build_engine", build)
+    for given, mode in (({}, "throughput"), ({"performance_mode": "interactivity"}, "interactivity")):
+        with pytest.raises(RuntimeError, match="seen"):
+            LLM(device="cpu", **given)
+        assert found.pop().scheduler.performance_mode == mode
+    assert Settings().scheduler.performance_mode is None
 
 
 def test_unknown_setting() -> None:

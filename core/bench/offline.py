@@ -41,6 +41,7 @@ class OfflineBench:
 
     def __init__(self, settings: Settings) -> None:
         begin = time.perf_counter()
+        settings = settings.for_throughput()
         catalog = prepare(settings)
         from core.engine.build import build_engine  # with it comes torch, which reads what has just been set
         from core.engine.offline import OfflineEngine

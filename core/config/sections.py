@@ -126,6 +126,11 @@ class SchedulerSettings(Section):
         description="Token budget of a step; longer prompts are cut.",
         json_schema_extra=_aka("max-num-batched-tokens"),
     )
+    performance_mode: Literal["interactivity", "balanced", "throughput"] | None = Field(
+        None,
+        description="Token budget of a step where none is given: half, all or twice of what the device prefers. "
+        "Larger steps are fewer; smaller ones keep running texts even. Default: balanced; throughput for `LLM`.",
+    )
     max_queue_s: float | None = Field(
         None, gt=0, description="Most seconds that a request waits for its turn; then it is answered 503.",
         json_schema_extra=_aka("max-queue-seconds"),
@@ -275,3 +280,10 @@ class Settings(Section):
         """Who decided `section.name` or `plugins.NAME.key`, e.g. "flag --dtype"; "" if nobody did, or if these settings
         crossed a process boundary."""
         return self._sources.get(dotted, "")
+
+    def for_throughput(self) -> Settings:
+        """These, with steps as large as suits a program that waits for whole answers, unless they say otherwise."""
+        if self.scheduler.performance_mode is not None:
+            return self
+        scheduler = self.scheduler.model_copy(update={"performance_mode": "throughput"})
+        return self.model_copy(update={"scheduler": scheduler})

@@ -66,7 +66,7 @@ from core.registry.select_processors import choose_logit_processors
 from core.registry.select_task import choose_task
 
 if TYPE_CHECKING:
-    from core.config.sections import Settings
+    from core.config.sections import SchedulerSettings, Settings
 
 _LOG = logging.getLogger("core.registry")
 
@@ -203,7 +203,7 @@ def _sizes(draft: _Draft) -> Made:
     settings, hardware = draft.settings, draft.hardware
     draft.dtype = choose_dtype(settings.model.dtype, draft.config, draft.spec.dtype, hardware)
     draft.context = _context_length(settings.model.context_length, draft.spec)
-    draft.chunk = _chunk_tokens(settings.scheduler.chunked_prefill_size, hardware)
+    draft.chunk = _chunk_tokens(settings.scheduler, hardware)
     draft.overlap = choose_overlap(settings.engine.overlap, hardware)
     return (draft.dtype, draft.context, draft.chunk, draft.overlap)
 
@@ -461,7 +461,12 @@ def _context_length(asked: int | None, spec: ModelSpec) -> Decision:
     return Decision("context length", str(asked), "asked for")
 
 
-def _chunk_tokens(asked: int | None, hardware: ChosenHardware) -> Decision:
-    if asked is not None:
-        return Decision("step token budget", str(asked), "asked for")
-    return Decision("step token budget", str(hardware.capabilities.chunk_tokens), f"preferred by {hardware.name}")
+def _chunk_tokens(asked: SchedulerSettings, hardware: ChosenHardware) -> Decision:
+    if asked.chunked_prefill_size is not None:
+        return Decision("step token budget", str(asked.chunked_prefill_size), "asked for")
+    wish, reason = hardware.capabilities.chunk_tokens, f"preferred by {hardware.name}"
+    if asked.performance_mode == "throughput":
+        return Decision("step token budget", str(2 * wish), f"twice what is {reason}: throughput")
+    if asked.performance_mode == "interactivity":
+        return Decision("step token budget", str(max(1, wish // 2)), f"half of what is {reason}: interactivity")
+    return Decision("step token budget", str(wish), reason)

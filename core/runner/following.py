@@ -22,17 +22,13 @@ class FollowingRunner(ModelRunner):
     """
 
     def _sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
-        step, generating = computed.step, computed.generating
-        slots, device_slots = step.slots, step.device_slots
-        if generating is not None:
-            slots = slots[generating]
-            (device_slots,) = self._transfer.upload(slots.astype(np.int64))
-        if len(slots):
+        step = computed.step
+        if step.num_drawn:
             if computed.replayed is None:  # else it was recorded with the logits
                 self.model.compute_logits(computed.hidden)  # rank 0 gathers this rank's share of them
-            tokens = torch.empty(len(slots), dtype=torch.int64, device=self.device)
+            tokens = torch.empty(step.num_drawn, dtype=torch.int64, device=self.device)
             if self.config.broadcast is not None:
-                self._state.last_tokens.index_copy_(0, device_slots, self.config.broadcast(tokens))
+                self._state.last_tokens.index_copy_(0, step.device_slots, self.config.broadcast(tokens))
         return Pending(step.slots, computed.times, None)
 
     def finish(self, plan: StepPlan, pending: Pending, started_s: float) -> StepResult:

@@ -2,7 +2,8 @@
 at fixed addresses.
 
 A replay costs the host one copy to the device and one launch. The copy holds a step's slots, positions, lengths and KV
-slots, and what has changed in the page tables: those stay on the device, and most steps change a few entries.
+slots, and what has changed in the page tables: those stay on the device, and most steps change a few entries. What the
+sampling behind the replay takes from the host travels with it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from core.interfaces.step import Int32, StepPlan
 from core.runner.agreement import Agreement
 from core.runner.inputs import StepInputs
 from core.runner.sampler import Sampled
+from core.runner.sampling_inputs import SamplingInputs, room_for
+from core.runner.state import RunnerState
 from core.runner.transfer import ALIGNMENT, Packed, Transfer, pack
 
 _CHANGES = 1 << 14  # entries of page tables that fit into a step's copy; more travel in one of their own
@@ -130,7 +133,7 @@ class CapturedSteps:
         self._mirror = np.zeros((groups, most, max_pages), np.int32)
         self._rows = np.arange(most)
         slot_dtypes = [np.dtype(backend.capabilities.slot_dtype) for backend in attention]
-        room = _regions(most, slot_dtypes)[-1].end + _CHANGES * _CHANGE_BYTES + ALIGNMENT
+        room = _regions(most, slot_dtypes)[-1].end + _CHANGES * _CHANGE_BYTES + room_for(most) + 2 * ALIGNMENT
         self._buffer = torch.zeros(room, dtype=torch.uint8, device=device)
         self._sizes = {size: self._size(size, slot_dtypes, attention, kv) for size in sizes}
 
@@ -162,16 +165,20 @@ class CapturedSteps:
         self._graphs.capture(size, partial(self._step, self._sizes[size]), variants)
         self._recorded.add((size, variants))
 
-    def prepare(self, plan: StepPlan, page_table: Int32, size: int) -> tuple[StepInputs, Callable[[], Replayed]] | None:
-        """Bring a step of at most `size` decodes to where its recording reads it, and plan its attention: the step, and
-        what queues it. None if it cannot be recorded, which is found out when it is first needed.
-
-        page_table [G, S, P]: of all slots."""
-        device_slots = self._fill(plan.slots, plan.seq_lens, page_table, size)
+    def prepare(
+        self, plan: StepPlan, state: RunnerState, size: int
+    ) -> tuple[StepInputs, Callable[[], Replayed]] | None:
+        """Bring a step of at most `size` decodes, a plan that `state` has applied, to where its recording reads it, and
+        plan its attention: the step, and what queues it. None if it cannot be recorded, which is found out when it is
+        first needed, or if it has rows that get no token."""
+        generating, sampling = state.sampling(plan.slots, plan.seq_lens)
+        if generating is not None:
+            return None
+        device_slots = self._fill(plan.slots, plan.seq_lens, state.page_table, size, sampling)
         variants = self._plan(size)
         if (size, variants) not in self._recorded and not self._record_late(size, variants):
             return None
-        step = StepInputs(self._sizes[size].batch, plan.slots, plan.seq_lens, device_slots, True)
+        step = StepInputs(self._sizes[size].batch, plan.slots, device_slots, True, None, sampling)
         return step, partial(self._replay, size, variants)
 
     def _replay(self, size: int, variants: tuple[int, ...]) -> Replayed:
@@ -219,8 +226,11 @@ class CapturedSteps:
         self._parts[len(batch.input_ids)] = result.parts
         return hidden, logits, result.bytes
 
-    def _fill(self, slots: Int32, seq_lens: Int32, page_table: Int32, size: int) -> torch.Tensor:
-        """Rows of these slots, then padding; returns their slots on the device [N]."""
+    def _fill(
+        self, slots: Int32, seq_lens: Int32, page_table: Int32, size: int, sampling: SamplingInputs | None = None
+    ) -> torch.Tensor:
+        """Rows of these slots, then padding; returns their slots on the device [N]. sampling: placed on the device if
+        there is room."""
         entry, num_rows, transfer = self._sizes[size], len(slots), self._transfer
         lens, padding = seq_lens, size - num_rows
         if padding:
@@ -233,6 +243,12 @@ class CapturedSteps:
         index, pages = self._changes(tables)
         fits = not transfer.direct and entry.num_bytes + len(index) * _CHANGE_BYTES <= len(self._buffer)
         num_bytes = entry.num_bytes + (len(index) * _CHANGE_BYTES if fits else 0)
+        places = None
+        if sampling is not None and not transfer.direct:
+            sampling_arrays, start = sampling.arrays, _aligned(num_bytes)
+            wanted = transfer.places(sampling_arrays)
+            if start + wanted.size <= len(self._buffer):
+                places, num_bytes = wanted, start + wanted.size
         staged = self._buffer if transfer.direct else transfer.copies.staging(num_bytes)
 
         view = staged.numpy()
@@ -254,8 +270,12 @@ class CapturedSteps:
             changed_index, changed_pages = _change_regions(entry.num_bytes, len(index))
             changed_index.of(view)[:] = index
             changed_pages.of(view)[:] = pages
+        if places is not None:
+            places.write(view[start:num_bytes], sampling_arrays)
         if not transfer.direct:
             transfer.copies.to_buffer(staged, self._buffer[:num_bytes])
+        if places is not None and sampling is not None:
+            sampling.place(places.read(self._buffer[start:num_bytes], sampling_arrays))
         if len(index):
             if fits:
                 where, what = changed_index.on(self._buffer), changed_pages.on(self._buffer)

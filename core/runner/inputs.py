@@ -15,6 +15,8 @@ from core.interfaces.attention import AttentionBackend
 from core.interfaces.batch import BatchLayout, ForwardBatch
 from core.interfaces.errors import EngineError
 from core.interfaces.step import Int32, StepPlan
+from core.runner.extras import Int64
+from core.runner.sampling_inputs import SamplingInputs
 from core.runner.state import RunnerState
 from core.runner.transfer import Transfer, starts_of
 
@@ -23,15 +25,22 @@ from core.runner.transfer import Transfer, starts_of
 class StepInputs:
     """A batch and which of its rows are sampled.
 
-    slots [S] int32, positions [S] int32 (of the tokens to come) on the host; device_slots [S] int64.
-    every_row: whether the sampled rows are the first S hidden rows in order, as in a pure decode step.
+    slots [S] int32 on the host. generating [R]: which of these rows get a token; None if all. device_slots [R] int64:
+    their slots. every_row: whether they are the first R hidden rows in order, as in a pure decode step. sampling: what
+    their sampling takes from the host, None if nothing; on the device already where it had room in the step's copy.
     """
 
     batch: ForwardBatch
     slots: Int32
-    positions: Int32
     device_slots: torch.Tensor
     every_row: bool
+    generating: Int64 | None = None
+    sampling: SamplingInputs | None = None
+
+    @property
+    def num_drawn(self) -> int:
+        """R, the rows that get a token."""
+        return len(self.slots) if self.generating is None else len(self.generating)
 
 
 class InputBuilder:
@@ -75,6 +84,10 @@ class InputBuilder:
         every_row_samples = np.count_nonzero(plan.samples) == num_rows
         if not every_row_samples:
             slots, sampled_lens, ends = slots[plan.samples], sampled_lens[plan.samples], ends[plan.samples]
+        generating, sampling = state.sampling(slots, sampled_lens)
+        drawn_slots = slots
+        if generating is not None:
+            drawn_slots, ends = slots[generating], ends[generating]
 
         num_pages = -(-int(plan.seq_lens.max()) // self._page_size)
         page_of_token = positions // self._page_size
@@ -88,18 +101,22 @@ class InputBuilder:
             mappings.append(_padded(mapping, pad_to))
 
         upload = self._transfer.upload if buffer is None else partial(self._transfer.upload_into, buffer)
+        # Tokens first: recorded steps read them where `token_views` says.
         arrays = [
+            _padded(_host_tokens(plan, state, num_tokens), pad_to), _padded(positions.astype(np.int64), pad_to),
             *mappings, *tables, np.subtract(ends, 1, dtype=np.int64), plan.slots.astype(np.int64), plan.seq_lens,
             cu_q_lens,
         ]  # fmt: skip
-        if not every_row_samples:
-            arrays.append(slots.astype(np.int64))
-        # Tokens first: recorded steps read them where `token_views` says.
-        token_ids, device_positions, *rest = upload(
-            _padded(_host_tokens(plan, state, num_tokens), pad_to), _padded(positions.astype(np.int64), pad_to), *arrays
-        )
+        if drawn_slots is not plan.slots:
+            arrays.append(drawn_slots.astype(np.int64))
+        own = len(arrays)
+        if sampling is not None and (buffer is None or self._has_room(buffer, arrays, sampling)):
+            arrays += sampling.arrays
+        token_ids, device_positions, *rest = tensors = upload(*arrays)
+        if len(tensors) > own and sampling is not None:
+            sampling.place(tensors[own:])
         device_mappings, device_tables = rest[:groups], rest[groups : 2 * groups]
-        logits_rows, all_slots, seq_lens, starts, *sampled = rest[2 * groups :]
+        logits_rows, all_slots, seq_lens, starts, *drawn = rest[2 * groups : own - 2]
         if num_decodes:
             torch.index_select(state.last_tokens, 0, all_slots[:num_decodes], out=token_ids[:num_decodes])
         layouts = tuple(
@@ -118,8 +135,13 @@ class InputBuilder:
             for table, mapping, device_table in zip(tables, device_mappings, device_tables, strict=True)
         )
         batch = ForwardBatch(token_ids, device_positions, logits_rows, layouts, self._attention, self._kv)
-        device_slots = all_slots if every_row_samples else sampled[0]
-        return StepInputs(batch, slots, sampled_lens, device_slots, len(slots) == num_tokens)
+        device_slots = drawn[0] if drawn else all_slots
+        return StepInputs(batch, slots, device_slots, len(drawn_slots) == num_tokens, generating, sampling)
+
+    def _has_room(self, buffer: torch.Tensor, arrays: list[npt.NDArray[Any]], sampling: SamplingInputs) -> bool:
+        """Whether what sampling takes fits behind `arrays`. On the CPU it needs no copy at all."""
+        used = starts_of(array.nbytes for array in arrays)[1]
+        return not self._transfer.direct and used + sampling.num_bytes <= len(buffer)
 
     def _count(self, end: int) -> Int32:
         """0 .. end - 1, not to be changed."""

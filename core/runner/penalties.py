@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from core.interfaces.step import Admission, Int32
 from core.ops import sampling as reference
 from core.runner.sampling_table import SamplingTable
 from core.runner.transfer import Transfer
+
+Int64 = npt.NDArray[np.int64]
 
 _FIRST_ROWS = 4
 
@@ -50,7 +53,7 @@ class TokenCounts:
         self.in_prompt[row].index_fill_(0, prompt_ids, True)
         self.counts[row].index_copy_(0, ids_device, times_device)
 
-    def rows(self, slots: Int32) -> npt.NDArray[np.int64]:
+    def rows(self, slots: Int32) -> Int64:
         """Rows of penalised slots."""
         return np.array([self._row_of[slot] for slot in slots.tolist()], np.int64)
 
@@ -65,42 +68,48 @@ def _grow(old: torch.Tensor, rows: int) -> torch.Tensor:
     return new
 
 
-def apply_bias(logits: torch.Tensor, table: SamplingTable, rows: Int32, slots: Int32, transfer: Transfer) -> None:
-    """Add each row's logit_bias. logits [S, V] float32 in place; rows [B] into it and their slots [B]."""
+def bias_arrays(table: SamplingTable, rows: Int64, slots: Int32) -> tuple[Int64, Int64, npt.NDArray[np.float32]]:
+    """Row, token id and value of each entry of the logit_bias of `rows` [B], which have these slots [B]."""
     entries = [table.bias[slot] for slot in slots.tolist()]
-    where = np.repeat(rows.astype(np.int64), [len(ids) for ids, _ in entries])
-    index, ids, values = transfer.upload(
-        where, np.concatenate([ids for ids, _ in entries]), np.concatenate([values for _, values in entries])
-    )
-    logits[index, ids] += values
+    where = np.repeat(rows, [len(ids) for ids, _ in entries])
+    return where, np.concatenate([ids for ids, _ in entries]), np.concatenate([values for _, values in entries])
+
+
+def apply_bias(logits: torch.Tensor, bias: Sequence[torch.Tensor]) -> None:
+    """logits [S, V] float32 in place; bias: as `bias_arrays`."""
+    rows, ids, values = bias
+    logits[rows, ids] += values
+
+
+def penalty_arrays(
+    table: SamplingTable, counts: TokenCounts, rows: Int64, slots: Int32
+) -> tuple[npt.NDArray[Any], ...]:
+    """Of `rows` [B], which have these slots [B]: repetition, frequency, presence [B] float32; `rows`; the rows of
+    `counts` [B] that their tokens are in."""
+    return table.repetition[slots], table.frequency[slots], table.presence[slots], rows, counts.rows(slots)
 
 
 def apply_penalties(
     logits: torch.Tensor,
-    table: SamplingTable,
     counts: TokenCounts,
-    rows: Int32,
-    slots: Int32,
-    transfer: Transfer,
+    factors: Sequence[torch.Tensor],
     penalize: Callable[..., torch.Tensor] = reference.penalize,
-) -> torch.Tensor:
-    """Repetition, frequency and presence penalties. logits [S, V] float32 in place; returns the rows of `counts`
-    [B] that the sampled tokens are to be added to. penalize: the device's op of that name."""
-    scale, frequency, presence, index, count_rows = transfer.upload(
-        table.repetition[slots],
-        table.frequency[slots],
-        table.presence[slots],
-        rows.astype(np.int64),
-        counts.rows(slots),
-    )
+) -> None:
+    """Repetition, frequency and presence penalties. logits [S, V] float32 in place; factors: as `penalty_arrays`.
+    penalize: the device's op of that name."""
+    repetition, frequency, presence, rows, count_rows = factors
     given = counts.counts[count_rows], counts.in_prompt[count_rows]
-    logits[index] = penalize(logits[index], *given, scale, frequency, presence)
-    return count_rows
+    logits[rows] = penalize(logits[rows], *given, repetition, frequency, presence)
 
 
-def forbid(logits: torch.Tensor, table: SamplingTable, rows: Int32, slots: Int32, transfer: Transfer) -> None:
-    """Make end-of-text and stop ids impossible. logits [S, V] float32 in place; rows [B], slots [B]."""
+def forbidden_arrays(table: SamplingTable, rows: Int64, slots: Int32) -> tuple[Int64, Int64]:
+    """Row and token id of each end-of-text and stop id that min_tokens holds back in `rows` [B], which have these
+    slots [B]."""
     entries = [table.forbidden[slot] for slot in slots.tolist()]
-    where = np.repeat(rows.astype(np.int64), [len(ids) for ids in entries])
-    index, ids = transfer.upload(where, np.concatenate(entries))
-    logits[index, ids] = float("-inf")
+    return np.repeat(rows, [len(ids) for ids in entries]), np.concatenate(entries)
+
+
+def forbid(logits: torch.Tensor, forbidden: Sequence[torch.Tensor]) -> None:
+    """Make ids impossible. logits [S, V] float32 in place; forbidden: as `forbidden_arrays`."""
+    rows, ids = forbidden
+    logits[rows, ids] = float("-inf")

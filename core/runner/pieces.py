@@ -24,6 +24,7 @@ from core.interfaces.model import CausalLM
 from core.interfaces.step import StepPlan
 from core.runner.agreement import Agreement
 from core.runner.inputs import token_views
+from core.runner.sampling_inputs import room_for
 from core.runner.transfer import ALIGNMENT
 
 _MOST_TABLE_BYTES = 4 << 20  # of page tables; a step with more of them is launched
@@ -72,7 +73,8 @@ class PiecewiseSteps:
         self._table_bytes = min(groups * rows * max_pages * 4, _MOST_TABLE_BYTES)
         # Tokens: id, position, KV slots; rows: three indices, two lengths; each array is aligned.
         others = most * (16 + 8 * groups) + (rows + 1) * 32 + (7 + 2 * groups) * ALIGNMENT
-        self.buffer = torch.zeros(self._table_bytes + others, dtype=torch.uint8, device=device)
+        room = self._table_bytes + others + room_for(rows)
+        self.buffer = torch.zeros(room, dtype=torch.uint8, device=device)
         self._slot_dtypes = [backend.capabilities.slot_dtype for backend in attention]
         self._page_size = page_size
         self._context_length = context_length

@@ -6,30 +6,28 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from core.interfaces.attention import AttentionBackend, AttentionConfig
-from core.interfaces.build import BuildContext
-from core.interfaces.context import PluginContext
-from core.interfaces.errors import ConfigError, EngineError, PluginError
+from core.interfaces.attention import AttentionBackend
+from core.interfaces.errors import EngineError
 from core.interfaces.hardware import EngineFacts, Forward, HardwareBackend, StepGraphs
 from core.interfaces.model import CausalLM
 from core.interfaces.step import StepPlan, StepResult, StepTimes, TokenMasks
-from core.runner import logprobs
 from core.runner.config import RunnerConfig
 from core.runner.extras import RowWishes
 from core.runner.graphs import CapturedSteps
 from core.runner.inputs import InputBuilder
+from core.runner.kv_buffers import kv_bytes_per_page, make_kv_buffers
 from core.runner.pieces import PiecewiseSteps
 from core.runner.processors import LogitProcessors, ProcessedRows
+from core.runner.results import read_result
 from core.runner.running_step import Computed, Pending, RunningStep
 from core.runner.sampler import Sampled, Sampler
 from core.runner.state import RunnerState
+from core.runner.stats import RunnerStats
 from core.runner.transfer import Transfer
 from core.runner.warm_up import largest_plan, small_plans
 
@@ -41,34 +39,6 @@ _MEASURED_PAGES = 2
 Steps = TypeVar("Steps", CapturedSteps, PiecewiseSteps)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class RunnerStats:
-    """Since the runner was built, warm-up not counted. replayed_steps, pieced_steps: of `steps`, those that
-    ran as recorded, as one or in pieces.
-    device_time_s: from a step's launch, or the end of the step before it if that came later, to its tokens being on
-    the host. The others are sums of `StepTimes`."""
-
-    steps: int = 0
-    replayed_steps: int = 0
-    pieced_steps: int = 0
-    tokens: int = 0
-    failed_steps: int = 0
-    device_time_s: float = 0.0
-    build_s: float = 0.0
-    launch_s: float = 0.0
-    wait_s: float = 0.0
-    output_s: float = 0.0
-    gpu_s: float = 0.0
-
-    def add(self, times: StepTimes) -> None:
-        """Count the times of one step."""
-        self.build_s += times.build_s
-        self.launch_s += times.launch_s
-        self.wait_s += times.wait_s
-        self.output_s += times.output_s
-        self.gpu_s += times.gpu_s
 
 
 class ModelRunner:
@@ -113,62 +83,16 @@ class ModelRunner:
 
     def load(self, progress: Progress | None = None) -> LoadReport | None:
         """Build the model and fill its weights; None for random weights. Raises CheckpointError, WeightError."""
-        from core.runner.kv_scales import KvScaleReader
-        from core.runner.weights import dummy_weights, load_weights
-        from core.runner.weights_rules import HEADS, RuleTable, leaving_out, without_head
+        from core.runner.loading import load_model
 
-        config = self.config
-        rules = leaving_out(config.arch.weights(config.spec), config.quant.ignored())
-        ctx = BuildContext(
-            dtype=config.dtype,
-            device=self.device,
-            ops=config.ops,
-            quant=config.quant,
-            moe=config.moe,
-            tp=config.tp,
-            max_tokens=config.max_step_tokens,
-            context_length=config.context_length,
-            layers=_checked_layers(self._hardware),
-            sources=RuleTable(rules).sources,
-        )
-        model: Any = config.arch.build(config.spec, ctx)
-        report = None
-        if config.spec.task == "embed" and all(getattr(model, name, None) is None for name in HEADS):
-            rules = without_head(rules)
-        if config.load_format == "dummy" or config.checkpoint is None:
-            dummy_weights(model, config.seed)
-        else:
-            wanted = config.scales_kv and config.kv_scales is None
-            reader = KvScaleReader(config.quant.kv_scales(), config.spec, wanted=wanted)
-            report = load_weights(
-                model, rules, config.checkpoint, threads=config.load_threads, progress=progress, kv_scales=reader
-            )
-            self._take_kv_scales(report)
-        self._model = self._hardware.prepare_model(model)
-        if self._model is None:
-            raise PluginError(f"device {type(self._hardware).__qualname__}: prepare_model() returned None")
+        self._model, report = load_model(self.config, self._hardware, self.device, progress)
+        if report is not None and self.config.kv_scales is None:
+            self._kv_scales = report.kv_scales.by_layer
         return report
-
-    def _take_kv_scales(self, report: LoadReport) -> None:
-        from core.runner.kv_scales import describe
-
-        config = self.config
-        if config.kv_scales is not None:
-            return
-        self._kv_scales = report.kv_scales.by_layer
-        dtype = str(config.kv_dtype or config.dtype).removeprefix("torch.")
-        text = describe(report.kv_scales, config.spec, dtype, eight_bits=config.scales_kv)
-        if text and not config.tp.rank:
-            logger.info("%s", text)
 
     def kv_bytes_per_page(self) -> int:
         """Bytes of one page in every cache group together, on this rank."""
-        config = self.config
-        itemsize = (config.kv_dtype or config.dtype).itemsize
-        return sum(
-            backend.page_bytes(group, config.page_size, itemsize, config.tp.size)
-            for backend, group in zip(config.attention, config.spec.cache_groups, strict=True)
-        )
+        return kv_bytes_per_page(self.config)
 
     def measure(self) -> None:
         """Let the device see the largest step there can be, if it wants to. Between `load` and `allocate`. Raises
@@ -201,42 +125,8 @@ class ModelRunner:
             self._pieces = self._piecewise_steps(graphs)
 
     def _make_kv(self, num_pages: int) -> None:
-        config, tp_size = self.config, self.config.tp.size
-        kv: list[tuple[torch.Tensor, ...]] = [()] * len(config.spec.layers)
-        backends = []
-        contexts = config.attention_contexts or tuple(PluginContext(device=self.device) for _ in config.attention)
-        for group, backend_class, ctx in zip(config.spec.cache_groups, config.attention, contexts, strict=True):
-            specs = {layer: spec for layer in group.layers if (spec := config.spec.layers[layer].attention) is not None}
-            num_heads = max((spec.num_heads for spec in specs.values()), default=0)
-            attention = AttentionConfig(
-                group=group,
-                layers=specs,
-                num_heads=num_heads // tp_size,
-                num_kv_heads=max(1, group.num_kv_heads // tp_size),
-                page_size=config.page_size,
-                num_pages=num_pages,
-                dtype=config.dtype,
-                device=self.device,
-                max_seqs=config.max_running,
-                max_tokens=config.max_step_tokens,
-                context_length=config.context_length,
-                kv_dtype=config.kv_dtype,
-                kv_scales={layer: self._kv_scales[layer] for layer in specs if layer in self._kv_scales},
-            )
-            reason = backend_class.rejects(attention)
-            if reason is not None:
-                raise ConfigError(
-                    f"attention backend {backend_class.__name__} cannot serve cache group {group.name!r}: {reason}",
-                    field="engine.attention_backend",
-                    value=backend_class.__name__,
-                    hint="choose another with --attention-backend",
-                )
-            backend = backend_class(attention, ctx)
-            for layer, buffers in backend.allocate().items():
-                kv[layer] = buffers
-            backends.append(backend)
-        self._attention, self._kv = tuple(backends), tuple(kv)
-        self._inputs = InputBuilder(self._transfer, self._attention, self._kv, page_size=config.page_size)
+        self._attention, self._kv = make_kv_buffers(self.config, self.device, num_pages, self._kv_scales)
+        self._inputs = InputBuilder(self._transfer, self._attention, self._kv, page_size=self.config.page_size)
 
     def _captured_steps(self, graphs: StepGraphs) -> CapturedSteps | None:
         config = self.config
@@ -360,7 +250,7 @@ class ModelRunner:
         state.apply(plan)
         replayed, prepared = None, None
         if captured is not None and (size := captured.size_for(plan)):
-            prepared = captured.prepare(plan, state.page_table, size)
+            prepared = captured.prepare(plan, state, size)
         if prepared is not None:
             step, replay = prepared
             times.build_s = time.perf_counter() - started_s
@@ -377,15 +267,10 @@ class ModelRunner:
             times.build_s = time.perf_counter() - started_s
             hidden = self._forward(step.batch)
         extras = state.wishes.collect(plan, hidden, state.tokens, self.model)
-        generating = state.wishes.generating(step.slots)
-        if generating is not None:
-            if len(generating):
-                (index,) = self._transfer.upload(generating)
-                hidden = hidden.index_select(0, step.batch.logits_rows.index_select(0, index))
-        elif len(step.slots) and not step.every_row:
+        if not step.every_row and step.num_drawn:
             hidden = hidden.index_select(0, step.batch.logits_rows)
         times.launch_s = time.perf_counter() - started_s - times.build_s
-        return Computed(step, hidden, times, generating, extras, replayed, event)
+        return Computed(step, hidden, times, extras, replayed, event)
 
     def sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
         """Queue the rest of a step: logits, tokens, and their way to the host. Called by the step's handle."""
@@ -398,31 +283,31 @@ class ModelRunner:
         return pending
 
     def _sample(self, computed: Computed, masks: TokenMasks | None) -> Pending:
-        step, generating, extras = computed.step, computed.generating, computed.extras
+        step, extras = computed.step, computed.extras
+        generating = step.generating
         given = extras.tensors if extras is not None else []
-        if not len(step.slots if generating is None else generating):  # chunks that are not the last, pooled rows
+        if not step.num_drawn:  # chunks that are not the last, pooled rows
             host = self._transfer.download(given) if given else []
             return Pending(step.slots, computed.times, None, host, generating, extras)
-        slots, positions, device_slots = step.slots, step.positions, step.device_slots
+        slots = step.slots
         if generating is not None:
-            slots, positions = slots[generating], positions[generating]
-            (device_slots,) = self._transfer.upload(slots.astype(np.int64))
+            slots = slots[generating]
             if masks is not None:
                 masks = TokenMasks(np.searchsorted(generating, masks.rows).astype(np.int32), masks.words)
         edits, replayed, sampler = self._state.processed.of(slots), computed.replayed, self._state.sampler
         if replayed is None:
-            sampled = sampler.sample(self.model.compute_logits(computed.hidden), slots, positions, masks, edits)
+            logits, best = self.model.compute_logits(computed.hidden), None
         else:
             count, greedy = len(slots), replayed.greedy
-            if masks is None and edits is None and sampler.plain(slots):  # nothing is left to do
+            if masks is None and edits is None and step.sampling is None:  # nothing is left to do
                 self._tell_tokens(greedy.tokens[:count])  # not the padding: every rank gives a tensor of its own size
                 host = self._transfer.download_packed(replayed.result)
                 host += self._transfer.download(given) if given else []
                 return Pending(step.slots, computed.times, greedy, host, None, extras)
-            best = Sampled(greedy.tokens[:count], greedy.best[:count])
-            sampled = sampler.sample(replayed.logits[:count], slots, positions, masks, edits, best)
+            logits, best = replayed.logits[:count], Sampled(greedy.tokens[:count], greedy.best[:count])
+        sampled = sampler.sample(logits, step.sampling, masks, edits, best)
         self._tell_tokens(sampled.tokens)
-        self._state.last_tokens.index_copy_(0, device_slots, sampled.tokens)
+        self._state.last_tokens.index_copy_(0, step.device_slots, sampled.tokens)
         tensors = [sampled.tokens, sampled.best.float()]
         if sampled.logprobs is not None:
             tensors += [sampled.logprobs.chosen, sampled.logprobs.top_ids, sampled.logprobs.top]
@@ -459,60 +344,7 @@ class ModelRunner:
         self.stats.steps += 1
         self.stats.tokens += plan.num_tokens
         self.stats.device_time_s += elapsed_s
-        num_rows, generating, sampled = len(pending.slots), pending.generating, pending.sampled
-        host, values, errors = list(pending.host), None, dict[int, str]()
-        if sampled is None:
-            tokens, failed = np.zeros((num_rows, 1), np.int32), np.zeros(num_rows, np.bool_)
-        else:
-            count = num_rows if generating is None else len(generating)
-            drawn, best = host.pop(0).numpy()[:count], host.pop(0).numpy()[:count]
-            tokens, failed = drawn.astype(np.int32).reshape(count, 1), ~np.isfinite(best)
-            if generating is not None:
-                tokens, failed = _among(tokens, generating, num_rows), _among(failed, generating, num_rows)
-            if sampled.asking is not None and sampled.wanted is not None:
-                asking = sampled.asking if generating is None else generating[sampled.asking]
-                asked = logprobs.LogprobTensors(host.pop(0), host.pop(0), host.pop(0))
-                values = logprobs.spread(asked, asking, sampled.wanted, num_rows)
-            if pending.edits is not None:
-                errors = pending.edits.read(host, drawn, best)
-                failed |= np.isin(pending.slots, list(errors))
-        extras = pending.extras.read(host) if pending.extras is not None else {}
-        if generating is not None:
-            for row in np.setdiff1d(np.arange(num_rows), generating).tolist():
-                vector = extras[int(pending.slots[row])].pooled
-                failed[row] = vector is None or not np.isfinite(vector).all()
+        result = read_result(plan, pending, elapsed_s)
         times.output_s = time.perf_counter() - now
         self.stats.add(times)
-        return StepResult(
-            step=plan.step,
-            slots=pending.slots,
-            tokens=tokens,
-            counts=np.ones(num_rows, np.int32),
-            failed=failed,
-            logprobs=values,
-            device_time_s=elapsed_s,
-            extras=extras,
-            errors=errors,
-            times=times,
-        )
-
-
-def _among(values: npt.NDArray[Any], rows: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[Any]:
-    """values [R, ...] at `rows` [R] of `num_rows` rows, zeros elsewhere."""
-    whole = np.zeros((num_rows, *values.shape[1:]), values.dtype)
-    whole[rows] = values
-    return whole
-
-
-def _checked_layers(hardware: HardwareBackend) -> Mapping[str, type]:
-    """The device's layer classes. Raises PluginError for one that replaces nothing of core's: it would be ignored."""
-    layers = dict(hardware.layers())
-    for name, cls in layers.items():
-        bases = cls.__mro__[1:] if isinstance(cls, type) else ()
-        if not any(base.__name__ == name and base.__module__.startswith("core.layers.") for base in bases):
-            raise PluginError(
-                f"device {type(hardware).__qualname__}: layers() has {cls!r} for {name!r}, which is no subclass of a "
-                f"class of that name in core.layers",
-                hint="name one of core's layer classes and derive from it",
-            )
-    return layers
+        return result

@@ -25,15 +25,13 @@ logger = logging.getLogger(__name__)
 class Computed:
     """A step whose forward pass is queued. hidden [R, D]: final hidden states of the rows that get a token.
 
-    generating [R]: which of the S sampled rows these are; None if all. extras: what rows give beside tokens.
-    replayed: the logits and the greedy tokens, where the step was recorded with them. event: before the step's work, if
-    steps are timed.
+    extras: what rows give beside tokens. replayed: the logits and the greedy tokens, where the step was recorded with
+    them. event: before the step's work, if steps are timed.
     """
 
     step: StepInputs
     hidden: torch.Tensor
     times: StepTimes
-    generating: Int64 | None = None
     extras: StepExtras | None = None
     replayed: Replayed | None = None
     event: Any = None
@@ -43,7 +41,7 @@ class Computed:
 class Pending:
     """A queued step: its sampled rows [S] and the host tensors that hold its output after its event, those of the
     extras last; tokens and their logits may be followed by padding. sampled: None if no row gets a token. generating,
-    as in Computed. edits: rows with processors. first_event: Computed.event."""
+    as in StepInputs. edits: rows with processors. first_event: Computed.event."""
 
     slots: Int32
     times: StepTimes

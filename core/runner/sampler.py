@@ -7,28 +7,20 @@ rows is one reduction. In a mixed batch only the rows that need a stage go throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from core.interfaces.step import Admission, Int32, TokenMasks
 from core.ops import sampling
 from core.ops.reference import REFERENCES
-from core.runner import logprobs, noise, penalties
+from core.runner import logprobs, penalties
 from core.runner.processors import RowEdits
-from core.runner.sampling_table import (
-    BIASED,
-    FILTERED,
-    LOGPROBS,
-    MIN_TOKENS,
-    PENALISED,
-    SAMPLED,
-    SamplingTable,
-)
+from core.runner.sampling_inputs import Draw, FilterFacts, SamplingInputs, Stage, sampling_inputs
+from core.runner.sampling_table import PENALISED, SamplingTable
 from core.runner.transfer import Transfer
 
 _NEG_INF = float("-inf")
@@ -76,6 +68,7 @@ class Sampler:
         # Looking at a few candidates first reads device values, which is free only where they are the host's; and a
         # device's own threshold is there to be used.
         self._host_masks = transfer.direct and self._mask is sampling.mask_tokens
+        self._chunk_rows = max(1, _HOST_CHUNK // vocab_size) if transfer.direct else 1 << 30
         self._candidates = transfer.direct and self._threshold is sampling.sampling_threshold
 
     def admit(self, admission: Admission) -> None:
@@ -84,50 +77,56 @@ class Sampler:
         if self.table.flags[admission.slot] & PENALISED:
             self._counts.admit(admission)
 
-    def plain(self, slots: Int32) -> bool:
-        """Whether all these rows take the arg max of what the model gives and ask for nothing else."""
-        return not np.count_nonzero(self.table.flags[slots])
+    def inputs(self, slots: Int32, positions: Int32) -> SamplingInputs | None:
+        """What `sample` takes from the host for rows with these slots [S]; None if all of them take the arg max of what
+        the model gives and ask for nothing else. positions [S]: where in its sequence each token will stand."""
+        flags = self.table.flags[slots]
+        if not np.count_nonzero(flags):
+            return None
+        return sampling_inputs(self.table, self._counts, flags, slots, positions, self._chunk_rows)
 
     def sample(
         self,
         logits: torch.Tensor,
-        slots: Int32,
-        positions: Int32,
+        inputs: SamplingInputs | None,
         masks: TokenMasks | None = None,
         edits: RowEdits | None = None,
         greedy: Sampled | None = None,
     ) -> Sampled:
-        """One token per row. logits [S, V] any float dtype, not changed; slots [S]; positions [S]: where in its
-        sequence the token will stand; masks: what some rows may have; edits: rows with logit processors; greedy: the
-        arg max of each row, where it is known already (used up). Tokens of penalised rows are counted."""
-        flags = self.table.flags[slots]
-        union = int(np.bitwise_or.reduce(flags)) if np.count_nonzero(flags) else 0
-        if not union and masks is None and edits is None:
-            return greedy or self._greedy(logits)
+        """One token per row. logits [S, V] any float dtype, not changed; inputs: of these rows, uploaded here if they
+        are not on the device; masks: what some rows may have; edits: rows with logit processors; greedy: the arg max of
+        each row, where it is known already (used up). Tokens of penalised rows are counted."""
+        if inputs is None:
+            if masks is None and edits is None:
+                return greedy or self._greedy(logits)
+            inputs = SamplingInputs()
+        inputs.upload(self._transfer)
 
-        work, raw_best, count_rows = logits, None, None
-        if union & (BIASED | PENALISED | MIN_TOKENS) or masks is not None or edits is not None:
+        work, raw_best = logits, None
+        if inputs.edit or masks is not None or edits is not None:
             raw_best = logits.amax(dim=-1)  # an infinity must not hide behind a forbidden id
             work = logits.to(torch.float32, copy=True)
-            count_rows = self._edit(work, flags, slots, positions, masks, edits)
+            self._edit(work, inputs, masks, edits)
             if masks is not None:
                 work = self._masked(work, masks)
         found = greedy if greedy is not None and work is logits else self._greedy(work)
         best, tokens = found.best, found.tokens
-        if union & SAMPLED:
-            drawn = np.flatnonzero(flags & SAMPLED)
-            self._draw(work, best, tokens, drawn, flags[drawn], slots[drawn], positions[drawn])
-        if count_rows is not None:
-            self._counts.add(count_rows[1], tokens[count_rows[0]])
+        for draw in inputs.draws:
+            tokens = self._draw(work, best, tokens, draw)
+        if inputs.penalties is not None:
+            *_, rows, count_rows = inputs.penalties.tensors
+            self._counts.add(count_rows, tokens[rows])
         if raw_best is not None:
             best = raw_best if edits is None else self._usable(raw_best, best, edits)
-        if not union & LOGPROBS:
+        if inputs.logprobs is None:
             return Sampled(tokens, best)
 
-        asking = np.flatnonzero(flags & LOGPROBS).astype(np.int32)
-        wanted = self.table.num_logprobs[slots[asking]]
-        (rows,) = self._transfer.upload(asking.astype(np.int64))
-        values = self._token_logprobs(logits[rows], tokens[rows], int(wanted.max()))
+        asking, wanted = inputs.logprobs.rows.astype(np.int32), self.table.num_logprobs[inputs.logprobs.slots]
+        given = (logits, tokens)
+        if inputs.logprobs.tensors:  # not all ask
+            (rows,) = inputs.logprobs.tensors
+            given = (logits[rows], tokens[rows])
+        values = self._token_logprobs(*given, int(wanted.max()))
         return Sampled(tokens, best, logprobs.LogprobTensors(*values), asking, wanted)
 
     def _greedy(self, logits: torch.Tensor) -> Sampled:
@@ -158,108 +157,84 @@ class Sampler:
         return work
 
     def _edit(
-        self,
-        work: torch.Tensor,
-        flags: npt.NDArray[np.uint8],
-        slots: Int32,
-        positions: Int32,
-        masks: TokenMasks | None,
-        edits: RowEdits | None,
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Bias, penalties, logit processors, min_tokens in place; for penalised rows (row in `work`, row in the
-        counts). min_tokens yields to a mask that allows nothing but an end."""
-        counted = None
-        if (rows := _rows(flags, BIASED)).size:
-            penalties.apply_bias(work, self.table, rows, slots[rows], self._transfer)
-        if (rows := _rows(flags, PENALISED)).size:
-            count_rows = penalties.apply_penalties(
-                work, self.table, self._counts, rows, slots[rows], self._transfer, self._penalize
-            )
-            (index,) = self._transfer.upload(rows.astype(np.int64))
-            counted = (index, count_rows)
+        self, work: torch.Tensor, inputs: SamplingInputs, masks: TokenMasks | None, edits: RowEdits | None
+    ) -> None:
+        """Bias, penalties, logit processors, min_tokens in place. min_tokens yields to a mask that allows nothing but
+        an end."""
+        if inputs.bias is not None:
+            penalties.apply_bias(work, inputs.bias.tensors)
+        if inputs.penalties is not None:
+            penalties.apply_penalties(work, self._counts, inputs.penalties.tensors, self._penalize)
         if edits is not None:
             edits.apply(work)
-        if (rows := _rows(flags, MIN_TOKENS)).size:
-            rows = rows[self.table.below_min_tokens(slots[rows], positions[rows])]
+        if inputs.min_tokens is not None:
+            forbidden = inputs.min_tokens.tensors
             if masks is not None:
-                rows = self._with_way_on(rows, slots, masks)
-            if rows.size:
-                penalties.forbid(work, self.table, rows, slots[rows], self._transfer)
-        return counted
+                forbidden = self._with_way_on(inputs.min_tokens, masks)
+            if forbidden:
+                penalties.forbid(work, forbidden)
 
-    def _with_way_on(self, rows: Int32, slots: Int32, masks: TokenMasks) -> Int32:
-        """Of `rows`, those that may have another token than the ends of their texts."""
+    def _with_way_on(self, stage: Stage, masks: TokenMasks) -> Sequence[torch.Tensor]:
+        """Of the rows of `stage`, those that may have another token than the ends of their texts: its tensors for them;
+        empty if there is none."""
         masked = dict(zip(masks.rows.tolist(), masks.words, strict=True))
-        kept = []
-        for row in rows.tolist():
+        kept = np.ones(len(stage.rows), np.bool_)
+        for at, (row, slot) in enumerate(zip(stage.rows.tolist(), stage.slots.tolist(), strict=True)):
             words = masked.get(row)
             if words is not None:
-                ends = self.table.forbidden[int(slots[row])]
+                ends = self.table.forbidden[slot]
                 words = words.copy()
                 np.bitwise_and.at(words, ends // 32, ~(np.uint32(1) << (ends % 32).astype(np.uint32)))
-            if words is None or words.any():
-                kept.append(row)
-        return np.array(kept, np.int32)
+                kept[at] = words.any()
+        if kept.all():
+            return stage.tensors
+        if not kept.any():
+            return ()
+        return self._transfer.upload(*penalties.forbidden_arrays(self.table, stage.rows[kept], stage.slots[kept]))
 
-    def _draw(
-        self,
-        work: torch.Tensor,
-        best: torch.Tensor,
-        tokens: torch.Tensor,
-        drawn: npt.NDArray[np.int64],
-        flags: npt.NDArray[np.uint8],
-        slots: Int32,
-        positions: Int32,
-    ) -> None:
-        """Replace the arg max in `tokens` by a draw for the rows `drawn`; flags, slots, positions are of these."""
-        keys = noise.row_keys(self.table.seed[slots], positions)
-        filtered = flags & FILTERED != 0
-        for rows_here, has_filters in ((np.flatnonzero(~filtered), False), (np.flatnonzero(filtered), True)):
-            chunk = self._chunk_rows(work.shape[1])
-            for start in range(0, len(rows_here), chunk):
-                here = rows_here[start : start + chunk]
-                index, row_keys, temperature = self._transfer.upload(
-                    drawn[here], keys[here], self.table.temperature[slots[here]]
-                )
-                # Without a copy of the logits where all rows are drawn alike, as in most batches.
-                every_row = len(here) == len(work)
-                mine = work if every_row else work[index]
-                scaled = torch.div(mine, temperature[:, None]).float()
-                if not has_filters:
-                    found = self._race(scaled, self._vocab, row_keys)
-                elif self._candidates:
-                    peak = best[index].to(torch.float32) / temperature
-                    found = self._draw_candidates(scaled, peak[:, None], row_keys, slots[here])
-                else:
-                    found = self._draw_filtered(scaled, row_keys, slots[here])
-                if every_row:
-                    tokens.copy_(found)
-                else:
-                    tokens[index] = found
+    def _draw(self, work: torch.Tensor, best: torch.Tensor, tokens: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Tokens [S] with those of `draw` drawn: `tokens`, the arg max, which is used up, or others."""
+        keys, temperature, *rest = draw.tensors
+        # Without a copy of the logits where all rows are drawn alike, as in most batches.
+        index = None if draw.every_row else rest.pop()
+        mine = work if index is None else work[index]
+        scaled = torch.div(mine, temperature[:, None]).float()
+        if draw.filters is None:
+            found = self._race(scaled, self._vocab, keys)
+        elif self._candidates:
+            peak = (best if index is None else best[index]).to(torch.float32) / temperature
+            found = self._draw_candidates(scaled, peak[:, None], keys, rest, draw.filters)
+        else:
+            found = self._draw_filtered(scaled, keys, rest, draw.filters)
+        if index is None:
+            return found
+        tokens[index] = found
+        return tokens
 
-    def _draw_filtered(self, scaled: torch.Tensor, keys: torch.Tensor, slots: Int32) -> torch.Tensor:
-        """scaled [R, V] float32 (overwritten), keys [R, 2]; returns tokens [R] int64. Reads nothing back."""
-        table = self.table
-        host_k, host_p = table.top_k[slots], table.top_p[slots]
-        top_k, top_p, min_p = self._transfer.upload(host_k, host_p, table.min_p[slots])
+    def _draw_filtered(
+        self, scaled: torch.Tensor, keys: torch.Tensor, limits: Sequence[torch.Tensor], facts: FilterFacts
+    ) -> torch.Tensor:
+        """scaled [R, V] float32 (overwritten), keys [R, 2], limits: top_k, top_p, min_p [R]; returns tokens [R] int64.
+        Reads nothing back."""
         limit = self._threshold(
-            scaled, top_k, top_p, min_p,
-            max_k=int(host_k.max()), any_without_k=bool((host_k == 0).any()), any_top_p=bool((host_p < 1.0).any()),
-        )  # fmt: skip
+            scaled, *limits, max_k=facts.max_k, any_without_k=facts.any_without_k, any_top_p=facts.any_top_p
+        )
         return self._race(scaled.masked_fill_(scaled < limit[:, None], _NEG_INF), self._vocab, keys)
 
     def _draw_candidates(
-        self, scaled: torch.Tensor, peak: torch.Tensor, keys: torch.Tensor, slots: Int32
+        self,
+        scaled: torch.Tensor,
+        peak: torch.Tensor,
+        keys: torch.Tensor,
+        limits: Sequence[torch.Tensor],
+        facts: FilterFacts,
     ) -> torch.Tensor:
         """The same, and the same tokens, by way of the largest logits only: they are enough if nothing at or above the
         threshold can lie below the last of them, which is looked at. peak [R, 1]: the rows' maxima."""
-        table, vocab_size = self.table, scaled.shape[1]
-        host_k, host_p = table.top_k[slots], table.top_p[slots]
-        max_k, without_k = int(host_k.max()), bool((host_k == 0).any())
-        any_top_p = bool((host_p < 1.0).any())
-        top_k, top_p, min_p = self._transfer.upload(host_k, host_p, table.min_p[slots])
-        total = sampling.row_mass(scaled, peak) if any_top_p and without_k else None
-        width = _candidate_count(max_k, without_k and any_top_p, vocab_size)
+        (top_k, top_p, min_p), any_top_p, vocab_size = limits, facts.any_top_p, scaled.shape[1]
+        needs_all = any_top_p and facts.any_without_k
+        total = sampling.row_mass(scaled, peak) if needs_all else None
+        width = _candidate_count(facts.max_k, needs_all, vocab_size)
         ranked, ids = sampling.rank(scaled, width)
         limit = sampling.ranked_threshold(ranked, top_k, top_p, min_p, total, any_top_p)
         kept = ranked.masked_fill(ranked < limit[:, None], _NEG_INF)
@@ -275,13 +250,6 @@ class Sampler:
                 rest.masked_fill_(rest < limit[:, None], _NEG_INF)
                 tokens[short] = self._race(rest, self._vocab, keys[short])
         return tokens
-
-    def _chunk_rows(self, vocab_size: int) -> int:
-        return max(1, _HOST_CHUNK // vocab_size) if self._transfer.direct else 1 << 30
-
-
-def _rows(flags: npt.NDArray[np.uint8], bit: int) -> Int32:
-    return np.flatnonzero(flags & bit).astype(np.int32)
 
 
 def _candidate_count(max_k: int, needs_all: bool, vocab_size: int) -> int:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from core.interfaces.step import Int32, StepPlan
-from core.runner.extras import RowWishes
+from core.runner.extras import Int64, RowWishes
 from core.runner.processors import ProcessedRows
 from core.runner.sampler import Sampler
+from core.runner.sampling_inputs import SamplingInputs
 from core.runner.transfer import Transfer
 
 
@@ -57,6 +58,14 @@ class RunnerState:
             self._set_last_tokens(plan)
         if len(plan.page_slots):
             self.page_table[:, plan.page_slots, plan.page_index] = plan.page_ids
+
+    def sampling(self, slots: Int32, positions: Int32) -> tuple[Int64 | None, SamplingInputs | None]:
+        """Of a step's sampled rows [S], whose tokens will stand at `positions` [S]: which of them get a token, None if
+        all; and what sampling these takes from the host, None if nothing."""
+        generating = self.wishes.generating(slots)
+        if generating is not None:
+            slots, positions = slots[generating], positions[generating]
+        return generating, self.sampler.inputs(slots, positions)
 
     def _set_last_tokens(self, plan: StepPlan) -> None:
         """So that even a slot whose first step is a decode (all but the last token cached) reads its own token. Not of

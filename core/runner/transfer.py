@@ -83,7 +83,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class Places:
     """Where arrays stand that travel together. size: bytes in all. host: (dtype, first element, end) of each. device:
     for each dtype, the lengths of the pieces that a buffer of it falls into, and which piece is which array."""
 
@@ -92,7 +92,7 @@ class _Places:
     device: tuple[tuple[torch.dtype, tuple[int, ...], tuple[tuple[int, int], ...]], ...]
 
     @classmethod
-    def of(cls, arrays: Sequence[npt.NDArray[Any]]) -> _Places:
+    def of(cls, arrays: Sequence[npt.NDArray[Any]]) -> Places:
         """One after the other, as `starts_of` says."""
         starts, size = starts_of(array.nbytes for array in arrays)
         host = []
@@ -113,10 +113,9 @@ class _Places:
             device.append((_torch_dtype(kind), tuple(pieces), tuple(found)))
         return cls(size, tuple(host), tuple(device))
 
-    def write(self, buffer: torch.Tensor, arrays: Sequence[npt.NDArray[Any]]) -> None:
-        """buffer [size] uint8, on the host."""
-        view = buffer.numpy()
-        views = {dtype: view.view(dtype) for dtype in {dtype for dtype, _, _ in self.host}}
+    def write(self, buffer: npt.NDArray[np.uint8], arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """buffer [size], on the host."""
+        views = {dtype: buffer.view(dtype) for dtype in {dtype for dtype, _, _ in self.host}}
         for array, (dtype, first, last) in zip(arrays, self.host, strict=True):
             views[dtype][first:last] = array if array.ndim == 1 else array.reshape(-1)
 
@@ -144,38 +143,39 @@ class Transfer:
         self.device = device
         self.direct = device.type == "cpu" if direct is None else direct
         self.copies = copies or _PlainCopies()
-        self._places: dict[tuple[int, ...], _Places] = {}
+        self._places: dict[tuple[int, ...], Places] = {}
 
     def upload(self, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """Tensors on the device with the arrays' shapes, dtypes and values, in order."""
         if self.direct:
             return [torch.from_numpy(_plain(array)) for array in arrays]
-        places = self._places_of(arrays)
+        places = self.places(arrays)
         staged = self.copies.staging(places.size)
-        places.write(staged, arrays)
+        places.write(staged.numpy(), arrays)
         return places.read(self.copies.to_device(staged, self.device), arrays)
 
     def upload_into(self, buffer: torch.Tensor, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
         """The same in memory that is there already: buffer [B] uint8 on the device, where they begin as `starts_of`
         says. On the CPU too they are copied."""
-        places = self._places_of(arrays)
+        places = self.places(arrays)
         target = buffer[: places.size]
         if self.direct:
-            places.write(target, arrays)
+            places.write(target.numpy(), arrays)
         else:
             staged = self.copies.staging(places.size)
-            places.write(staged, arrays)
+            places.write(staged.numpy(), arrays)
             self.copies.to_buffer(staged, target)
         return places.read(target, arrays)
 
-    def _places_of(self, arrays: Sequence[npt.NDArray[Any]]) -> _Places:
-        """Most steps upload what the step before did, with other values in it."""
+    def places(self, arrays: Sequence[npt.NDArray[Any]]) -> Places:
+        """Where these arrays stand when they travel together. Kept: most steps upload what the step before did, with
+        other values in it."""
         key = tuple([fact for array in arrays for fact in (array.dtype.num, array.size)])
         places = self._places.get(key)
         if places is None:
             if len(self._places) >= _KEPT_PLACES:
                 self._places.clear()
-            places = self._places[key] = _Places.of(arrays)
+            places = self._places[key] = Places.of(arrays)
         return places
 
     def download(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

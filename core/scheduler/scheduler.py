@@ -19,11 +19,15 @@ from core.config.sections import SchedulerSettings
 from core.interfaces.context import PluginContext
 from core.interfaces.errors import CoreError, EngineError, Overloaded, RequestError
 from core.interfaces.schedule import SchedulePolicy, StepLoad
-from core.interfaces.step import Admission, StepPlan, StepResult
+from core.interfaces.step import StepPlan, StepResult
 from core.memory.manager import MemoryManager
+from core.scheduler.admission import AdmissionPlanner
+from core.scheduler.checks import check_request
+from core.scheduler.chunks import PromptChunks
+from core.scheduler.completion import TakenTokens, take_tokens
 from core.scheduler.deadlines import Deadlines, Limit, expired
 from core.scheduler.events import StepEvents
-from core.scheduler.facts import Finish, ModelFacts
+from core.scheduler.facts import ModelFacts
 from core.scheduler.fairness import TenantShares
 from core.scheduler.plan import Flight, Int32, PlanBuilder
 from core.scheduler.policies import Fcfs
@@ -31,10 +35,9 @@ from core.scheduler.policy import AdmissionOrder
 from core.scheduler.preemption import PriorityPreemption, least_important
 from core.scheduler.queue import WaitingQueue
 from core.scheduler.request import Request
-from core.scheduler.sharing import MAX_HELD, PromptSharing
+from core.scheduler.sharing import PromptSharing
 from core.scheduler.table import DECODE, PREFILL, RequestTable
 
-_LENGTH = np.uint8(Finish.LENGTH)
 NOT_FINITE = "the model's output was not finite; this request cannot go on"
 
 
@@ -73,7 +76,7 @@ class Scheduler:
         self.sharing = PromptSharing(facts.page_size)
         self._clock = clock
         self._requests: dict[int, Request] = {}
-        self._prefilling: dict[int, None] = {}  # slots with a prompt under way, first admitted first
+        self._chunks = PromptChunks(self.table)
         self._computed: list[Request] = []  # whose prompts are complete, and not published yet
         self._row_numbers = np.arange(facts.max_running, dtype=np.int32)
         self._in_flight: deque[Flight] = deque()
@@ -83,12 +86,14 @@ class Scheduler:
         self._step = 0
         self._passed = -1
         self._order = 0
-        self._blocked: tuple[int, int, int, int] | None = None
         self._last_tokens, self._last_step_s = 0, 0.0
         self._counters = dict.fromkeys(
             ("steps", "prompt_tokens", "hit_tokens", "generated_tokens", "preemptions", "displaced", "finished",
              "aborted", "timed_out"), 0,
         )  # fmt: skip
+        self._admissions = AdmissionPlanner(
+            self.table, self.queue, memory, self.policy, self.sharing, self.shares, self._chunks, self._counters
+        )
 
     # ---- requests come and go
 
@@ -96,32 +101,10 @@ class Scheduler:
         """Queue a request. Raises RequestError if it can never run, Overloaded if the queue is full."""
         if request.id in self._requests:
             raise RequestError(f"request id {request.id} is in use", param="id", hint="use another id")
-        length = request.num_prompt
-        limit = self.facts.context_length + (request.pooling is not None)  # a vector needs no room for a token
-        if not length:
-            raise RequestError("the prompt has 0 tokens", param="prompt", hint="send at least one token")
-        if length >= limit:
-            raise RequestError(
-                f"the prompt has {length} tokens; the context length is {self.facts.context_length}"
-                f"{'' if request.pooling is not None else ' and must hold one more'}",
-                param="prompt",
-                code="context_length_exceeded",
-                hint=f"send at most {limit - 1} tokens",
-            )
-        if not -(2**31) <= request.priority < 2**31:
-            raise RequestError(f"priority is {request.priority}; it must be a 32-bit integer", param="priority")
-        need = self.memory.num_pages_for(length + (request.pooling is None))
-        if need > self.memory.capacity:
-            raise RequestError(
-                f"the prompt has {length} tokens and needs {need} KV cache pages of {self.facts.page_size} tokens; "
-                f"there are {self.memory.capacity}",
-                param="prompt",
-                code="context_length_exceeded",
-                hint=f"send at most {self.memory.capacity * self.facts.page_size - 1} tokens, or enlarge the KV cache",
-            )
+        check_request(request, self.facts, self.memory)
         if len(self.queue) >= self.settings.max_queued_requests:
             raise Overloaded(f"{len(self.queue)} requests are waiting, which is max_queued_requests")
-        max_tokens = request.sampling.max_tokens
+        length, max_tokens = request.num_prompt, request.sampling.max_tokens
         request.max_len = self.max_len if max_tokens is None else min(length + max_tokens, self.max_len)
         if request.pooling is not None:
             request.max_len = length + 1
@@ -207,8 +190,8 @@ class Scheduler:
         budget = self._step_tokens() if self.policy.plans_steps else self.facts.chunk_tokens
         plan = PlanBuilder(self._step, budget, self.facts.num_groups)
         self._plan_decodes(plan)
-        self._plan_chunks(plan)
-        self._plan_admissions(plan)
+        self._chunks.plan(plan)
+        self._admissions.plan(plan)
         if plan.empty:
             return None
         built = plan.build()
@@ -233,7 +216,7 @@ class Scheduler:
 
     def _plan_decodes(self, plan: PlanBuilder) -> None:
         table = self.table
-        if table.num_running == len(self._prefilling):
+        if table.num_running == len(self._chunks):
             return
         # A row whose last allowed token is already under way has nothing more to do. The rest fit the budget: a
         # request is admitted with what is left after one token for everybody that runs.
@@ -289,105 +272,6 @@ class Scheduler:
         self._counters["displaced"] += 1
         self._preempt(slot)
 
-    def _plan_chunks(self, plan: PlanBuilder) -> None:
-        for slot in tuple(self._prefilling):
-            if plan.budget <= 0:
-                break
-            self._plan_chunk(plan, slot)
-
-    def _plan_chunk(self, plan: PlanBuilder, slot: int) -> None:
-        """As much of a prompt as the budget allows."""
-        table = self.table
-        start, end = int(table.seq_len[slot]), int(table.prefill_len[slot])
-        num = min(end - start, plan.budget)
-        last = start + num == end
-        table.seq_len[slot] = start + num
-        if last:
-            table.state[slot] = DECODE
-            self._prefilling.pop(slot, None)
-        else:
-            self._prefilling[slot] = None
-        plan.prefill(slot, num, start + num, last)
-
-    def _plan_admissions(self, plan: PlanBuilder) -> None:
-        if plan.budget <= 0 or not self.queue or not self.table.num_free:
-            return
-        if self._still_blocked():
-            return
-        self._blocked = None
-        held = 0
-        for request in self.policy.order(self.queue, self.memory.match):
-            if plan.budget <= 0 or not self.table.num_free or held == MAX_HELD:
-                return
-            if self._waits_for_leader(request):
-                held += 1
-                continue
-            if not self._admit(plan, request):
-                # Nobody overtakes: else a large request would wait for ever.
-                self._blocked = self._circumstances()
-                return
-
-    def _waits_for_leader(self, request: Request) -> bool:
-        """Whether half of what `request` has to compute, or more, is being computed for another right now."""
-        leader = self.sharing.leader(request) if self.memory.keeps_prefixes and request.uses_cache else None
-        if leader is None:
-            return False
-        gain = self.sharing.gain(request, leader)
-        cached = self.memory.match(request.key).num_tokens
-        if 2 * (gain - cached) < len(request.tokens) - cached:
-            return False
-        request.leader_id = leader.id
-        return True
-
-    def _circumstances(self) -> tuple[int, int, int, int]:
-        return self.memory.available, self.table.num_running, self.queue.version, self.memory.version
-
-    def _still_blocked(self) -> bool:
-        """Whether nothing has changed for the better since a request did not fit."""
-        if self._blocked is None:
-            return False
-        available, running, *versions = self._blocked
-        now_available, now_running, *now_versions = self._circumstances()
-        return now_available <= available and now_running >= running and now_versions == versions
-
-    def _admit(self, plan: PlanBuilder, request: Request) -> bool:
-        # A page of growth stays available for every running request, or it would be preempted at once.
-        lease = self.memory.begin(
-            request.key,
-            self.table.next_slot(),
-            priority=request.priority,
-            reserve=self.table.num_running,
-            reuse=request.uses_cache,
-        )
-        if lease is None:
-            return False
-        request.protected |= self.policy.admitted(self.queue, request)
-        self._dequeue(request)
-        request.lease = lease
-        if request.cached_tokens < 0:
-            request.cached_tokens = lease.cached_tokens
-            self._counters["prompt_tokens"] += request.num_prompt
-            self._counters["hit_tokens"] += lease.cached_tokens
-            self.shares.charge_prompt(request.tenant, request.num_prompt - lease.cached_tokens)
-        slot = self.table.take(request, lease.cached_tokens, self._step)
-        self.table.tenant[slot] = self.shares.index(request.tenant)
-        plan.admissions.append(
-            Admission(
-                slot,
-                request.id,
-                request.tokens,
-                request.num_prompt,
-                request.sampling,
-                request.seed,
-                request.eos_in_effect,
-                request.pooling,
-            )
-        )
-        plan.update(self.memory.row(slot))
-        self.sharing.started(request)
-        self._plan_chunk(plan, slot)
-        return True
-
     # ---- take a step's results
 
     def complete(self, result: StepResult) -> StepEvents:
@@ -412,40 +296,17 @@ class Scheduler:
         return events.followed_by(ended) if ended else events
 
     def _take_tokens(self, flight: Flight, result: StepResult) -> StepEvents:
-        table = self.table
-        slots, lens, rows = flight.slots, flight.seq_lens, self._row_numbers[: len(flight.slots)]
-        tokens, failed = result.tokens[:, 0], result.failed
-        if table.num_released != flight.num_released:
-            # Late results of requests that have left their slot are dropped.
-            rows = rows[table.epoch[slots] == flight.epochs]
-            slots, lens, tokens, failed = slots[rows], lens[rows], tokens[rows], failed[rows]
-        tokens = tokens.astype(np.int32)
-        num_failed = int(np.count_nonzero(failed))
-        if num_failed:
-            tokens[failed] = -1
-            good = ~failed
-            table.append(slots[good], tokens[good])
-            table.verified_len[slots[good]] = lens[good]
-            total = table.total_len[slots]
-        else:
-            total = table.append(slots, tokens)
-            table.verified_len[slots] = lens
-        # Finish.NONE is 0 and Finish.LENGTH is the only other value that a comparison can give.
-        finish = (total >= table.max_len[slots]).view(np.uint8) * _LENGTH
-        stopped = table.stopped(slots, tokens)
-        if np.count_nonzero(stopped):
-            finish[stopped] = Finish.STOP
-        if num_failed:
-            finish[failed] = Finish.ERROR
-        events = StepEvents(table.request_id[slots], tokens, finish, rows)
-        self._counters["generated_tokens"] += len(rows) - num_failed
+        taken = take_tokens(self.table, flight, result, self._row_numbers)
+        events, failed = taken.events, taken.failed
+        self._counters["generated_tokens"] += len(events) - taken.num_failed
         if len(self.shares) > 1:
-            self.shares.charge_outputs(table.tenant[slots])
+            self.shares.charge_outputs(self.table.tenant[taken.slots])
         if len(flight.slots) > flight.num_decodes:
-            self._end_prompts(flight, events, total)
-        if np.count_nonzero(finish):
-            for i in np.flatnonzero(finish).tolist():
-                request = self._request(slots[i])
+            self._end_prompts(flight, taken)
+        if np.count_nonzero(events.finish):
+            for i in np.flatnonzero(events.finish).tolist():
+                request = self.table.requests[taken.slots[i]]
+                assert request is not None
                 if failed[i]:
                     events.errors[i] = NOT_FINITE
                 del self._requests[request.id]
@@ -454,12 +315,13 @@ class Scheduler:
                 self._counters["finished"] += 1
         return events
 
-    def _end_prompts(self, flight: Flight, events: StepEvents, total: Int32) -> None:
-        """Rows behind the decodes have computed the last of their prompts. total [n]: tokens known of each entry."""
+    def _end_prompts(self, flight: Flight, taken: TakenTokens) -> None:
+        """Rows behind the decodes have computed the last of their prompts."""
+        events = taken.events
         for i, row in enumerate(events.rows.tolist()):
             if row < flight.num_decodes:
                 continue
-            slot, known = int(flight.slots[row]), int(total[i])
+            slot, known = int(flight.slots[row]), int(taken.total[i])
             request = self.table.requests[slot]
             assert request is not None
             if known == request.num_prompt + 1:
@@ -476,11 +338,6 @@ class Scheduler:
                 self.memory.publish(request.lease, self.table.verified(request.slot))
                 self.sharing.ended(request)
 
-    def _request(self, slot: np.int32) -> Request:
-        request = self.table.requests[slot]
-        assert request is not None
-        return request
-
     def _release(self, request: Request, publish: bool) -> None:
         """The one place where a request leaves its slot, lease and all."""
         slot, lease = request.slot, request.lease
@@ -492,7 +349,7 @@ class Scheduler:
             lease.release(fence)
         request.lease = None
         self.sharing.ended(request)
-        self._prefilling.pop(slot, None)
+        self._chunks.drop(slot)
         self.table.release(slot, self._passed)
 
     # ---- the rest

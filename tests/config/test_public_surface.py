@@ -37,6 +37,7 @@ scheduler.schedule_policy --schedule-policy --scheduling-policy CORE_SCHEDULE_PO
 scheduler.max_running_requests --max-running-requests --max-num-seqs CORE_MAX_RUNNING_REQUESTS integer 256
 scheduler.max_queued_requests --max-queued-requests CORE_MAX_QUEUED_REQUESTS integer 1024
 scheduler.chunked_prefill_size --chunked-prefill-size --max-num-batched-tokens CORE_CHUNKED_PREFILL_SIZE integer None
+scheduler.performance_mode --performance-mode CORE_PERFORMANCE_MODE text None
 scheduler.max_queue_s --max-queue-s --max-queue-seconds CORE_MAX_QUEUE_S number None
 scheduler.priority_preemption --priority-preemption --enable-priority-scheduling CORE_PRIORITY_PREEMPTION boolean False
 scheduler.priority_preemption_threshold --priority-preemption-threshold --priority-scheduling-preemption-threshold \

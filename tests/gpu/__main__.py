@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from tests.gpu import sanitizer
 from tests.gpu.parts import PARTS, SANITIZER, Part
 from tests.gpu.running import Outcome, Running
 
@@ -30,8 +31,8 @@ def num_gpus() -> int:
 
 
 def run_all(parts: list[Part], folder: Path, *, cores: int, end_s: float) -> list[Outcome]:
-    """Those that may go together first, as many workers at a time as there are `cores` and a quarter more; then the
-    others, one by one."""
+    """Those that may go together first, as many workers and compilers at a time as there are `cores` and a quarter
+    more; then the others, one by one."""
     outcomes: dict[str, Outcome] = {}
     room = max(1, cores + cores // 4)
     for alone in (False, True):
@@ -42,10 +43,11 @@ def run_all(parts: list[Part], folder: Path, *, cores: int, end_s: float) -> lis
                 running.remove(one)
                 outcomes[one.part.name] = one.outcome()
                 print(one.outcome().line(), flush=True)
-            used = sum(one.workers for one in running)
+            used = sum(one.cores for one in running)
+            not_over = {part.name for part in (*waiting, *(one.part for one in running))}
             for part in list(waiting):
                 workers = min(part.workers, cores)
-                if running and (alone or used + workers > room):
+                if part.after in not_over or (running and (alone or used + workers + part.jobs > room)):
                     continue
                 waiting.remove(part)
                 left = end_s - time.monotonic()
@@ -53,7 +55,7 @@ def run_all(parts: list[Part], folder: Path, *, cores: int, end_s: float) -> lis
                     outcomes[part.name] = Outcome(part, "NOT RUN", reason="no time was left")
                     continue
                 running.append(Running(part, folder, workers, min(part.limit_s, left)))
-                used += workers
+                used += running[-1].cores
             time.sleep(0.1)
     return [outcomes[part.name] for part in parts]
 
@@ -88,7 +90,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/test-gpu"), help="folder of the logs")
     parser.add_argument("--bundle", type=Path, help="folder for the table and one archive of all logs, beside --out")
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts")
-    parser.add_argument("--limit-s", type=float, default=470.0, help="seconds for all together (default: 470)")
+    parser.add_argument("--limit-s", type=float, default=500.0, help="seconds for all together (default: 500)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 4, help="workers at a time (default: all cores)")
     parser.add_argument("--sanitizer", action="store_true", help="our kernels' tests under compute-sanitizer instead")
     parser.add_argument("--list", action="store_true", help="name the parts and end")
@@ -99,7 +101,7 @@ def main() -> int:
         return 0
     if unknown := set(given.only or ()) - {part.name for part in known}:
         parser.error(f"no part {', '.join(sorted(unknown))}; --list names them")
-    parts = [part for part in known if not given.only or part.name in given.only]
+    parts = chosen(known, given.only, with_earlier=given.sanitizer)
     begin, gpus, on_cpu = time.monotonic(), num_gpus(), os.environ.get("CORE_GPU_TESTS_ON") == "cpu"
     given.out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
@@ -130,10 +132,18 @@ def main() -> int:
     return status
 
 
+def chosen(known: Sequence[Part], names: Sequence[str] | None, *, with_earlier: bool) -> list[Part]:
+    """Those of the names, None for all; with_earlier: and those that they wait for."""
+    wanted = {part.name for part in known} if not names else set(names)
+    if with_earlier:
+        wanted |= {part.after for part in known if part.name in wanted}
+    return [part for part in known if part.name in wanted]
+
+
 def lacking(part: Part, gpus: int, on_cpu: bool) -> str:
     """Why a part cannot run here, or ""."""
-    if "SANITIZER" in part.environment and shutil.which("compute-sanitizer") is None:
-        return "compute-sanitizer is not on the PATH; it comes with the CUDA toolkit"
+    if sanitizer.VARIABLE in part.environment and sanitizer.program() is None:
+        return "there is no compute-sanitizer on the PATH or in CUDA_HOME; it comes with the CUDA toolkit"
     if part.gpus > 1 and gpus < part.gpus and not on_cpu:
         return f"needs {part.gpus} GPUs, {gpus} can be seen"
     files = [word.partition("::")[0] for word in part.arguments if word.startswith("tests/")]

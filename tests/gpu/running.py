@@ -11,9 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from tests.gpu import order, sanitizer
 from tests.gpu.parts import Part
 from tests.gpu.reporting import FILE, LINES
 
@@ -22,9 +25,11 @@ from tests.gpu.reporting import FILE, LINES
 PYTEST = (
     "-m", "pytest", "-q", "--tb=short", "-rP", "-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=",
     "-o", "filterwarnings=ignore", "-o", "faulthandler_timeout=90", "-p", "tests.gpu.reporting",
+    "-p", "tests.gpu.order",
 )  # fmt: skip
-SANITIZER_FAILED = 97
+NICENESS = 5  # of parts that others go before
 _GRACE_S = 3.0  # between asking a process to end and ending it
+_MOST_NAMES = 4  # tests that a reason names
 
 
 @dataclass
@@ -58,6 +63,7 @@ class Running:
     def __init__(self, part: Part, folder: Path, workers: int, limit_s: float) -> None:
         self.part, self.workers = part, workers
         self._limit_s = limit_s
+        self._tool = part.environment.get(sanitizer.VARIABLE)
         self.log = folder / f"{part.name}.log"
         self._report = folder / f"{part.name}.jsonl"
         self._lines = folder / f"{part.name}.lines"
@@ -74,24 +80,30 @@ class Running:
             command, stdout=self._file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             env=self.environment(),
         )  # fmt: skip
+        if not (part.jobs or part.alone):
+            with contextlib.suppress(OSError):  # it has ended already
+                os.setpriority(os.PRIO_PGRP, self._process.pid, NICENESS)
+
+    @property
+    def cores(self) -> int:
+        """That it keeps busy."""
+        return self.workers + self.part.jobs
 
     def command(self) -> list[str]:
         words = [sys.executable, *PYTEST, *self.part.arguments]
         if self.workers > 1 and importlib.util.find_spec("xdist") is not None:
             words += ["-n", str(self.workers)]
-        if tool := self.part.environment.get("SANITIZER"):
-            prefix = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(SANITIZER_FAILED)]
-            words = [*prefix, "--print-limit", "20", *words]
-        return words
+            if importlib.util.find_spec("xdist.scheduler.worksteal") is not None:
+                words += ["--dist", "worksteal"]
+        return [*sanitizer.command(self._tool), *words] if self._tool else words
 
     def environment(self) -> dict[str, str]:
         files = {FILE: str(self._report.resolve()), LINES: str(self._lines.resolve())}
-        made = {**os.environ, **self.part.environment, **files, "PYTHONUNBUFFERED": "1"}
+        first = {order.VARIABLE: order.SEPARATOR.join(self.part.first)}
+        made = {**os.environ, **self.part.environment, **files, **first, "PYTHONUNBUFFERED": "1"}
         made.setdefault("OMP_NUM_THREADS", "2")
         made.setdefault("HF_HUB_OFFLINE", "1")
-        if "SANITIZER" in self.part.environment:
-            made["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that what lies behind a tensor is not another's
-        return made
+        return made | sanitizer.environment(self._tool) if self._tool else made
 
     def ended(self) -> bool:
         if self._outcome is not None:
@@ -110,37 +122,82 @@ class Running:
         return self._outcome
 
     def _stop(self) -> None:
-        """With all its children, which are in the process group that it leads."""
+        """With all that it started, also in process groups of their own: they are in the session that it leads."""
         self._stopped = True
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+            for process in {self._process.pid, *_in_session(self._process.pid)}:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_S)
 
     def _read(self, took: float) -> Outcome:
-        entries = []
+        entries: list[dict[str, Any]] = []
         if self._report.exists():
-            entries = [json.loads(line) for line in self._report.read_text(encoding="utf-8").splitlines()]
+            # The last line may have been cut off.
+            lines = self._report.read_text(encoding="utf-8").splitlines()
+            entries = [json.loads(line) for line in lines if line.endswith("}")]
         made = Outcome(self.part, "ok", seconds=took)
-        made.passed = sum(entry["outcome"] == "passed" for entry in entries)
-        made.failures = [(entry["test"], entry["reason"]) for entry in entries if entry["outcome"] == "failed"]
-        skips = collections.Counter(entry["reason"] for entry in entries if entry["outcome"] == "skipped")
+        made.passed = sum(entry.get("outcome") == "passed" for entry in entries)
+        made.failures = [(entry["test"], entry["reason"]) for entry in entries if entry.get("outcome") == "failed"]
+        skips = collections.Counter(entry["reason"] for entry in entries if entry.get("outcome") == "skipped")
         made.skips = dict(skips)
         if self._lines.exists():
             made.lines = self._lines.read_text(encoding="utf-8").splitlines()
         code = self._process.returncode
+        begun = list(dict.fromkeys(entry["test"] for entry in entries if entry.get("outcome") == "begun"))
+        over = {entry["test"] for entry in entries if entry.get("outcome") == "ended"}
+        running = [test for test in begun if test not in over]
+        collected = max((entry["collected"] for entry in entries if "collected" in entry), default=0)
+        log = self.log.read_text(encoding="utf-8", errors="replace")
         if self._stopped:
-            made.result, made.reason = "STOPPED", f"after {took:.0f} s"
+            made.result = "STOPPED"
+            made.reason = f"after {took:.0f} s, {len(over)} of {collected} tests over; {_names(running)}"
         elif made.failures or code not in (0, 5):
             made.result = "FAILED"
-            if not made.failures:
-                made.reason = f"exit status {code}; {self._last_words()}"
+            if running:
+                made.reason = f"the process ended itself ({_status(code)}): the last test begun was {running[-1]}"
+            elif not made.failures:
+                made.reason = f"{_status(code)}; {_last_words(log)}"
         elif not made.passed:
             made.result = "skipped"
             made.reason = "" if made.skips else "no test was collected"
+        if self._tool:
+            self._add_findings(made, log)
         return made
 
-    def _last_words(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return " | ".join(lines[-3:])[-400:]
+    def _add_findings(self, made: Outcome, log: str) -> None:
+        found = " | ".join(sanitizer.findings(log))
+        if found and made.result in ("FAILED", "STOPPED"):
+            made.reason = f"{self._tool}: {found}" + (f"; {made.reason}" if made.reason else "")
+        elif found and ("Internal Sanitizer Error" in found or "Error:" in found):
+            made.result, made.reason = "FAILED", f"{self._tool} could not check all: {found}"
+        elif found:
+            made.lines.append(f"{self._tool}, no error: {found}")
+        if made.result == "ok" and not sanitizer.has_ended(log):
+            made.result, made.reason = "FAILED", f"{self._tool} said nothing of what it found; {_last_words(log)}"
+
+
+def _status(code: int) -> str:
+    return f"exit status {code}" if code >= 0 else f"signal {-code}, {signal.Signals(-code).name}"
+
+
+def _names(running: list[str]) -> str:
+    """running: tests, the last begun last."""
+    if not running:
+        return "between tests, or before the first"
+    names = ", ".join(running[-_MOST_NAMES:])
+    more = len(running) - _MOST_NAMES
+    return f"running: {names}" + (f" and {more} more" if more > 0 else "")
+
+
+def _last_words(log: str) -> str:
+    return " | ".join(log.strip().splitlines()[-3:])[-400:]
+
+
+def _in_session(leader: int) -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # Behind the name, which is in brackets: state, parent, group, session.
+            if int(path.read_text().rpartition(")")[2].split()[3]) == leader:
+                yield int(path.parent.name)

@@ -318,6 +318,10 @@ class TestDtypeAndLengths:
         asynchronous = swap(records(), record("hardware", "host", hardware(async_steps=True, chunk_tokens=77)))
         assert resolve(settings(folder), asynchronous).chunk_tokens == 77
         assert resolve(settings(folder, chunked_prefill_size=5), asynchronous).chunk_tokens == 5
+        for mode, tokens in (("interactivity", 38), ("balanced", 77), ("throughput", 154)):
+            assert resolve(settings(folder, performance_mode=mode), asynchronous).chunk_tokens == tokens
+        both = settings(folder, performance_mode="throughput", chunked_prefill_size=5)
+        assert resolve(both, asynchronous).chunk_tokens == 5
         assert resolve(settings(folder), asynchronous).overlap is True
         assert resolve(settings(folder, overlap="off"), asynchronous).overlap is False
         assert resolve(settings(folder, overlap="on"), asynchronous).overlap is True

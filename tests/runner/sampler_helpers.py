@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from core.interfaces.params import SamplingParams
-from core.interfaces.step import Admission
+from core.interfaces.step import Admission, TokenMasks
 from core.runner.sampler import Sampled, Sampler
 from core.runner.transfer import Transfer
 
@@ -36,8 +36,15 @@ def make_sampler(rows: Sequence[SamplingParams], vocab_size: int, seeds: Sequenc
     return sampler
 
 
-def draw(sampler: Sampler, logits: torch.Tensor, slots: Sequence[int], positions: Sequence[int]) -> Sampled:
-    return sampler.sample(logits, np.array(slots, np.int32), np.array(positions, np.int32))
+def draw(
+    sampler: Sampler,
+    logits: torch.Tensor,
+    slots: Sequence[int],
+    positions: Sequence[int],
+    masks: TokenMasks | None = None,
+) -> Sampled:
+    inputs = sampler.inputs(np.array(slots, np.int32), np.array(positions, np.int32))
+    return sampler.sample(logits, inputs, masks)
 
 
 def many_draws(params: SamplingParams, logits: torch.Tensor, num: int, seed: int = 7) -> np.ndarray:

@@ -16,7 +16,7 @@ from core.runner.runner import ModelRunner
 from core.testing.capturable_attention import CapturableAttention
 from core.testing.dense_attention import DenseAttention
 from core.testing.mock_graphs import MockGraphHardware
-from core.testing.mock_model import MockConfig, reference_logits
+from core.testing.mock_model import MockConfig, reference_greedy, reference_logits
 from core.testing.mock_runner import build_mock_runner
 
 CONFIG = MockConfig(vocab_size=97, windows=(None, 5), context_length=64)
@@ -98,8 +98,9 @@ def check_logprobs(row: RowExtras, prompt: list[int], start: int, stop: int, num
 
 
 def test_recorded_steps_give_the_same_extras() -> None:
-    """A pooled row of one token, a row with hidden states and a plain one, in a step padded to four rows."""
-    prompts = {slot: ids(9 + slot, slot) for slot in range(3)}
+    """Rows with hidden states and plain ones, in a step padded to four rows; with a pooled row of one token it is
+    launched."""
+    prompts = {slot: ids(9 + slot, slot) for slot in range(4)}
     results = []
     for graphs in (False, True):
         runner, hardware = make(graphs)
@@ -107,21 +108,27 @@ def test_recorded_steps_give_the_same_extras() -> None:
             admission(0, prompts[0], pooling=PoolingParams()),
             admission(1, prompts[1], SamplingParams(temperature=0.0, hidden_states="last")),
             admission(2, prompts[2]),
+            admission(3, prompts[3]),
         ]
         # All but the last token of the pooled prompt first, as a prefix that is cached.
-        step(runner, [(0, 8, 8, False), (1, 10, 10, True), (2, 11, 11, True)], asks)
-        before = sum(hardware.made.replays.values()) if hardware else 0
-        result = step(runner, [(1, 1, 11, True), (2, 1, 12, True), (0, 1, 9, True)], num_decodes=3 if graphs else 2)
-        if hardware:
-            assert sum(hardware.made.replays.values()) == before + (1 if graphs else 0)
-        results.append(result)
-    eager, recorded = results
-    # The pooled row's token is none, whatever stands in it; the rest is equal.
-    assert eager.tokens[:2].tolist() == recorded.tokens[:2].tolist()
-    for slot in (0, 1):
-        for name in ("pooled", "hidden"):
-            np.testing.assert_array_equal(getattr(eager.extras[slot], name), getattr(recorded.extras[slot], name))
-    assert set(eager.extras) == set(recorded.extras) == {0, 1}
+        step(runner, [(0, 8, 8, False), (1, 10, 10, True), (2, 11, 11, True), (3, 12, 12, True)], asks)
+        replays = [sum(hardware.made.replays.values()) if hardware else 0]
+        rows = [(0, 1, 9, True), (1, 1, 11, True), (2, 1, 12, True), (3, 1, 13, True)]
+        for these in (rows, [(slot, 1, length + 1, True) for slot, _, length, _ in rows[1:]]):
+            results.append(step(runner, these, num_decodes=len(these)))
+            replays.append(sum(hardware.made.replays.values()) if hardware else 0)
+        assert replays[1] == replays[0]
+        assert replays[2] == replays[1] + (1 if graphs else 0)
+    for eager, recorded, slots in ((results[0], results[2], [0, 1]), (results[1], results[3], [1])):
+        assert eager.tokens.tolist() == recorded.tokens.tolist()
+        assert [*eager.extras] == [*recorded.extras]
+        assert sorted(eager.extras) == slots
+        for slot in slots:
+            for name in ("pooled", "hidden"):
+                np.testing.assert_array_equal(getattr(eager.extras[slot], name), getattr(recorded.extras[slot], name))
+    for at, slot in enumerate((1, 2, 3)):
+        first, second = results[2].tokens[at + 1, 0], results[3].tokens[at, 0]
+        assert [first, second] == reference_greedy(CONFIG, prompts[slot], 3)[1:]
 
 
 def test_masks_find_their_rows_beside_pooled_ones() -> None:

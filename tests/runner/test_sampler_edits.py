@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 from core.interfaces.params import SamplingParams
 from core.interfaces.step import Admission
 from core.ops.sampling import sampling_threshold
-from core.runner.penalties import TokenCounts, apply_penalties
+from core.runner.penalties import TokenCounts, apply_penalties, penalty_arrays
 from core.runner.sampler import Sampler
 from core.runner.sampling_table import SamplingTable
 from core.runner.transfer import Transfer
@@ -32,9 +32,9 @@ def penalised(logits: torch.Tensor, admissions: list[Admission]) -> torch.Tensor
         table.admit(entry)
         counts.admit(entry)
     out = logits.clone()
-    rows = np.arange(len(admissions), dtype=np.int32)
+    rows = np.arange(len(admissions))
     slots = np.array([entry.slot for entry in admissions], np.int32)
-    apply_penalties(out, table, counts, rows, slots, TRANSFER)
+    apply_penalties(out, counts, TRANSFER.upload(*penalty_arrays(table, counts, rows, slots)))
     return out
 
 

@@ -42,16 +42,16 @@ def test_only_allowed_tokens_and_other_rows_are_as_they_were(own_op: bool, data:
         sampler = Sampler(num, vocab, Transfer(CPU), {**REFERENCES, "mask_tokens": lambda *args: mask_tokens(*args)})
         for slot, own in enumerate(params):
             sampler.admit(admission(slot, own, seed=slot))
-    slots, positions = np.arange(num, dtype=np.int32), np.full(num, 3, np.int32)
+    slots, positions = range(num), [3] * num
     before = logits.clone()
-    got = sampler.sample(logits, slots, positions, masks_of(rows, allowed, vocab)).tokens.tolist()
+    got = draw(sampler, logits, slots, positions, masks_of(rows, allowed, vocab)).tokens.tolist()
     assert torch.equal(logits, before)
     held = before.clone()
     for row, ids in zip(rows, allowed, strict=True):
         forbidden = [token for token in range(vocab) if token not in ids]
         held[row, forbidden] = float("-inf")
         assert got[row] in ids
-    free = draw(make_sampler(params, vocab), before, slots.tolist(), positions.tolist()).tokens.tolist()
+    free = draw(make_sampler(params, vocab), before, slots, positions).tokens.tolist()
     assert [got[row] for row in range(num) if row not in rows] == [free[row] for row in range(num) if row not in rows]
     for row in rows:
         if params[row] is GREEDY:
@@ -66,7 +66,7 @@ def test_min_tokens_yields_where_nothing_but_an_end_is_possible() -> None:
     logits = torch.zeros(3, 40)
     logits[:, 5] = 9.0
     masks = masks_of([0, 2], [{5}, {5, 7}], 40)
-    sampled = sampler.sample(logits, np.arange(3, dtype=np.int32), np.full(3, 2, np.int32), masks)
+    sampled = draw(sampler, logits, range(3), [2] * 3, masks)
     assert sampled.tokens.tolist()[::2] == [5, 7]  # an end where it must be, and none where something else may come
     assert sampled.tokens.tolist()[1] not in (5, 33)
     assert torch.isfinite(sampled.best).all()
@@ -76,8 +76,7 @@ def test_logprobs_are_the_models_own() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     sampler = make_sampler([SamplingParams(temperature=0.0, logprobs=1)], 3)
     free = draw(sampler, logits, [0], [1]).logprobs
-    slots, positions = np.zeros(1, np.int32), np.ones(1, np.int32)
-    held = sampler.sample(logits, slots, positions, masks_of([0], [{0}], 3))
+    held = draw(sampler, logits, [0], [1], masks_of([0], [{0}], 3))
     assert held.tokens.tolist() == [0]
     assert held.logprobs is not None
     assert free is not None

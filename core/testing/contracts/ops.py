@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from core.ops.reference import REFERENCES
 from core.ops.table import build_ops
 from core.testing.contracts.base import Contract
-from core.testing.contracts.ops_cases import CASES, Call, Maker, Results, canonical
+from core.testing.contracts.ops_cases import CASES, FLOAT32, Call, Maker, Results, canonical
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -49,6 +49,8 @@ class OpsContract(Contract):
 
     def test_it_gives_what_the_reference_gives(self, op: str, dtype: torch.dtype) -> None:
         self.claimed(op)
+        if op in FLOAT32 and dtype is not getattr(torch, self.dtypes[0]):
+            pytest.skip(f"{op}: the arguments are float32 in every case")
         table = self.table()
 
         def check(how: tuple[int, int, bool, int]) -> None:

@@ -276,6 +276,9 @@ CASES: Mapping[str, Callable[[Maker], Call]] = {
     )
 }  # fmt: skip
 
+# Calls of these are the same whatever the type.
+FLOAT32 = ("gumbel_argmax", "sampling_threshold", "penalize", "mask_tokens")
+
 
 def canonical(name: str, call: Call, results: Results) -> Results:
     """Results in a form that is unique: choices of experts by their number, with the order where it is defined; the

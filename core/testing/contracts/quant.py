@@ -232,13 +232,18 @@ class QuantContract(QuantExpertsTests):
                 assert tensor.device.type == self.device().type, f"{name} is on {tensor.device}"
 
     def test_it_takes_less_memory(self, variant: Variant, record_property: Any) -> None:
+        """What a layer beside another one adds: memory that layers of a model share is not counted for each."""
         layer = self.common("merged", torch.bfloat16)
         dtype = getattr(torch, self.dtypes[-1])
-        module = self.filled(variant, layer, dtype)
-        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors_of(module)}
+        context = self.build_context(variant, dtype)
+        first = self.filled(variant, layer, dtype, context=context)
+        before = _storages_of(first)
+        second = self.filled(variant, layer, dtype, context=context)
+        held = {address: size for address, size in _storages_of(second).items() if address not in before}
         per_weight = sum(held.values()) / layer.weight.numel()
         record_property("bytes_per_weight", round(per_weight, 3))
         self.require(variant.compresses, f"{variant.label}: less memory ({per_weight:.2f} bytes a weight)")
+        assert held, "the second layer has no memory of its own"
         assert per_weight < dtype.itemsize, f"{per_weight:.2f} bytes a weight, {dtype} takes {dtype.itemsize}"
 
     # Modules that are left out
@@ -350,6 +355,11 @@ class QuantContract(QuantExpertsTests):
 
     def test_interface(self) -> None:
         assert issubclass(self.plugin(), QuantMethod)
+
+
+def _storages_of(module: torch.nn.Module) -> dict[int, int]:
+    """Address -> bytes of all memory that a layer holds."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors_of(module)}
 
 
 def _tensors_of(module: torch.nn.Module, depth: int = 6) -> Iterator[torch.Tensor]:

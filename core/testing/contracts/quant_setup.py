@@ -184,10 +184,11 @@ class QuantSetup(Contract):
 
     def filled(
         self, variant: Variant, layer: Layer, dtype: torch.dtype, rank: Rank | None = None, path: str = "",
-        plain: Iterable[str] = (),
+        plain: Iterable[str] = (), context: BuildContext | None = None,
     ) -> LinearBase:  # fmt: skip
-        """The layer built, accounted for, loaded and finished, as core does."""
-        module = layer.build(self.build_context(variant, dtype, rank), path)
+        """The layer built, accounted for, loaded and finished, as core does. context: of the model that it belongs
+        to, else one of its own."""
+        module = layer.build(context or self.build_context(variant, dtype, rank), path)
         tensors = self.tensors(variant, layer, plain)
         covered = set().union(*(module.covers(suffix, part) for suffix, part, _ in tensors))
         assert covered == module.expected(), (

@@ -284,6 +284,22 @@ class TestKeepsTheOriginal(_Mutant):
     implementation = _toy(_Linear)
 
 
+class TestKeepsWideCopiesOfAllLayersTogether(_Mutant):
+    """Reached through what all layers share, and yet one more for each."""
+
+    caught_by = ("test_it_takes_less_memory",)
+
+    class _Linear(ToyLinear):
+        copies: ClassVar[list[torch.Tensor]] = []
+
+        def finish(self, module: Any, shape: LinearShape) -> None:
+            super().finish(module, shape)
+            self.copies.append(self.unpacked(module, torch.float32))
+            module.__dict__["copies"] = self.copies
+
+    implementation = _toy(_Linear)
+
+
 class TestUsesOneBufferForAllResults(_Mutant):
     caught_by = ("test_apply_neither_keeps_nor_changes_its_input",)
 

@@ -134,6 +134,18 @@ def test_a_fused_layer_is_its_parts(norm: str, activation: str | None) -> None:
         torch.testing.assert_close(total, wanted)
 
 
+def test_layers_share_their_scratch_memory() -> None:
+    """It may be larger than a small layer's weight, and there is one of it whatever the number of layers."""
+    scratch, found = kernels.Scratch(), []
+    for _ in range(2):
+        weight = Weight(torch.zeros(768, 384).to(scales.E4M3), torch.ones(768, 3), 128, None, None)
+        assert Grouped(weight, REFERENCES, scratch).scratch is scratch
+        assert scratch.memory is not None
+        assert scratch.memory[0].nbytes > weight.stored.nbytes
+        found.append(scratch.memory)
+    assert found[0] is found[1]
+
+
 def test_scratch_memory_only_grows() -> None:
     scratch = kernels.Scratch()
     cpu = torch.device("cpu")

@@ -39,6 +39,7 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     kv_dtype: torch.dtype | None = None
     page_size: int = 16
+    invariant: bool = False
 
 
 CASES = {
@@ -49,6 +50,7 @@ CASES = {
     "deepseek_rank": Case(128, 1, 192, 128, latent=512, rope=64),
     "half_of_64_with_sinks": Case(64, 8, 64, sinks=True, window=128, dtype=torch.float16, kv_dtype=torch.float8_e5m2),
     "float32_of_80": Case(4, 2, 80, dtype=torch.float32),
+    "invariant": Case(32, 8, 128, window=1024, softcap=30.0, invariant=True),
 }
 
 
@@ -98,7 +100,7 @@ PAIRS = [
     *(("llama", target) for target in TARGETS),
     ("llama_wide_pages_eight_bits", "sm_90"), ("llama_wide_pages_eight_bits", "gfx950"),
     ("gemma", "sm_90"), ("glm_flash", "sm_90"), ("glm_flash", "sm_100"), ("deepseek_rank", "gfx942"),
-    ("half_of_64_with_sinks", "sm_100"), ("float32_of_80", "gfx942"),
+    ("half_of_64_with_sinks", "sm_100"), ("float32_of_80", "gfx942"), *(("invariant", target) for target in TARGETS),
 ]  # fmt: skip
 
 
@@ -122,7 +124,8 @@ def test_kernels_compile(name: str, target: str, monkeypatch: pytest.MonkeyPatch
     kv_dtype = case.kv_dtype or case.dtype
     launcher = Launcher(
         HeadShape.of(spec, case.heads, case.kv_heads), spec, dtype=case.dtype, kv_dtype=kv_dtype, scales=(1.0, 1.0),
-        page_size=case.page_size, device=device_of(target), pdl=target.startswith("sm_"), shares=True,
+        page_size=case.page_size, device=device_of(target), pdl=target.startswith("sm_"),
+        shares=not case.invariant, invariant=case.invariant,
     )  # fmt: skip
     shape = launcher.shape
 

@@ -71,7 +71,8 @@ class TritonAttention(AttentionBackend):
             page_size=config.page_size,
             device=self._device,
             pdl=self._pdl,
-            shares=True,
+            shares=not self.capabilities.batch_invariant,
+            invariant=self.capabilities.batch_invariant,
         )
 
     def _workspace(self) -> Workspace:

@@ -22,6 +22,7 @@ from plugin_triton.attention.tiles import (
     Splits,
     Tile,
     decode_tile,
+    invariant_tile,
     power_of_two,
     prefill_tile,
 )
@@ -54,7 +55,7 @@ class Launcher:
     """One layer, or several with the same shape and rule.
 
     page_size 0: of keys that lie in order. scales: of cached keys and values. shares: whether common prefixes are
-    looked for.
+    looked for. invariant: of `prefill`, as the kernel says.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Launcher:
         device: Device,
         pdl: bool,
         shares: bool = False,
+        invariant: bool = False,
     ) -> None:
         self.shape, self.spec = shape, spec
         self.itemsize, self.cache_itemsize = dtype.itemsize, kv_dtype.itemsize
         self.page_size, self.device, self.pdl = page_size, device, pdl
-        self.shares = shares and spec.window is None
+        self.shares, self.invariant = shares and spec.window is None, invariant
         self.k_scale, self.v_scale = scales
         # Values of a latent are its keys.
         self.out_scale = self.k_scale if shape.latent else self.v_scale
@@ -81,7 +83,10 @@ class Launcher:
         self.scale = factor * _LOG2_E if spec.softcap is None else factor / spec.softcap
         self.cap = 0.0 if spec.softcap is None else spec.softcap * _LOG2_E
         self.limit = float(torch.finfo(kv_dtype).max) if kv_dtype.itemsize == 1 else 0.0
-        self.prefill_tile = prefill_tile(shape, self.itemsize, self.cache_itemsize, device, page_size)
+        if invariant:
+            self.prefill_tile = invariant_tile(shape, self.itemsize, self.cache_itemsize, device)
+        else:
+            self.prefill_tile = prefill_tile(shape, self.itemsize, self.cache_itemsize, device, page_size)
         self.decode_tiles: dict[int, Tile] = {}
         self._splits: dict[int, Splits] = {}
         self._made: dict[tuple[object, ...], Launch] = {}
@@ -254,8 +259,9 @@ class Launcher:
         launch = self._made.get(key)
         if launch is None:
             launch = self._made[key] = self._launch(
-                prefill_kernel, tile, PACK=pack, PACKS=packs, TOKENS=tokens, SINKS=sinks is not None, HISTORY=history
-            )
+                prefill_kernel, tile, PACK=pack, PACKS=packs, TOKENS=tokens, SINKS=sinks is not None, HISTORY=history,
+                INVARIANT=self.invariant,
+            )  # fmt: skip
         launch.start(
             q.get_device(), num_tiles * shape.num_kv_heads * packs, 1, 1, *self._queries(q, q_tail),
             out, *out.stride()[:2], *cached.arguments, self.out_scale, step.table, step.table_stride, step.seq_lens,

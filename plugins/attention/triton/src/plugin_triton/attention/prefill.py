@@ -45,13 +45,16 @@ def prefill_kernel(
     V_DIM: tl.constexpr, V_BLOCK: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, LATENT: tl.constexpr,
-    HISTORY: tl.constexpr, PDL: tl.constexpr,
+    HISTORY: tl.constexpr, INVARIANT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (num_tiles * KV heads * PACKS), heads side by side. A tile is PACK query heads of a KV head's GROUP, of
     TOKENS tokens.
 
     PAGE_SIZE 0: the keys and values are the step's own, in order, and first_seq's first token is their row 0.
     HISTORY: "any"; "none" or "some": leave out sequences that have keys of earlier steps, or that have none.
+    INVARIANT: a token's numbers do not depend on the tokens beside it, that is on how its sequence is cut into steps:
+    all blocks of keys, which begin at the same places for all, go one way. Blocks that a row sees nothing of leave it
+    as it is, to the last bit.
     """
     wait(PDL)
     release(PDL)
@@ -101,24 +104,32 @@ def prefill_kernel(
     if WINDOW > 0:
         oldest = tl.maximum(position - WINDOW + 1, 0)
         first = oldest // BLOCK_N * BLOCK_N
-        whole = tl.maximum(last_position - WINDOW + 1 + BLOCK_N - 1, 0) // BLOCK_N * BLOCK_N
-        whole = tl.minimum(tl.maximum(whole, first), (end + BLOCK_N - 1) // BLOCK_N * BLOCK_N)
-        diagonal = tl.maximum(diagonal, whole)
+    if INVARIANT:
         acc, peak, total = attend(
             query, tail, acc, peak, total, positions, keys, key_stride, values, value_stride,
-            table + seq * table_stride, base, first, whole, oldest, end, scale, cap, PAGE_SIZE, BLOCK_N,
+            table + seq * table_stride, base, first, end, oldest, end, scale, cap, PAGE_SIZE, BLOCK_N,
             DIM, DIM_BLOCK, TAIL, TAIL_BLOCK, V_DIM, V_BLOCK, True, WINDOW, SOFTCAP, LATENT, STAGES,
         )  # fmt: skip
-    acc, peak, total = attend(
-        query, tail, acc, peak, total, positions, keys, key_stride, values, value_stride,
-        table + seq * table_stride, base, whole, diagonal, oldest, end, scale, cap, PAGE_SIZE, BLOCK_N,
-        DIM, DIM_BLOCK, TAIL, TAIL_BLOCK, V_DIM, V_BLOCK, False, WINDOW, SOFTCAP, LATENT, STAGES,
-    )  # fmt: skip
-    acc, peak, total = attend(
-        query, tail, acc, peak, total, positions, keys, key_stride, values, value_stride,
-        table + seq * table_stride, base, diagonal, end, oldest, end, scale, cap, PAGE_SIZE, BLOCK_N,
-        DIM, DIM_BLOCK, TAIL, TAIL_BLOCK, V_DIM, V_BLOCK, True, WINDOW, SOFTCAP, LATENT, STAGES,
-    )  # fmt: skip
+    else:
+        if WINDOW > 0:
+            whole = tl.maximum(last_position - WINDOW + 1 + BLOCK_N - 1, 0) // BLOCK_N * BLOCK_N
+            whole = tl.minimum(tl.maximum(whole, first), (end + BLOCK_N - 1) // BLOCK_N * BLOCK_N)
+            diagonal = tl.maximum(diagonal, whole)
+            acc, peak, total = attend(
+                query, tail, acc, peak, total, positions, keys, key_stride, values, value_stride,
+                table + seq * table_stride, base, first, whole, oldest, end, scale, cap, PAGE_SIZE, BLOCK_N,
+                DIM, DIM_BLOCK, TAIL, TAIL_BLOCK, V_DIM, V_BLOCK, True, WINDOW, SOFTCAP, LATENT, STAGES,
+            )  # fmt: skip
+        acc, peak, total = attend(
+            query, tail, acc, peak, total, positions, keys, key_stride, values, value_stride,
+            table + seq * table_stride, base, whole, diagonal, oldest, end, scale, cap, PAGE_SIZE, BLOCK_N,
+            DIM, DIM_BLOCK, TAIL, TAIL_BLOCK, V_DIM, V_BLOCK, False, WINDOW, SOFTCAP, LATENT, STAGES,
+        )  # fmt: skip
+        acc, peak, total = attend(
+            query, tail, acc, peak, total, positions, keys, key_stride, values, value_stride,
+            table + seq * table_stride, base, diagonal, end, oldest, end, scale, cap, PAGE_SIZE, BLOCK_N,
+            DIM, DIM_BLOCK, TAIL, TAIL_BLOCK, V_DIM, V_BLOCK, True, WINDOW, SOFTCAP, LATENT, STAGES,
+        )  # fmt: skip
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None] * v_scale
     dims = tl.arange(0, V_BLOCK)
     target = out + tokens[:, None] * out_token_stride + heads[:, None] * out_head_stride + dims[None, :]

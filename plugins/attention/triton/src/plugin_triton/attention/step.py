@@ -34,12 +34,14 @@ class Step:
     cu_q_lens: torch.Tensor
 
     @classmethod
-    def of(cls, layout: BatchLayout, most_queries: int, shared: SharedRows | None = None) -> Step:
-        """most_queries: new tokens of a row that `decode` takes at most."""
+    def of(
+        cls, layout: BatchLayout, most_queries: int, shared: SharedRows | None = None, *, few: int | None = None
+    ) -> Step:
+        """most_queries: new tokens of a row that `decode` takes at most. few: if not as many as possible."""
         assert layout.device_page_table is not None
         assert layout.device_seq_lens is not None
         assert layout.device_cu_q_lens is not None
-        few = few_rows(layout, most_queries)
+        few = few_rows(layout, most_queries) if few is None else few
         q_lens = layout.q_lens
         history = layout.seq_lens[few:] - q_lens[few:]
         return cls(

@@ -164,6 +164,11 @@ def prefill_tile(shape: HeadShape, itemsize: int, cache_itemsize: int, device: D
     return _fitting(tile, shape, itemsize, cache_itemsize, device)
 
 
+def invariant_tile(shape: HeadShape, itemsize: int, cache_itemsize: int, device: Device) -> Tile:
+    """Of rows with any number of new tokens, for which it is always the same."""
+    return _fitting(Tile(64, 32 if itemsize > 2 else 64, 4, 3), shape, itemsize, cache_itemsize, device)
+
+
 @dataclass(frozen=True, slots=True)
 class Splits:
     """Of a row's keys. own: of what is its own, at most, of `least` tokens or more each; shared: of a common prefix,

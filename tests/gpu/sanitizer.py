@@ -1,0 +1,59 @@
+"""NVIDIA's compute-sanitizer around a part: how it is called, and what it found.
+
+Options as of 2025 (CUDA 13). What it says begins with nine equals signs and a space.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+VARIABLE = "SANITIZER"  # of a part's environment: the tool
+FOUND = 86  # exit status if the tests passed and the tool found something
+_PREFIX = "========= "
+# Parts of names of kernels that are not ours, which would take most of the time: PyTorch's own, and the libraries'.
+_OTHERS = ("at6native", "cub", "cublas", "cutlass", "xmma", "nvjet", "gemvx", "splitKreduce")
+_SUMMARIES = ("ERROR SUMMARY:", "RACECHECK SUMMARY:")
+_SAYS_NOTHING = ("COMPUTE-SANITIZER", "Target application returned an error", *_SUMMARIES)
+_HOST = ("Host Frame", "Saved host backtrace")
+_MOST_LINES = 6
+
+
+def program() -> str | None:
+    """Where it is: on the PATH, or in the CUDA toolkit's folder."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", ""), *(str(Path(home) / "bin") for home in homes if home)]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+
+
+def command(tool: str) -> list[str]:
+    """To be followed by the program and its arguments."""
+    words = [
+        program() or "compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "all",
+        "--max-connections", "100",  # parts run side by side, and ten is its own limit on the ports of all
+        "--print-limit", "20",
+    ]  # fmt: skip
+    if tool == "memcheck":
+        words += ["--padding", "64"]  # what is read or written behind a tensor is not another tensor's
+    for name in _OTHERS:
+        words += ["--kernel-name-exclude", f"kns={name}"]
+    return words
+
+
+def environment(tool: str) -> dict[str, str]:
+    """PyTorch's own pool would put tensors side by side in one allocation, where no access is out of bounds."""
+    return {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
+
+
+def findings(log: str) -> list[str]:
+    """The first lines of what it found or could not do, without stacks of the host."""
+    lines = [line.removeprefix(_PREFIX).strip() for line in log.splitlines() if line.startswith(_PREFIX)]
+    lines = [line for line in lines if not line.endswith("===")]  # pytest's headings
+    told = [line for line in lines if line and not line.startswith((*_SAYS_NOTHING, *_HOST))]
+    return told[:_MOST_LINES]
+
+
+def has_ended(log: str) -> bool:
+    """Whether it said at the end how much it found; else nothing was checked."""
+    return any(f"{_PREFIX}{summary}" in log for summary in _SUMMARIES)
