@@ -118,7 +118,8 @@ def _edge(
     low = order(floor)
     high = low
     if above.to(tl.float64) >= enough:
-        low, high = low + 1, order(best)
+        high = order(best)
+        low = tl.minimum(low + 1, high)
     while low < high:
         at = limits_between(low, high)
         sums = tl.zeros([LIMITS], tl.int64)
