@@ -115,37 +115,28 @@ def check(size: int, filters: str, seed: int, kinds: list[str] | None = None, to
 @pytest.mark.parametrize("filters", ["k", "p", "m", "kp", "kpm"])
 @pytest.mark.parametrize("size", [1, 33, 1000, 4097])
 def test_any_filters_of_any_rows(size: int, filters: str) -> None:
-    for seed in range(2):
-        check(size, filters, seed)
+    check(size, filters, len(filters))
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(20, 0.95), (1, 0.5), (20, 0.1), (50, 1.0), (64, 0.999999), (20, 1e-6)])
 def test_all_rows_with_a_small_top_k(top_k: int, top_p: float) -> None:
     """Groups are larger then: what nearly all requests ask for."""
     rng = torch.Generator().manual_seed(top_k)
-    for size in (1000, 4097):
-        scaled = torch.stack([kind(size, rng) for kind in KINDS.values()])
-        rows = len(scaled)
-        assert_equal(
-            scaled,
-            torch.full((rows,), top_k),
-            torch.full((rows,), top_p, dtype=torch.float64),
-            torch.zeros(rows),
-            list(KINDS),
-        )
+    scaled = torch.stack([kind(4097, rng) for kind in KINDS.values()])
+    rows = len(scaled)
+    every_k, every_p = torch.full((rows,), top_k), torch.full((rows,), top_p, dtype=torch.float64)
+    assert_equal(scaled, every_k, every_p, torch.zeros(rows), list(KINDS))
 
 
 @pytest.mark.parametrize("top_k", [(0, 1500, 3000, 4097), (5000, 20)])
 def test_a_top_k_of_half_the_vocabulary_or_more(top_k: tuple[int, ...]) -> None:
     """More than there are groups, and more than the buffer holds."""
-    for seed in range(2):
-        check(4097, "kp", seed, top_k=top_k)
+    check(4097, "kp", 1, top_k=top_k)
 
 
 @pytest.mark.parametrize("size", [50_257, 128_256, 151_936])
 def test_vocabularies_of_models(size: int) -> None:
-    check(size, "kpm", 1, ["wide", "flat", "peaked", "bfloat16"])
-    check(size, "p", 2, ["wide", "normal", "coarse"])
+    check(size, "p", 2, ["wide", "normal", "peaked", "coarse"])
     check(size, "kp", 3, ["wide", "bfloat16", "masked"], top_k=(20,))
 
 

@@ -108,6 +108,7 @@ class _Plan:
     ) -> torch.Tensor:
         rows, number = scaled.shape[0], self.number
         blocks = -(-self.size // self.block)
+        # Blocks of a part; a row has as many parts as keep the chip busy.
         each = -(-blocks // min(MAX_SPLITS.value, max(1, _PROGRAMS // rows)))
         splits = -(-blocks // each)
         tiles, cut_tiles = each * (self.block // self.lanes), each * (self.block // self.cut_lanes)
@@ -133,7 +134,9 @@ class _Plan:
         )  # fmt: skip
         known = (scaled, top_p, tops, masses, pending)
         self.narrow[0].start(number, rows, splits, 1, *known, None, None, ranges[0], parts[0], splits, cut_tiles)
-        self.narrow[1].start(number, rows, splits, 1, *known, ranges[0], parts[0], ranges[1], parts[1], splits, cut_tiles)
+        self.narrow[1].start(
+            number, rows, splits, 1, *known, ranges[0], parts[0], ranges[1], parts[1], splits, cut_tiles
+        )
         self.collect.start(
             number, rows, splits, 1, *known, ranges[1], parts[1], counters, kept, weights, exact, ends, splits, tiles
         )

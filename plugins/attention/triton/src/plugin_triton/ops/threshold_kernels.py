@@ -25,7 +25,7 @@ def maxima_kernel(  # type: ignore[no-untyped-def]
     top = tl.full([inside], _NEG_INF, tl.float32)
     release(PDL)
     wait(PDL)
-    for index in range(0, each):
+    for index in range(each):
         first = (split * each + index) * BLOCK
         cols = first + tl.arange(0, inside)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         x = tl.load(scaled + row * STRIDE + cols, mask=cols < SIZE, other=_NEG_INF)
@@ -49,7 +49,7 @@ def mass_kernel(  # type: ignore[no-untyped-def]
     if (tl.load(top_k + row) == 0) & (tl.load(top_p + row) < 1.0):
         base = base_of(top_of(tops, row, splits))
         large, small = tl.zeros([LANES], tl.int64), tl.zeros([LANES], tl.int64)
-        for index in range(0, each):
+        for index in range(each):
             cols = (split * each + index) * LANES + tl.arange(0, LANES)
             x = tl.load(scaled + row * STRIDE + cols, mask=cols < SIZE, other=_NEG_INF)
             first, second = rough_weight(x, base, SHIFT)

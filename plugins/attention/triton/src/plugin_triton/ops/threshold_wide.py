@@ -57,8 +57,8 @@ def _enough(top_p, masses, row, splits, SHIFT: tl.constexpr):  # type: ignore[no
 @triton.jit(do_not_specialize=["splits", "each"])
 def narrow_kernel(  # type: ignore[no-untyped-def]
     scaled, top_p, tops, masses, pending, ranges, parts, next_ranges, next_parts, splits, each,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, LANES: tl.constexpr,
-    SHIFT: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, LANES: tl.constexpr, SHIFT: tl.constexpr, FIRST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """next_parts [R, splits, 16] float32: the mass at or above each of 16 values of a range, in units of the most
     likely token's. FIRST: of `next_ranges` [R, 2] float32 as `solve_kernel` left it; else of the one that the pass with
@@ -80,7 +80,7 @@ def narrow_kernel(  # type: ignore[no-untyped-def]
         cuts = _cuts(low, high, best)
         base = base_of(best)
         sums = tl.zeros([_CUTS, LANES], tl.float32)
-        for index in range(0, each):
+        for index in range(each):
             cols = (split * each + index) * LANES + tl.arange(0, LANES)
             x = tl.load(scaled + row * STRIDE + cols, mask=cols < SIZE, other=_NEG_INF)
             sums += tl.where(x[None, :] >= cuts[:, None], tl.exp(x - base)[None, :], 0.0)
@@ -90,8 +90,8 @@ def narrow_kernel(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["splits", "each"])
 def collect_kernel(  # type: ignore[no-untyped-def]
     scaled, top_p, tops, masses, pending, ranges, parts, counters, kept, weights, exact, ends, splits, each,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, LANES: tl.constexpr,
-    CAPACITY: tl.constexpr, SHIFT: tl.constexpr, PDL: tl.constexpr,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, LANES: tl.constexpr, CAPACITY: tl.constexpr, SHIFT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """What lies in the range that the pass with `ranges` and `parts` left: kept [R, CAPACITY] float32 and its weights
     int64, in any order, and counters [R] int32, how many these are (more than CAPACITY are not stored).
@@ -108,7 +108,7 @@ def collect_kernel(  # type: ignore[no-untyped-def]
         base = base_of(best)
         above, within = tl.zeros([LANES], tl.int64), tl.zeros([LANES], tl.int64)
         least, most = tl.full([LANES], _INF, tl.float32), tl.full([LANES], _NEG_INF, tl.float32)
-        for index in range(0, each):
+        for index in range(each):
             cols = (split * each + index) * LANES + tl.arange(0, LANES)
             ok = cols < SIZE
             x = tl.load(scaled + row * STRIDE + cols, mask=ok, other=_NEG_INF)
@@ -135,8 +135,8 @@ def collect_kernel(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["splits"])
 def finish_kernel(  # type: ignore[no-untyped-def]
     scaled, top_p, tops, masses, pending, counters, kept, weights, exact, ends, limits, splits,
-    STRIDE: tl.constexpr, SIZE: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr,
-    SHIFT: tl.constexpr, PDL: tl.constexpr,
+    STRIDE: tl.constexpr, SIZE: tl.constexpr, CAPACITY: tl.constexpr, CHUNK: tl.constexpr, SHIFT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """limits [R]: raised to the edge of the nucleus. Grid (R,)."""
     row = tl.program_id(0).to(tl.int64)
