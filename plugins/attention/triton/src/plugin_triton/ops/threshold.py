@@ -12,7 +12,8 @@
 All is decided on the device; kernels leave rows that do not need them at once. Two kernels where every row has top-k,
 or none has top-p; else seven. A search is one over the patterns of float32 in their order, each step of which cuts the
 range into five. Masses that decide are whole numbers, so that a sum is the same in every order and a row's threshold in
-every batch. Slow ways, right all the same, are left for a top-k of thousands and for flat rows of few different values:
+every batch; their unit is 2^-45 of the most likely token's, so with a top-k of a whole vocabulary the share is right to
+some 1e-9. Slow ways, right all the same, are left for a top-k of thousands and for flat rows of few different values:
 one program reads its row ten times or so.
 """
 
