@@ -157,10 +157,13 @@ status = subprocess.call(words[words.index({python!r}):])
 if how == "hangs": time.sleep(60)
 if how == "finds": say("Invalid __global__ read of size 4 bytes", "    at _few+0x10 in few.py:9", "    Host Frame: x")
 if how == "warns": say("Warning: Race reported between Write access at a and Read access at b")
+if how in ("alike", "races"):
+    say("Error: Race reported between Write access at k+0xa20 in k.py:124")
+    say(f"    and Write access at k+{{'0xa20' if how == 'alike' else '0xb20'}} in k.py:124 [81 hazards]")
 if how == "lost": say("Internal Sanitizer Error: the launch was not tracked. Errors might go undetected")
 if status: say("Target application returned an error")
 if how != "silent": say("ERROR SUMMARY: 1 error" if how == "finds" else "ERROR SUMMARY: 0 errors")
-sys.exit(status or (code if how == "finds" else 0))
+sys.exit(status or (code if how in ("finds", "alike", "races") else 0))
 """
 
 
@@ -168,6 +171,14 @@ CASES = [  # how the tool behaves, the part's tests, the result, how the reason 
     ("clean", "good", "ok", ""),
     ("warns", "good", "ok", ""),
     ("finds", "good", "FAILED", "memcheck: Invalid __global__ read of size 4 bytes | at _few+0x10 in few.py:9; exit"),
+    ("alike", "good", "ok", ""),
+    ("alike", "bad", "FAILED", ""),
+    (
+        "races",
+        "good",
+        "FAILED",
+        "memcheck: Error: Race reported between Write access at k+0xa20 in k.py:124 | and Write",
+    ),
     ("clean", "bad", "FAILED", ""),
     ("finds", "bad", "FAILED", "memcheck: Invalid __global__ read"),
     ("clean", "dies", "FAILED", "the process ended itself (exit status 7): the last test begun was"),
