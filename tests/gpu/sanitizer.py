@@ -19,6 +19,7 @@ _SUMMARIES = ("ERROR SUMMARY:", "RACECHECK SUMMARY:")
 _SAYS_NOTHING = ("COMPUTE-SANITIZER", "Target application returned an error", *_SUMMARIES)
 _HOST = ("Host Frame", "Saved host backtrace")
 _MOST_LINES = 6
+_BEGIN = re.compile(rf"[.sFExX]*{_PREFIX}")
 _RACE = re.compile(r"Race reported between Write access at (?P<place>.+)$")
 _RACE_WITH = re.compile(r"and Write access at (?P<place>.+?)( \[\d+ hazards?\])?$")
 
@@ -51,8 +52,9 @@ def findings(log: str) -> tuple[list[str], int]:
     """The first lines of what it found or could not do, without stacks of the host; and how many races it reports in
     which one instruction writes a place of shared memory from several lanes. Triton's reductions do that: lanes that
     hold the same sum all write it, and their sums may differ in the last bit (triton issue 7264)."""
-    lines = [line.removeprefix(_PREFIX).strip() for line in log.splitlines() if line.startswith(_PREFIX)]
-    lines = [line for line in lines if not line.endswith("===")]  # pytest's headings
+    # Behind pytest's dots, too; but not its headings, which equals signs end.
+    lines = [line.partition(_PREFIX)[2].strip() for line in log.splitlines() if _BEGIN.match(line)]
+    lines = [line for line in lines if not line.endswith("===")]
     told = [line for line in lines if line and not line.startswith((*_SAYS_NOTHING, *_HOST))]
     kept: list[str] = []
     alike = 0

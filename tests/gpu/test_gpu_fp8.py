@@ -4,6 +4,7 @@ and without experts, and with a KV cache of 8 bits, against the same on the CPU.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_s
 # wrong scale anywhere makes both larger than 0.5.
 LIMITS = (0.25, 0.35)
 LAST = SamplingParams(temperature=0.0, max_tokens=1, hidden_states="last")
+
+
+# racecheck breaks the libraries' kernels, also those that it is told to leave out.
+LIBRARY_IS_LEFT_OUT = os.environ.get("SANITIZER") == "racecheck"
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -64,7 +69,7 @@ def test_products(rows: int, columns: int, group: int, static: bool, device: tor
     product, own = product_of(held, REFERENCES, kernels.Scratch()), Reference(held)
     dense, bias, worst = held.dense(torch.float64), held.bias, [0.0, 0.0]
     assert bias is not None
-    for tokens in (1, 3, 17, 32, 64, 65, 200):
+    for tokens in (1, 3, 17, 32) if LIBRARY_IS_LEFT_OUT else (1, 3, 17, 32, 64, 65, 200):
         x = torch.randn(tokens, columns, device=device).bfloat16()
         got = product(x)
         assert torch.equal(got, product(x)), "twice the same"

@@ -158,6 +158,7 @@ if how == "hangs": time.sleep(60)
 if how == "finds": say("Invalid __global__ read of size 4 bytes", "    at _few+0x10 in few.py:9", "    Host Frame: x")
 if how == "warns": say("Warning: Race reported between Write access at a and Read access at b")
 if how in ("alike", "races"):
+    print("..s.", end="")
     say("Error: Race reported between Write access at k+0xa20 in k.py:124")
     say(f"    and Write access at k+{{'0xa20' if how == 'alike' else '0xb20'}} in k.py:124 [81 hazards]")
 if how == "lost": say("Internal Sanitizer Error: the launch was not tracked. Errors might go undetected")
