@@ -133,8 +133,9 @@ def main() -> int:
 
 
 def chosen(known: Sequence[Part], names: Sequence[str] | None, *, with_earlier: bool) -> list[Part]:
-    """Those of the names, None for all; with_earlier: and those that they wait for."""
-    wanted = {part.name for part in known} if not names else set(names)
+    """Those of the names, None for all but those that are only run by name; with_earlier: and those that they wait
+    for."""
+    wanted = set(names or [part.name for part in known if not part.by_name])
     if with_earlier:
         wanted |= {part.after for part in known if part.name in wanted}
     return [part for part in known if part.name in wanted]

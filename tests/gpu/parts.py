@@ -14,6 +14,7 @@ class Part:
 
     jobs: compilers that its tests start beside the workers; it goes before parts that have none. after: a part that
     compiles the same kernels, whose end it waits for. first: words of the tests that take longest, see `order`.
+    by_name: only where --only names it, because it takes too long beside the others.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Part:
     jobs: int = 0
     after: str = ""
     first: tuple[str, ...] = ()
+    by_name: bool = False
 
 
 INTERPRETED = "tests/plugins/triton/interpreted"
@@ -91,6 +93,9 @@ PARTS = (
     Part("memory", "a full KV cache fits; weights go straight to the device", (f"{OWN}/test_gpu_memory.py",), 100,
          alone=True),
     Part("times", "what filters cost", (f"{OWN}/test_gpu_sampling.py", "-m", "timed"), 80, alone=True),
+    Part("flashinfer-suite", "FlashInfer through the attention suite, each size and type of which compiles for minutes",
+         ("tests/contracts/test_attention.py::TestFlashInfer", "--contract-examples=0.2"), 540, 4, alone=True,
+         environment={"MAX_JOBS": "4"}, first=_MANY_KERNELS, by_name=True),
     Part("ranks", "two and four GPUs answer as one", (f"{OWN}/test_gpu_ranks.py", "-k", "answers"), 230, gpus=2),
     Part("ranks-death", "a killed rank is an error, soon", (f"{OWN}/test_gpu_ranks.py", "-k", "killed"), 90, gpus=2),
 )  # fmt: skip

@@ -136,7 +136,7 @@ def test_longest_tests_are_dealt_out_first() -> None:
 
 def test_part_limits_fit() -> None:
     """What runs alone comes after the longest of the others; a tool's part after what compiles for it."""
-    one_gpu = [part for part in PARTS if part.gpus == 1]
+    one_gpu = [part for part in PARTS if part.gpus == 1 and not part.by_name]
     beside = max(part.limit_s for part in one_gpu if not part.alone)
     assert beside + sum(part.limit_s for part in one_gpu if part.alone) <= 9 * 60
     limits = {part.name: part.limit_s for part in SANITIZER}
@@ -224,6 +224,10 @@ def test_a_sanitizers_part_brings_the_one_that_compiles() -> None:
     names = [part.name for part in command.chosen(SANITIZER, ["racecheck-moe"], with_earlier=True)]
     assert names == ["moe", "racecheck-moe"]
     assert [part.name for part in command.chosen(PARTS, ["steps"], with_earlier=False)] == ["steps"]
+    assert [part.name for part in command.chosen(PARTS, ["flashinfer-suite"], with_earlier=False)] == [
+        "flashinfer-suite"
+    ]
+    assert "flashinfer-suite" not in [part.name for part in command.chosen(PARTS, None, with_earlier=False)]
 
 
 def test_a_sanitizer_checks_every_operation_once() -> None:
