@@ -25,13 +25,17 @@ def suites(cls: type[Contract] = Contract) -> Iterator[type[Contract]]:
 
 
 def imported(path: Path) -> None:
-    """Run a test module under a name of its own, for the classes that it defines."""
+    """Run a test module under a name of its own, for the classes that it defines. It may import its neighbours."""
     spec = importlib.util.spec_from_file_location(f"suites_of_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
 
 
 def test_every_plugin_has_a_suite() -> None:
