@@ -100,7 +100,9 @@ class Running:
     def environment(self) -> dict[str, str]:
         files = {FILE: str(self._report.resolve()), LINES: str(self._lines.resolve())}
         first = {order.VARIABLE: order.SEPARATOR.join(self.part.first)}
-        made = {**os.environ, **self.part.environment, **files, **first, "PYTHONUNBUFFERED": "1"}
+        # A worker of pytest-xdist may be who runs this; its part of the tests is not ours.
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        made = {**outer, **self.part.environment, **files, **first, "PYTHONUNBUFFERED": "1"}
         made.setdefault("OMP_NUM_THREADS", "2")
         made.setdefault("HF_HUB_OFFLINE", "1")
         return made | sanitizer.environment(self._tool) if self._tool else made
