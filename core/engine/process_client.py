@@ -30,6 +30,7 @@ START_TIMEOUT_S = 1800.0
 LEAVE_TIMEOUT_S = 5.0
 REAP_TIMEOUT_S = 10.0
 MAX_DEATHS, DEATHS_WINDOW_S = 3, 60.0
+LAST_WORDS_MS = 100  # for what a process sent before it ended
 MAX_MESSAGES_A_TURN = 64
 POLLIN = int(zmq.POLLIN)  # arithmetic of enumerations is slow
 
@@ -211,7 +212,8 @@ class ProcessClient(BaseClient):
 
     def _child_exited(self) -> None:
         """Called at once when the process is gone, for whatever reason."""
-        while self._read_one():  # its last words
+        # Its last words may still be on their way through the socket's own thread.
+        while self._read_one() or (self._socket is not None and self._socket.poll(LAST_WORDS_MS)):
             pass
         if self._process is None:  # the last word was that it gives up
             return

@@ -265,6 +265,29 @@ async def test_start_failure_reaches_the_parent() -> None:
     await client.stop()
 
 
+async def test_last_words_may_come_after_the_end_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket's own thread may be later than the kernel's word that the process is gone."""
+    client = ProcessClient(settings(), factory="engine_fakes:build_fails")
+    read, exited, gone = client._read_one, client._child_exited, []
+
+    def late() -> bool:
+        """Nothing until the process is gone, and nothing at once then."""
+        if not gone or gone.pop():
+            return False
+        gone.append(False)
+        return read()
+
+    def seen() -> None:
+        gone[:] = [False, True]
+        exited()
+
+    monkeypatch.setattr(client, "_read_one", late)
+    monkeypatch.setattr(client, "_child_exited", seen)
+    with pytest.raises(CapacityError, match="needs 10 GiB"):
+        await client.start()
+    await client.stop()
+
+
 async def test_crash_while_starting() -> None:
     client = ProcessClient(settings(), factory="engine_fakes:build_crashes")
     with pytest.raises(EngineDead, match="signal 9 while starting"):
