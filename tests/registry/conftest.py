@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from registry_fakes import MakeDist
+from registry_fakes import MakeDist, write_checkpoint
 
 
 @pytest.fixture
@@ -50,3 +50,9 @@ def make_dist(site: Path) -> MakeDist:
         return package
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint."""
+    return write_checkpoint(tmp_path / "ckpt")

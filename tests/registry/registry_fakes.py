@@ -21,6 +21,7 @@ from core.interfaces.spec import (
     StateKind,
 )
 from core.registry import Catalog, PluginRecord
+from core.registry.resolution import Choice, Resolution
 
 MakeDist = Callable[..., Path]
 DIST = "dummy"
@@ -170,3 +171,11 @@ def settings(folder: Path | str | None, **flat: Any) -> Settings:
 
 def broken(base: PluginRecord, reason: str = "it is broken") -> PluginRecord:
     return replace(base, state="unavailable", reason=reason, loaded=None)
+
+
+def rejected(choice: Choice) -> dict[str, str]:
+    return dict(choice.rejected)
+
+
+def reason_of(resolution: Resolution, name: str) -> str:
+    return next(d.reason for d in resolution.decisions if d.name == name)

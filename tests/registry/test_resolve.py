@@ -16,8 +16,10 @@ from registry_fakes import (
     hardware,
     make_spec,
     model,
+    reason_of,
     record,
     records,
+    rejected,
     settings,
     swap,
     write_checkpoint,
@@ -37,21 +39,7 @@ from core.interfaces.errors import (
 from core.interfaces.hardware import ProbeResult
 from core.interfaces.spec import ModelDefaults, StateKind
 from core.registry import Catalog, LockSet
-from core.registry.resolution import Choice, Resolution
 from core.registry.resolve import resolve
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "ckpt")
-
-
-def rejected(choice: Choice) -> dict[str, str]:
-    return dict(choice.rejected)
-
-
-def reason_of(resolution: Resolution, name: str) -> str:
-    return next(d.reason for d in resolution.decisions if d.name == name)
 
 
 class TestWhole:

@@ -14,8 +14,10 @@ from registry_fakes import (
     make_spec,
     quant,
     quant_of_nothing,
+    reason_of,
     record,
     records,
+    rejected,
     settings,
     swap,
     write_checkpoint,
@@ -27,21 +29,7 @@ from core.interfaces.errors import (
     PluginLoadError,
 )
 from core.interfaces.spec import AttentionSpec, LayerSpec, ModelDefaults, StateKind
-from core.registry.resolution import Choice, Resolution
 from core.registry.resolve import resolve
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "ckpt")
-
-
-def rejected(choice: Choice) -> dict[str, str]:
-    return dict(choice.rejected)
-
-
-def reason_of(resolution: Resolution, name: str) -> str:
-    return next(d.reason for d in resolution.decisions if d.name == name)
 
 
 class TestAttention:
